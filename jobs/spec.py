@@ -1,0 +1,154 @@
+"""The spec: the one model that carries every knob of a job. Command line, YAML, plan, card and report share it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from spd_core.law import Cspd, Method, SamplerLaw, Settings
+from spd_core.pairs.pair import PairCard, PairError, load_card
+from workers.records import ImageFormat
+
+
+class SpecError(ValueError):
+    """Wrong input; the message is one line: field, value got, what is allowed. Exit code 2."""
+
+
+class Requests(Settings):
+    """Which images to make."""
+
+    count: int = Field(256, ge=1, description="images of the dataset")
+    labels: tuple[int, ...] | Literal["balanced"] = Field(
+        "balanced", description="label of each image, repeated as often as needed; balanced: all classes in turn"
+    )
+
+
+class Workers(Settings):
+    """Ray actors and what each one holds. None of this changes a byte of the images."""
+
+    count: int = Field(0, ge=0, description="actors; 0: one per free CPU, or per GPU if num_gpus is set")
+    num_cpus: float = Field(1.0, ge=0, description="CPUs reserved per actor")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs reserved per actor; above 0 the models run on cuda")
+    accelerator_type: str | None = Field(None, description="Ray accelerator type an actor needs")
+    threads: int = Field(1, ge=1, description="torch threads per actor on a CPU")
+    start_timeout_s: float = Field(300.0, gt=0, description="longest wait for an actor to come up")
+    shard_timeout_s: float = Field(3600.0, gt=0, description="longest wait for one shard before its actor is replaced")
+    max_attempts: int = Field(5, ge=1, description="tries at one shard before the job fails")
+    price_per_hour: float | None = Field(None, ge=0, description="of one actor, for the cost in the report")
+
+
+class Spec(Settings):
+    """A job: one dataset."""
+
+    name: str = Field("fashion", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the dataset")
+    output: str = Field("", description="fsspec URL the dataset goes to; empty: out/<name>")
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the fsspec file system")
+    pair: str = Field("fashion-mar", description="bundled pair or a folder that holds one")
+    seed: int = Field(0, ge=0, lt=2**63, description="every random draw of an image follows from it and the request id")
+    requests: Requests = Requests()
+    law: SamplerLaw = Field(description="what is sampled; fields left out are those of the pair's card")
+    method: Method = Field(default_factory=Cspd, description="how it is decoded: plain, cspd or null")
+    batch: int = Field(32, ge=1, le=65536, description="images decoded together; part of the plan: it moves rounding")
+    shard_size: int = Field(64, ge=1, description="images per shard: the unit of work, retry and commit")
+    image: ImageFormat = ImageFormat()
+    features: bool = Field(True, description="write image features and label agreement, for distance and report")
+    workers: Workers = Workers()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _output_from_name(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and not raw.get("output"):
+            return {**raw, "output": f"out/{raw.get('name', cls.model_fields['name'].default)}"}
+        return raw
+
+    @field_validator("output")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @property
+    def shards(self) -> int:
+        return -(-self.requests.count // self.shard_size)
+
+    def fingerprint(self, pair_sha256: dict[str, str]) -> str:
+        """sha256 over everything that decides a byte of the dataset; a resume must match it."""
+        fixed = self.model_dump(mode="json", exclude={"workers", "output", "storage_options", "pair"})
+        canonical = json.dumps({**fixed, "pair_sha256": pair_sha256}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def one_line(error: ValidationError) -> str:
+    """First problem of a validation error as ``field: got value, allowed: ...``."""
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in problem["loc"]) or "spec"
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: unknown field, got {problem['input']!r}, allowed: the fields that `spd generate --help-spec` lists"
+    return f"{path}: got {problem['input']!r}, allowed: {problem['msg']}"
+
+
+def _check_labels(spec: Spec, card: PairCard) -> None:
+    classes = len(card.class_names)
+    for label in () if spec.requests.labels == "balanced" else spec.requests.labels:
+        if not 0 <= label < classes:
+            raise SpecError(f"requests.labels: got {label}, allowed: 0..{classes - 1} (the classes of {spec.pair})")
+
+
+def make_spec(raw: dict[str, Any]) -> Spec:
+    """Validates raw values; the law's missing fields come from the pair's card.
+
+    Raises:
+        SpecError: one line that names the field, the value and what is allowed.
+    """
+    try:
+        card = load_card(str(raw.get("pair", Spec.model_fields["pair"].default)))
+        law = raw.get("law", {})
+        if isinstance(law, dict):
+            raw = {**raw, "law": {**card.law.model_dump(), **law}}
+        spec = Spec.model_validate(raw)
+    except PairError as error:
+        raise SpecError(str(error)) from error
+    except ValidationError as error:
+        raise SpecError(one_line(error)) from error
+    _check_labels(spec, card)
+    return spec
+
+
+def load_spec(path: str | None, overrides: list[str]) -> Spec:
+    """Spec from a YAML file (None: defaults) and ``field.path=value`` overrides, values read as YAML.
+
+    Raises:
+        SpecError: unreadable file, a malformed override or a wrong value.
+    """
+    raw: Any = {}
+    if path is not None:
+        try:
+            raw = yaml.safe_load(Path(path).read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SpecError(f"spec: cannot read {path}: {' '.join(str(error).split())}") from error
+        if not isinstance(raw, dict):
+            raise SpecError(f"spec: got {type(raw).__name__} in {path}, allowed: a mapping of fields")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise SpecError(f"--set: got {override!r}, allowed: field.path=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SpecError(f"{key}: got {text!r}, allowed: a YAML value") from error
+        node = raw
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            child = node.get(parent, {})
+            if isinstance(child, str) and parent == "method":
+                child = {"name": child}
+            if not isinstance(child, dict):
+                raise SpecError(f"{key}: got a field below {parent!r}, which holds {child!r}; allowed: a field path")
+            node[parent] = child
+            node = child
+        node[leaf] = value
+    return make_spec(raw)

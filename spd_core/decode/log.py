@@ -1,0 +1,84 @@
+"""What a decoder returns beside the tokens: per-draft records, per-image counts, call counts and a time split.
+
+Shape legend: B images of a batch, N tokens, D token dims, K verified drafts of the batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DraftRecords:
+    """One row per verified draft token, columns of equal length K on the CPU."""
+
+    image: Tensor  #: int64, index into the batch
+    token: Tensor  #: int64, raster index of the token
+    draft_index: Tensor  #: int64, 0-based place of the token in its drafted block
+    log_ratio: Tensor  #: float32, log of the unclamped acceptance ratio
+    accepted: Tensor  #: bool
+    excess: Tensor  #: float32, this draft's share of the certificate (0 for exact rules; NaN: no bound exists)
+
+    @staticmethod
+    def concatenate(parts: list[DraftRecords]) -> DraftRecords:
+        if not parts:
+            empty = torch.zeros(0, dtype=torch.int64)
+            return DraftRecords(empty, empty, empty, empty.float(), empty.bool(), empty.float())
+        names = ("image", "token", "draft_index", "log_ratio", "accepted", "excess")
+        columns = {name: torch.cat([getattr(part, name).cpu() for part in parts]) for name in names}
+        return DraftRecords(**columns)
+
+
+@dataclass
+class Meter:
+    """Counts calls and splits wall time; on a GPU the spans are measured by events and summed at the end."""
+
+    device: torch.device
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    _seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+
+    def add(self, **counts: int) -> None:
+        for name, value in counts.items():
+            self.counts[name] += value
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to ``name``; spans must not nest."""
+        if self.device.type == "cuda":
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            stop.record()
+            self._events.append((name, start, stop))
+        else:
+            began = time.perf_counter()
+            yield
+            self._seconds[name] += time.perf_counter() - began
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by span name; waits for the GPU once."""
+        if self._events:
+            torch.cuda.synchronize(self.device)
+            for name, start, stop in self._events:
+                self._seconds[name] += start.elapsed_time(stop) / 1000.0
+            self._events.clear()
+        return dict(self._seconds)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Result of decoding one batch."""
+
+    tokens: Tensor  #: [B, N, D] float32 (continuous) or [B, N] int64 codes
+    rounds: Tensor  #: int64 [B] target passes over a block (plain: its iterations)
+    drafts: DraftRecords
+    counts: dict[str, int]  #: e.g. target_context_calls, target_head_calls, target_head_rows, draft_head_calls
+    seconds: dict[str, float]  #: context, head, draft, residual

@@ -1,0 +1,161 @@
+"""Diffusion head: the small AdaLN MLP that turns noise into one token, conditioned on a context vector z.
+
+Module names and state-dict keys are those of the public MAR code (``diffloss.net.*``).
+
+Shape legend: R rows (tokens being denoised), S diffusion steps, D token dims, Z context dims, W head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LAYER_NORM_EPS = 1e-6
+FREQUENCY_DIMS = 256
+#: Rows of (step, token) whose modulations are computed by one matrix product; bounds the memory of `modulations`.
+MODULATION_ROWS = 2048
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoid of the original timestep (0..999), cosines first, then a two-layer MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIMS, width), nn.SiLU(), nn.Linear(width, width))
+
+    @staticmethod
+    def frequencies(t_R: Tensor) -> Tensor:
+        """Sinusoidal features [R, 256] of timesteps [R], in float32 as the public code computes them."""
+        half = FREQUENCY_DIMS // 2
+        exponents = torch.arange(half, dtype=torch.float32, device=t_R.device) / half
+        angles = t_R[:, None].float() * torch.exp(-math.log(10000.0) * exponents)[None]
+        return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+
+    def forward(self, t_R: Tensor) -> Tensor:
+        return self.mlp(self.frequencies(t_R))
+
+
+class ResBlock(nn.Module):
+    """LayerNorm -> modulate -> Linear-SiLU-Linear -> gated residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_ln = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+
+
+class FinalLayer(nn.Module):
+    """Affine-free LayerNorm -> modulate -> Linear to [eps | v]."""
+
+    def __init__(self, width: int, out_dims: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, out_dims)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+
+@dataclass(frozen=True)
+class StepModulation:
+    """Everything the head needs at one step that does not depend on the noisy token x.
+
+    ``blocks[j]`` is (gain, bias, gate) of residual block j with the LayerNorm's affine folded in, ``final`` is
+    (gain, bias) of the output layer; each tensor is [R, W].
+    """
+
+    blocks: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    final: tuple[Tensor, Tensor]
+
+
+class DiffusionHead(nn.Module):
+    """MLP eps/variance predictor of MAR ("SimpleMLPAdaLN" in the public code).
+
+    Args:
+        in_channels: token dims D.
+        model_channels: width W.
+        out_channels: 2 D for learned variance ([eps | v]), D for a fixed variance.
+        z_channels: context dims Z.
+        num_res_blocks: residual blocks.
+    """
+
+    def __init__(
+        self, in_channels: int, model_channels: int, out_channels: int, z_channels: int, num_res_blocks: int
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.width = model_channels
+        self.time_embed = TimestepEmbedder(model_channels)
+        self.cond_embed = nn.Linear(z_channels, model_channels)
+        self.input_proj = nn.Linear(in_channels, model_channels)
+        self.res_blocks = nn.ModuleList(ResBlock(model_channels) for _ in range(num_res_blocks))
+        self.final_layer = FinalLayer(model_channels, out_channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialisation of the public code: modulations and output start at zero, so a block starts as identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.time_embed.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.time_embed.mlp[2].weight, std=0.02)
+        for block in self.res_blocks:
+            nn.init.zeros_(block.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+    def forward(self, x_RD: Tensor, t_R: Tensor, z_RZ: Tensor) -> Tensor:
+        """[eps | v] of shape [R, out_channels] for rows with timesteps ``t_R`` on the original 0..999 scale."""
+        return self.apply_step(x_RD, self._modulate(self.time_embed(t_R) + self.cond_embed(z_RZ)))
+
+    def _modulate(self, y_RW: Tensor) -> StepModulation:
+        y_RW = F.silu(y_RW)
+        blocks = []
+        for block in self.res_blocks:
+            shift, scale, gate = block.adaLN_modulation[1](y_RW).chunk(3, dim=-1)
+            gain = 1 + scale
+            blocks.append((gain * block.in_ln.weight, torch.addcmul(shift, gain, block.in_ln.bias), gate))
+        shift, scale = self.final_layer.adaLN_modulation[1](y_RW).chunk(2, dim=-1)
+        return StepModulation(tuple(blocks), (1 + scale, shift))
+
+    def modulations(self, z_RZ: Tensor, timesteps: Sequence[int]) -> Iterator[StepModulation]:
+        """Step modulations for every timestep in turn.
+
+        They depend on z and t only, never on x, so whole runs of steps are computed by one matrix product: a hundred
+        sequential steps then cost only the narrow x path.
+
+        Args:
+            z_RZ: context vectors.
+            timesteps: original timesteps in the order in which the steps will run.
+        """
+        rows = z_RZ.shape[0]
+        c_RW = self.cond_embed(z_RZ)
+        t_SW = self.time_embed(torch.tensor(timesteps, device=z_RZ.device))
+        chunk = max(1, MODULATION_ROWS // max(1, rows))
+        for start in range(0, len(timesteps), chunk):
+            y = t_SW[start : start + chunk, None] + c_RW[None]
+            steps = y.shape[0]
+            stacked = self._modulate(y.reshape(steps * rows, self.width))
+            for s in range(steps):
+                at = slice(s * rows, (s + 1) * rows)
+                yield StepModulation(
+                    tuple((gain[at], bias[at], gate[at]) for gain, bias, gate in stacked.blocks),
+                    (stacked.final[0][at], stacked.final[1][at]),
+                )
+
+    def apply_step(self, x_RD: Tensor, modulation: StepModulation) -> Tensor:
+        """The x path of the head: [R, D] -> [R, out_channels]. The output layer runs in float32 (mar.md 1.6)."""
+        width = (self.width,)
+        h = self.input_proj(x_RD)
+        for block, (gain, bias, gate) in zip(self.res_blocks, modulation.blocks, strict=True):
+            u = torch.addcmul(bias, F.layer_norm(h, width, eps=LAYER_NORM_EPS), gain)
+            u = block.mlp[2](F.silu(block.mlp[0](u)))
+            h = torch.addcmul(h, gate, u)
+        gain, bias = modulation.final
+        with torch.autocast(device_type=h.device.type, enabled=False):
+            u = torch.addcmul(bias.float(), F.layer_norm(h.float(), width, eps=LAYER_NORM_EPS), gain.float())
+            return self.final_layer.linear(u)

@@ -1,0 +1,237 @@
+"""Masked autoregressive image model (MAR): masked encoder-decoder over continuous tokens with a diffusion head.
+
+Modules, names and state-dict keys are those of the public MAR checkpoints (Li et al. 2024, arXiv:2406.11838).
+
+Shape legend: B images, N tokens of an image (raster order), D token dims, d transformer dims, U buffer positions,
+V visible tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spd_core.models.head import DiffusionHead
+
+
+class MarConfig(BaseModel):
+    """Constructor arguments of the public model classes, under their names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    img_size: int = Field(256, gt=0, description="side of the square image, pixels")
+    vae_stride: int = Field(16, gt=0, description="pixels per latent cell and side")
+    patch_size: int = Field(1, gt=0, description="latent cells per token and side")
+    vae_embed_dim: int = Field(16, gt=0, description="latent channels")
+    encoder_embed_dim: int = Field(768, gt=0)
+    encoder_depth: int = Field(12, ge=0)
+    encoder_num_heads: int = Field(12, gt=0)
+    decoder_embed_dim: int = Field(768, gt=0)
+    decoder_depth: int = Field(12, ge=0)
+    decoder_num_heads: int = Field(12, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0)
+    class_num: int = Field(1000, gt=0)
+    buffer_size: int = Field(64, gt=0, description="copies of the class embedding put before the tokens")
+    diffloss_d: int = Field(6, gt=0, description="residual blocks of the diffusion head")
+    diffloss_w: int = Field(1024, gt=0, description="width of the diffusion head")
+    num_sampling_steps: int = Field(100, gt=0, description="head steps the checkpoint is usually sampled with")
+    norm_eps: float = Field(1e-6, gt=0)
+    attn_dropout: float = Field(0.0, ge=0, lt=1, description="training only")
+    proj_dropout: float = Field(0.0, ge=0, lt=1, description="training only")
+
+    @property
+    def grid(self) -> int:
+        """Tokens per image side."""
+        return self.img_size // self.vae_stride // self.patch_size
+
+    @property
+    def seq_len(self) -> int:
+        return self.grid**2
+
+    @property
+    def token_dim(self) -> int:
+        return self.vae_embed_dim * self.patch_size**2
+
+
+def preset(name: str) -> MarConfig:
+    """Configuration of a public model: ``base``, ``large`` or ``huge``.
+
+    Raises:
+        ValueError: for another name.
+    """
+    sizes = {
+        "base": (768, 12, 12, 6, 1024),
+        "large": (1024, 16, 16, 8, 1280),
+        "huge": (1280, 20, 16, 12, 1536),
+    }
+    if name not in sizes:
+        raise ValueError(f"MAR preset: got {name!r}, allowed: {', '.join(sizes)}")
+    dims, depth, heads, head_depth, head_width = sizes[name]
+    sides: dict[str, Any] = {
+        f"{side}_{key}": value
+        for side in ("encoder", "decoder")
+        for key, value in (("embed_dim", dims), ("depth", depth), ("num_heads", heads))
+    }
+    return MarConfig(**sides, diffloss_d=head_depth, diffloss_w=head_width)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, full and bidirectional; qkv rows are [q | k | v]."""
+
+    def __init__(self, dims: int, heads: int, attn_dropout: float, proj_dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attn_dropout = attn_dropout
+        self.proj_dropout = proj_dropout
+        self.qkv = nn.Linear(dims, 3 * dims)
+        self.proj = nn.Linear(dims, dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, dims = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, dims // self.heads).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_dropout if self.training else 0.0)
+        out = self.proj(out.transpose(1, 2).reshape(batch, length, dims))
+        return F.dropout(out, self.proj_dropout, self.training)
+
+
+class Mlp(nn.Module):
+    def __init__(self, dims: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.fc1 = nn.Linear(dims, hidden)
+        self.fc2 = nn.Linear(hidden, dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
+        return F.dropout(self.fc2(h), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Pre-norm vision-transformer block with exact (erf) GELU."""
+
+    def __init__(self, dims: int, heads: int, config: MarConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dims, eps=config.norm_eps)
+        self.attn = Attention(dims, heads, config.attn_dropout, config.proj_dropout)
+        self.norm2 = nn.LayerNorm(dims, eps=config.norm_eps)
+        self.mlp = Mlp(dims, int(dims * config.mlp_ratio), config.proj_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class DiffLoss(nn.Module):
+    """Holds the head under the public key prefix ``diffloss.net``."""
+
+    def __init__(self, net: DiffusionHead) -> None:
+        super().__init__()
+        self.net = net
+
+
+class Mar(nn.Module):
+    """The masked encoder-decoder; `forward` gives the context vector z of every token position."""
+
+    def __init__(self, config: MarConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config
+        length = c.buffer_size + c.seq_len
+        self.class_emb = nn.Embedding(c.class_num, c.encoder_embed_dim)
+        self.fake_latent = nn.Parameter(torch.zeros(1, c.encoder_embed_dim))
+        self.z_proj = nn.Linear(c.token_dim, c.encoder_embed_dim)
+        self.z_proj_ln = nn.LayerNorm(c.encoder_embed_dim, eps=1e-6)
+        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, length, c.encoder_embed_dim))
+        self.encoder_blocks = nn.ModuleList(
+            Block(c.encoder_embed_dim, c.encoder_num_heads, c) for _ in range(c.encoder_depth)
+        )
+        self.encoder_norm = nn.LayerNorm(c.encoder_embed_dim, eps=c.norm_eps)
+        self.decoder_embed = nn.Linear(c.encoder_embed_dim, c.decoder_embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, c.decoder_embed_dim))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, length, c.decoder_embed_dim))
+        self.decoder_blocks = nn.ModuleList(
+            Block(c.decoder_embed_dim, c.decoder_num_heads, c) for _ in range(c.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(c.decoder_embed_dim, eps=c.norm_eps)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, c.seq_len, c.decoder_embed_dim))
+        self.diffloss = DiffLoss(
+            DiffusionHead(c.token_dim, c.diffloss_w, 2 * c.token_dim, c.decoder_embed_dim, c.diffloss_d)
+        )
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.startswith("diffloss."):
+                continue
+            if name.endswith("_learned") or name in ("class_emb.weight", "fake_latent", "mask_token"):
+                nn.init.normal_(parameter, std=0.02)
+            elif parameter.dim() == 2:
+                nn.init.xavier_uniform_(parameter)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @property
+    def head(self) -> DiffusionHead:
+        return self.diffloss.net
+
+    @property
+    def device(self) -> torch.device:
+        return self.mask_token.device
+
+    def class_embedding(self, labels_B: Tensor) -> Tensor:
+        """Class embeddings [B, d]; a negative label stands for "no class" and gives the learned null embedding."""
+        null = (labels_B < 0)[:, None]
+        return torch.where(null, self.fake_latent, self.class_emb(labels_B.clamp(min=0)))
+
+    def encode(self, tokens_BND: Tensor, visible_BV: Tensor, class_Bd: Tensor) -> Tensor:
+        """Encoder output [B, U + V, d] over the buffer and the visible tokens.
+
+        Args:
+            tokens_BND: tokens in raster order; values at positions that are not visible are never read.
+            visible_BV: raster indices of the visible tokens, ascending within each image.
+            class_Bd: output of `class_embedding`.
+        """
+        buffer = self.config.buffer_size
+        visible = tokens_BND.gather(1, visible_BV[..., None].expand(-1, -1, tokens_BND.shape[-1]))
+        x = torch.cat([class_Bd[:, None].expand(-1, buffer, -1).to(tokens_BND.dtype), self.z_proj(visible)], dim=1)
+        pos = self.encoder_pos_embed_learned[0]
+        pos_buffer = pos[:buffer].expand(len(visible_BV), -1, -1)
+        x = self.z_proj_ln(x + torch.cat([pos_buffer, pos[buffer:][visible_BV]], dim=1))
+        for block in self.encoder_blocks:
+            x = block(x)
+        return self.encoder_norm(x)
+
+    def decode(self, encoded: Tensor, visible_BV: Tensor) -> Tensor:
+        """Context vectors z [B, N, d] from the encoder's output."""
+        buffer, length = self.config.buffer_size, self.config.seq_len
+        x = self.decoder_embed(encoded)
+        canvas = self.mask_token.to(x.dtype).expand(len(x), length, -1)
+        index = visible_BV[..., None].expand(-1, -1, x.shape[-1])
+        x = torch.cat([x[:, :buffer], canvas.scatter(1, index, x[:, buffer:])], dim=1)
+        x = x + self.decoder_pos_embed_learned
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_norm(x)[:, buffer:] + self.diffusion_pos_embed_learned
+
+    def forward(self, tokens_BND: Tensor, visible_BV: Tensor, labels_B: Tensor) -> Tensor:
+        """Context vectors z [B, N, d]; every image of the batch must have the same number of visible tokens."""
+        encoded = self.encode(tokens_BND, visible_BV, self.class_embedding(labels_B))
+        return self.decode(encoded, visible_BV)
+
+
+def visible_from_mask(mask_BN: Tensor) -> Tensor:
+    """Ascending raster indices [B, V] of the tokens whose mask is False (True = still masked).
+
+    Raises:
+        ValueError: if the images do not all have the same number of visible tokens.
+    """
+    counts = (~mask_BN.bool()).sum(dim=1)
+    if len(counts) and int(counts.min()) != int(counts.max()):
+        raise ValueError(f"mask: got {counts.tolist()} visible tokens per image, allowed: the same number in each")
+    visible = int(counts[0]) if len(counts) else 0
+    # A stable sort of the mask puts the visible positions first and keeps them in raster order.
+    return torch.argsort(mask_BN.to(torch.uint8), dim=1, stable=True)[:, :visible]

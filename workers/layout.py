@@ -1,0 +1,30 @@
+"""Names of everything below an output URL. Nothing else in the project spells these paths."""
+
+from __future__ import annotations
+
+CARD = "README.md"
+SUCCESS = "_SUCCESS"
+PLAN = "_run/plan.json"
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+COMMITS = "_commits"
+
+
+def _part(folder: str, shard: int, shards: int) -> str:
+    return f"{folder}/part-{shard:05d}-of-{shards:05d}.parquet"
+
+
+def data(shard: int, shards: int) -> str:
+    return _part("data", shard, shards)
+
+
+def acceptance(shard: int, shards: int) -> str:
+    return _part("acceptance", shard, shards)
+
+
+def features(shard: int, shards: int) -> str:
+    return _part("_features", shard, shards)
+
+
+def commit(shard: int) -> str:
+    return f"{COMMITS}/{shard:05d}.json"

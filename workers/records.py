@@ -1,0 +1,78 @@
+"""Records that cross the boundary between driver, worker and store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from spd_core.law import Method, SamplerLaw, Settings
+
+
+class ImageFormat(Settings):
+    """How images are encoded."""
+
+    format: str = Field("png", pattern="^(png|webp|jpeg)$", description="png and webp are lossless, jpeg is not")
+    quality: int = Field(95, ge=1, le=100, description="of jpeg")
+
+
+class WorkerSettings(Settings):
+    """What every worker of a job needs to know; the same object for all of them."""
+
+    output: str = Field(description="fsspec URL of the output")
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the fsspec file system")
+    pair: str
+    pair_sha256: dict[str, str] = Field(description="weights the plan was made with; others are refused")
+    law: SamplerLaw
+    method: Method
+    batch: int = Field(gt=0, description="images decoded together")
+    image: ImageFormat
+    features: bool = Field(description="write image features and label agreement")
+    device: str = Field(description="torch device, e.g. cpu or cuda")
+    threads: int = Field(ge=1, description="torch threads of a worker on a CPU")
+    fingerprint: str = Field(description="of the plan, copied into every commit record")
+    shards: int = Field(gt=0, description="shards of the job")
+
+
+class ShardTask(Settings):
+    """One shard to make: its requests, in order."""
+
+    shard: int = Field(ge=0)
+    attempt: int = Field(ge=0)
+    request_ids: tuple[str, ...]
+    labels: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+class FileRecord(Settings):
+    """One committed file."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+class CommitRecord(Settings):
+    """Written last, create-only: a shard exists if and only if this does."""
+
+    version: int = 1
+    shard: int
+    attempt: int
+    worker: str
+    fingerprint: str
+    rows: int
+    first_id: str
+    last_id: str
+    files: tuple[FileRecord, ...] = Field(description="data, acceptance and, if asked for, features")
+    started: str = Field(description="UTC, ISO 8601")
+    wall_seconds: float = Field(description="from the start of decoding to the upload of the last file")
+    seconds: dict[str, float] = Field(description="split: context, head, draft, residual, encode, features, upload")
+    counts: dict[str, int] = Field(description="calls and rows of the networks, rounds, drafted, accepted")
+    tested_by_index: tuple[int, ...] = Field(description="verified drafts by place in the block")
+    accepted_by_index: tuple[int, ...]
+    tested_by_token: tuple[int, ...] = Field(description="verified drafts by raster index of the token")
+    accepted_by_token: tuple[int, ...]
+    certificate_sum: float | None = Field(description="sum of the images' excess; None: no bound exists")
+    images_by_label: tuple[int, ...]
+    agreeing_by_label: tuple[int, ...] | None = Field(description="images the label classifier agrees with")
