@@ -1,0 +1,1 @@
+"""Jobs: the spec, the plan, the driver, and what is reported of a dataset."""

@@ -14,6 +14,9 @@ from spd_core.law import Cspd, Method, SamplerLaw, Settings
 from spd_core.pairs.pair import PairCard, PairError, load_card
 from workers.records import ImageFormat
 
+#: Fields that decide no byte of the dataset; the hashes of its weights stand for the pair's name.
+UNFIXED = frozenset({"workers", "output", "storage_options", "pair"})
+
 
 class SpecError(ValueError):
     """Wrong input; the message is one line: field, value got, what is allowed. Exit code 2."""
@@ -77,9 +80,14 @@ class Spec(Settings):
 
     def fingerprint(self, pair_sha256: dict[str, str]) -> str:
         """sha256 over everything that decides a byte of the dataset; a resume must match it."""
-        fixed = self.model_dump(mode="json", exclude={"workers", "output", "storage_options", "pair"})
-        canonical = json.dumps({**fixed, "pair_sha256": pair_sha256}, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return fingerprint_of(self.model_dump(mode="json", exclude={"storage_options"}), pair_sha256)
+
+
+def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str]) -> str:
+    """`Spec.fingerprint` of a dumped spec, so that a plan stored by another version of the program can be checked."""
+    fixed = {key: value for key, value in spec.items() if key not in UNFIXED}
+    canonical = json.dumps({**fixed, "pair_sha256": pair_sha256}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def one_line(error: ValidationError) -> str:
@@ -87,11 +95,13 @@ def one_line(error: ValidationError) -> str:
     problem = error.errors()[0]
     path = ".".join(str(part) for part in problem["loc"]) or "spec"
     if problem["type"] == "extra_forbidden":
-        return f"{path}: unknown field, got {problem['input']!r}, allowed: the fields that `spd generate --help-spec` lists"
+        return f"{path}: unknown field, got {problem['input']!r}, allowed: the fields that `spd spec` lists"
     return f"{path}: got {problem['input']!r}, allowed: {problem['msg']}"
 
 
-def _check_labels(spec: Spec, card: PairCard) -> None:
+def _check_against_card(spec: Spec, card: PairCard) -> None:
+    if spec.method.uses_draft and card.draft is None:
+        raise SpecError(f"method: got {spec.method.name!r}, allowed: plain or null ({spec.pair} has no draft)")
     classes = len(card.class_names)
     for label in () if spec.requests.labels == "balanced" else spec.requests.labels:
         if not 0 <= label < classes:
@@ -114,7 +124,7 @@ def make_spec(raw: dict[str, Any]) -> Spec:
         raise SpecError(str(error)) from error
     except ValidationError as error:
         raise SpecError(one_line(error)) from error
-    _check_labels(spec, card)
+    _check_against_card(spec, card)
     return spec
 
 

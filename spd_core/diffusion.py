@@ -11,6 +11,7 @@ Shape legend: R rows (tokens), D token dims.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -35,16 +36,22 @@ def cosine_betas(steps: int = TRAIN_STEPS, offset: float = 0.008) -> Float64:
     return np.asarray(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], MAX_BETA))
 
 
-def respaced_timesteps(steps: int) -> list[int]:
+def respaced_timesteps(steps: int, start: int = TRAIN_STEPS - 1) -> list[int]:
     """The original timesteps kept when the 1000-step process is sampled with ``steps`` steps, ascending.
 
+    Args:
+        steps: how many.
+        start: the last of them, where sampling starts. At 999 the mean is near-singular (an eps error is multiplied by
+            316 standard deviations); a lower start costs a little signal and takes that away.
+
     Raises:
-        ValueError: if ``steps`` is not in 2..1000.
+        ValueError: if ``steps`` is not in 2..start+1.
     """
-    if not 2 <= steps <= TRAIN_STEPS:
-        raise ValueError(f"head_steps: got {steps}, allowed: 2..{TRAIN_STEPS}")
-    stride = (TRAIN_STEPS - 1) / (steps - 1)
-    return [round(stride * k) for k in range(steps)]
+    if not 2 <= steps <= start + 1:
+        raise ValueError(f"head_steps: got {steps}, allowed: 2..{start + 1}")
+    # The public code adds the stride up; stride * k would round to a neighbour wherever the sum misses a half.
+    stride = start / (steps - 1)
+    return [round(at) for at in itertools.accumulate([0.0] + [stride] * (steps - 1))]
 
 
 @dataclass(frozen=True)
@@ -72,10 +79,10 @@ class StepCoefficients:
 
 
 class Diffusion:
-    """A respaced diffusion process with ``steps`` steps; immutable."""
+    """A respaced diffusion process with ``steps`` steps from timestep ``start`` down; immutable."""
 
-    def __init__(self, steps: int = 100) -> None:
-        self.timesteps = respaced_timesteps(steps)
+    def __init__(self, steps: int = 100, start: int = TRAIN_STEPS - 1) -> None:
+        self.timesteps = respaced_timesteps(steps, start)
         abar_full = np.cumprod(1 - cosine_betas())
         abar = abar_full[self.timesteps]
         self.alphas_cumprod = abar
@@ -118,9 +125,9 @@ class Diffusion:
 
 
 @lru_cache(maxsize=16)
-def diffusion(steps: int) -> Diffusion:
-    """The process with ``steps`` steps (cached: it is a constant)."""
-    return Diffusion(steps)
+def diffusion(steps: int, start: int = TRAIN_STEPS - 1) -> Diffusion:
+    """The process with ``steps`` steps from ``start`` (cached: it is a constant)."""
+    return Diffusion(steps, start)
 
 
 def step_mean(step: StepCoefficients, x_RD: Tensor, eps_RD: Tensor) -> Tensor:
@@ -133,12 +140,12 @@ def step_log_std(step: StepCoefficients, v_RD: Tensor) -> Tensor:
     return v_RD * step.v_scale + step.log_std_mid
 
 
-def guide(head_out: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def guide(head_out: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor]:
     """Classifier-free guidance of a stacked head output.
 
     Args:
         head_out: [2R, 2D], conditional rows first, null rows second.
-        scale: guidance weight w.
+        scale: guidance weight w, one number or one per row [R, 1].
 
     Returns:
         guided eps [R, D] = eps_null + w (eps_cond - eps_null), and the unguided v [R, D] of the conditional rows.

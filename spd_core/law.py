@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Guarantee(StrEnum):
@@ -28,12 +28,21 @@ class SamplerLaw(Settings):
 
     num_iter: int = Field(64, ge=1, le=65536, description="autoregressive iterations an image (MAR)")
     head_steps: int = Field(100, ge=2, le=1000, description="diffusion steps of the head")
+    start_level: int = Field(
+        999, ge=1, le=999, description="original timestep at which the diffusion path starts from pure noise"
+    )
     cfg: float = Field(1.0, ge=1.0, le=100.0, description="classifier-free guidance weight; 1: no guidance")
     cfg_schedule: Literal["linear", "constant"] = Field(
         "linear", description="linear: guidance grows with the share of tokens already made; constant: always cfg"
     )
     temperature: float = Field(1.0, gt=0.0, le=10.0, description="factor on the std of every diffusion step's noise")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the transformers")
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        if self.head_steps > self.start_level + 1:
+            raise ValueError(f"head_steps at most start_level + 1 = {self.start_level + 1}, got {self.head_steps}")
+        return self
 
 
 class Plain(Settings):
@@ -90,7 +99,10 @@ class Null(Settings):
 
 
 def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+    # YAML reads the name of the null method as None.
+    if isinstance(value, dict) and "name" in value and value["name"] is None:
+        return {**value, "name": "null"}
+    return {"name": value or "null"} if value is None or isinstance(value, str) else value
 
 
 #: A decoding method; ``"cspd"`` is short for ``{"name": "cspd"}``.

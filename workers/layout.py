@@ -15,16 +15,20 @@ def _part(folder: str, shard: int, shards: int) -> str:
 
 
 def data(shard: int, shards: int) -> str:
+    """Images and their columns."""
     return _part("data", shard, shards)
 
 
 def acceptance(shard: int, shards: int) -> str:
+    """Verified drafts."""
     return _part("acceptance", shard, shards)
 
 
 def features(shard: int, shards: int) -> str:
+    """Image features."""
     return _part("_features", shard, shards)
 
 
 def commit(shard: int) -> str:
+    """The commit record."""
     return f"{COMMITS}/{shard:05d}.json"

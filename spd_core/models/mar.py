@@ -90,10 +90,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dims, 3 * dims)
         self.proj = nn.Linear(dims, dims)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         batch, length, dims = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, dims // self.heads).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_dropout if self.training else 0.0)
+        dropout = self.attn_dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=dropout)
         out = self.proj(out.transpose(1, 2).reshape(batch, length, dims))
         return F.dropout(out, self.proj_dropout, self.training)
 
@@ -120,8 +121,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dims, eps=config.norm_eps)
         self.mlp = Mlp(dims, int(dims * config.mlp_ratio), config.proj_dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Same shape as x; ``keys`` [B, 1, 1, length] (bool) leaves positions out of the attention."""
+        x = x + self.attn(self.norm1(x), keys)
         return x + self.mlp(self.norm2(x))
 
 
@@ -187,40 +189,53 @@ class Mar(nn.Module):
         null = (labels_B < 0)[:, None]
         return torch.where(null, self.fake_latent, self.class_emb(labels_B.clamp(min=0)))
 
-    def encode(self, tokens_BND: Tensor, visible_BV: Tensor, class_Bd: Tensor) -> Tensor:
+    def encode(
+        self, tokens_BND: Tensor, visible_BV: Tensor, class_Bd: Tensor, counts_B: Tensor | None = None
+    ) -> Tensor:
         """Encoder output [B, U + V, d] over the buffer and the visible tokens.
 
         Args:
             tokens_BND: tokens in raster order; values at positions that are not visible are never read.
             visible_BV: raster indices of the visible tokens, ascending within each image.
             class_Bd: output of `class_embedding`.
+            counts_B: how many of an image's V indices are real, the rest being padding; None: all of them.
         """
         buffer = self.config.buffer_size
+        keys = None
+        if counts_B is not None:
+            real = torch.arange(visible_BV.shape[1], device=counts_B.device) < counts_B[:, None]
+            keys = F.pad(real, (buffer, 0), value=True)[:, None, None]
         visible = tokens_BND.gather(1, visible_BV[..., None].expand(-1, -1, tokens_BND.shape[-1]))
         x = torch.cat([class_Bd[:, None].expand(-1, buffer, -1).to(tokens_BND.dtype), self.z_proj(visible)], dim=1)
         pos = self.encoder_pos_embed_learned[0]
         pos_buffer = pos[:buffer].expand(len(visible_BV), -1, -1)
         x = self.z_proj_ln(x + torch.cat([pos_buffer, pos[buffer:][visible_BV]], dim=1))
         for block in self.encoder_blocks:
-            x = block(x)
+            x = block(x, keys)
         return self.encoder_norm(x)
 
-    def decode(self, encoded: Tensor, visible_BV: Tensor) -> Tensor:
+    def decode(self, encoded: Tensor, visible_BV: Tensor, counts_B: Tensor | None = None) -> Tensor:
         """Context vectors z [B, N, d] from the encoder's output."""
         buffer, length = self.config.buffer_size, self.config.seq_len
         x = self.decoder_embed(encoded)
-        canvas = self.mask_token.to(x.dtype).expand(len(x), length, -1)
+        # One place more than the image has: padded rows are written there and cut off.
+        canvas = self.mask_token.to(x.dtype).expand(len(x), length + 1, -1)
+        if counts_B is not None:
+            real = torch.arange(visible_BV.shape[1], device=counts_B.device) < counts_B[:, None]
+            visible_BV = visible_BV.where(real, length)
         index = visible_BV[..., None].expand(-1, -1, x.shape[-1])
-        x = torch.cat([x[:, :buffer], canvas.scatter(1, index, x[:, buffer:])], dim=1)
+        x = torch.cat([x[:, :buffer], canvas.scatter(1, index, x[:, buffer:])[:, :length]], dim=1)
         x = x + self.decoder_pos_embed_learned
         for block in self.decoder_blocks:
             x = block(x)
         return self.decoder_norm(x)[:, buffer:] + self.diffusion_pos_embed_learned
 
-    def forward(self, tokens_BND: Tensor, visible_BV: Tensor, labels_B: Tensor) -> Tensor:
-        """Context vectors z [B, N, d]; every image of the batch must have the same number of visible tokens."""
-        encoded = self.encode(tokens_BND, visible_BV, self.class_embedding(labels_B))
-        return self.decode(encoded, visible_BV)
+    def forward(
+        self, tokens_BND: Tensor, visible_BV: Tensor, labels_B: Tensor, counts_B: Tensor | None = None
+    ) -> Tensor:
+        """Context vectors z [B, N, d]; arguments as for `encode`, labels below 0 meaning "no class"."""
+        encoded = self.encode(tokens_BND, visible_BV, self.class_embedding(labels_B), counts_B)
+        return self.decode(encoded, visible_BV, counts_B)
 
 
 def visible_from_mask(mask_BN: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Bundled pairs, loading any pair folder, converting official checkpoints into one."""

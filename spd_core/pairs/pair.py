@@ -1,6 +1,7 @@
 """A pair on disk and in memory: target, draft, codec, and the card that says what they are.
 
-A pair is a folder with ``pair.json`` (`PairCard`), ``target.safetensors`` and, if it has a draft, ``draft.safetensors``.
+A pair is a folder with ``pair.json`` (`PairCard`), ``target.safetensors`` and, if it has them, ``draft.safetensors``
+and the autoencoder's ``vae.safetensors``.
 Bundled pairs lie beside this file, ``spd_core/pairs/<name>/``; any other folder of that form is named by its path.
 """
 
@@ -8,23 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from spd_core.codec import PixelCodec
 from spd_core.law import SamplerLaw, Settings
 from spd_core.models.mar import Mar, MarConfig
-from spd_core.models.vae import KlCodec
+from spd_core.models.vae import KlCodec, KlVae
 
 BUNDLED = Path(__file__).parent
 Codec = Annotated[PixelCodec | KlCodec, Field(discriminator="kind")]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class PairError(ValueError):
@@ -44,9 +47,18 @@ class PairCard(Settings):
     reference: str = Field("", description="bundled reference statistics the images are compared with; empty: none")
     licence: str
     data: str = Field(description="what the weights were trained on")
-    sha256: dict[str, str] = Field(description="of each weights file, by part: target, draft")
+    sha256: dict[str, str] = Field(description="of each weights file, by part: target, draft, vae")
     training: dict[str, Any] = Field(default_factory=dict, description="recipe, machine, hours, loss, by part")
-    figures: dict[str, Any] = Field(default_factory=dict, description="measured figures and the command that printed them")
+    figures: dict[str, Any] = Field(
+        default_factory=dict, description="measured figures and the command that printed them"
+    )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images."""
+        if isinstance(self.codec, PixelCodec):
+            return self.codec.size, self.codec.size, self.codec.channels
+        return self.target.img_size, self.target.img_size, self.codec.vae.in_channels
 
 
 @dataclass(frozen=True)
@@ -57,13 +69,24 @@ class Pair:
     target: Mar
     draft: Mar | None
     device: torch.device
+    vae: KlVae | None = None
 
     def to_images(self, tokens_BND: Tensor) -> Tensor:
-        """uint8 images [B, H, W, C] on the CPU."""
-        return self.card.codec.decode(tokens_BND).cpu()
+        """uint8 images [B, H, W, C] on the CPU.
+
+        Raises:
+            PairError: if images need an autoencoder and the pair was made without one.
+        """
+        codec = self.card.codec
+        if isinstance(codec, PixelCodec):
+            return codec.decode(tokens_BND).cpu()
+        if self.vae is None:
+            raise PairError(f"pair: {self.card.name} has no autoencoder, allowed: a pair with vae.safetensors")
+        return codec.decode(tokens_BND, self.vae).cpu()
 
 
 def bundled_pairs() -> list[str]:
+    """Names of the pairs inside the package, sorted."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/pair.json"))
 
 
@@ -92,23 +115,25 @@ def load_card(name: str) -> PairCard:
         raise PairError(f"pair: {path} is not a pair card: {str(error).splitlines()[0]}") from error
 
 
-def _load_part(folder: Path, card: PairCard, part: str, config: MarConfig) -> Mar:
+def _load_part(folder: Path, card: PairCard, part: str, make: Callable[[], Module]) -> Module:
     path = folder / f"{part}.safetensors"
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != card.sha256.get(part):
+            allowed = card.sha256.get(part, "none")[:12]
+            raise PairError(f"pair: {path} has sha256 {digest[:12]}..., allowed: {allowed}... (its card)")
+        # Mapped, not read: workers of one machine share the pages of large float32 weights.
+        weights = load_file(path)
     except OSError as error:
         raise PairError(f"pair: cannot read {path}: {error.strerror}") from error
-    digest = hashlib.sha256(raw).hexdigest()
-    if digest != card.sha256.get(part):
-        raise PairError(
-            f"pair: {path} has sha256 {digest[:12]}..., allowed: {card.sha256.get(part, 'none')[:12]}... (its card)"
-        )
+    except SafetensorError as error:
+        raise PairError(f"pair: {path} is not a safetensors file: {error}") from error
+    with torch.device("meta"):
+        model = make()
     try:
-        weights = load(raw)
-        with torch.device("meta"):
-            model = Mar(config)
         model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=True, assign=True)
-    except (SafetensorError, RuntimeError) as error:
+    except RuntimeError as error:
         raise PairError(f"pair: {path} does not fit its card: {' '.join(str(error).split())[:200]}") from error
     return model.eval().requires_grad_(False)
 
@@ -125,6 +150,11 @@ def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True)
         PairError: unknown pair, unreadable or corrupt weights.
     """
     folder, card = pair_folder(name), load_card(name)
-    target = _load_part(folder, card, "target", card.target)
-    small = _load_part(folder, card, "draft", card.draft) if draft and card.draft else None
-    return Pair(card, target.to(device), small.to(device) if small else None, torch.device(device))
+    small_config, codec = card.draft, card.codec
+    target = _load_part(folder, card, "target", lambda: Mar(card.target)).to(device)
+    small = vae = None
+    if draft and small_config is not None:
+        small = _load_part(folder, card, "draft", lambda: Mar(small_config)).to(device)
+    if isinstance(codec, KlCodec) and "vae" in card.sha256:
+        vae = _load_part(folder, card, "vae", lambda: KlVae(codec.vae)).to(device)
+    return Pair(card, target, small, torch.device(device), vae)

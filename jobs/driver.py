@@ -1,0 +1,158 @@
+"""The driver: from a spec to a finished dataset, from whatever state an earlier run left."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from jobs.cluster import running_ray, worker_count
+from jobs.commits import Committed, drop_damaged, find_damage, read_committed
+from jobs.finish import finish
+from jobs.fleet import Fleet, JobError
+from jobs.manifest import check_manifest
+from jobs.plan import Plan, check_weights, make_plan, public_url, store_plan, stored_plan
+from jobs.progress import Progress
+from jobs.spec import Spec, SpecError
+from workers import layout
+from workers.records import WorkerSettings
+from workers.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM; no error, so nothing may catch it on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turns SIGINT and SIGTERM into `Stopped`; a second one is ignored while the first is being dealt with."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _settings(spec: Spec, plan: Plan) -> WorkerSettings:
+    return WorkerSettings(
+        output=spec.output,
+        storage_options=spec.storage_options,
+        pair=spec.pair,
+        pair_sha256=plan.pair_sha256,
+        law=spec.law,
+        method=spec.method,
+        batch=spec.batch,
+        image=spec.image,
+        features=spec.features,
+        device="cuda" if spec.workers.num_gpus > 0 else "cpu",
+        threads=spec.workers.threads,
+        fingerprint=plan.fingerprint,
+        shards=plan.shards,
+    )
+
+
+def _missing(plan: Plan, committed: Committed) -> list[int]:
+    return [shard for shard in range(plan.shards) if shard not in committed.records]
+
+
+def _refuse_foreign_files(store: Store) -> None:
+    """An output without plan and commits may hold nothing that the end of a job would overwrite."""
+    for path in (layout.CARD, layout.REPORT_JSON, layout.REPORT_HTML, layout.SUCCESS):
+        if store.exists(path):
+            raise SpecError(
+                f"output: {public_url(store.url)} holds a {path} of no job, allowed: an empty folder or an output"
+            )
+
+
+def _make_shards(spec: Spec, store: Store, plan: Plan, committed: Committed) -> tuple[Plan, int]:
+    """Starts Ray, makes what is missing or damaged, and returns the plan that holds and the images made.
+
+    Nothing is written or dropped before a worker has loaded its models: until then the spec may still prove wrong.
+    """
+    todo = len(_missing(plan, committed)) + sum(shard in committed.records for shard in committed.damaged)
+    with running_ray(spec.workers) as ray, _stoppable():
+        count = min(worker_count(ray, spec.workers), todo)
+        fleet = Fleet(ray, store, plan, _settings(spec, plan), spec.workers, count)
+        try:
+            fleet.wait_for_first()
+            plan = store_plan(store, plan)
+            store.delete(layout.SUCCESS)
+            attempts = drop_damaged(store, plan, committed)
+            attempts = {shard: attempts.get(shard, 0) for shard in _missing(plan, committed)}
+            done = sum(record.rows for record in committed.records.values())
+            progress = Progress(plan.shards, plan.rows, len(committed.records), done)
+            logger.info("%d shards to make with %d workers", len(attempts), count)
+            for record in fleet.run(attempts):
+                if record is not None:
+                    progress.add(record.rows)
+                progress.tick()
+            logger.info(progress.line())
+        finally:
+            fleet.stop()
+    return plan, progress.made
+
+
+def generate(spec: Spec) -> dict[str, Any]:
+    """Makes the dataset of a spec, or what an earlier run left to make of it.
+
+    Returns:
+        Where it is, its images and shards, what this run made, and its seconds.
+
+    Raises:
+        SpecError, PairError, StoreError: wrong input; nothing is written.
+        JobError: the job cannot go on; the same spec resumes it.
+        Stopped: a signal came; the same spec resumes it.
+    """
+    began = time.monotonic()
+    with _stoppable():
+        plan = make_plan(spec)
+        store = Store(spec.output, spec.storage_options)
+        stored = stored_plan(store, plan)
+        plan = stored or plan
+        committed = read_committed(store, plan)
+        if stored is None and not committed.records:
+            _refuse_foreign_files(store)
+        find_damage(store, committed)
+        if committed.records:
+            logger.info("%d of %d shards are committed", len(committed.records), plan.shards)
+        made, work = 0, bool(committed.damaged or _missing(plan, committed))
+        if work or stored is None:
+            store.check_writable()
+        if work:
+            check_weights(spec.pair, plan.pair_sha256)
+            plan, made = _make_shards(spec, store, plan, committed)
+            committed = read_committed(store, plan)
+            if lost := [*committed.damaged, *_missing(plan, committed)]:
+                raise JobError(f"output: the commit record of shard {lost[0]} is gone; the same command resumes")
+        else:
+            plan = store_plan(store, plan)
+        if work or check_manifest(store, plan, list(committed.records.values())):
+            finish(spec.output, spec.storage_options)
+    return {
+        "output": public_url(store.url),
+        "images": plan.rows,
+        "shards": plan.shards,
+        "made": made,
+        "seconds": round(time.monotonic() - began, 3),
+    }

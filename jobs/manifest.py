@@ -1,0 +1,120 @@
+"""``_SUCCESS``: the manifest of a finished dataset, the sha256 of every file, sealed by a sha256 of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from pydantic import Field, ValidationError
+
+from jobs.plan import Plan
+from spd_core.law import Settings
+from workers import layout
+from workers.records import CommitRecord
+from workers.sealed import canonical_json, seal, unseal
+from workers.store import Store
+
+_THREADS = 16  # small objects: an object store's latency outweighs its bandwidth here
+_DOCUMENTS = (layout.PLAN, layout.CARD, layout.REPORT_JSON, layout.REPORT_HTML)
+
+
+class Manifest(Settings):
+    """Content of ``_SUCCESS``."""
+
+    version: int = 1
+    fingerprint: str = Field(description="of the plan")
+    shards: int
+    rows: int
+    files: dict[str, str] = Field(description="sha256 by path: plan, commit records, parts, card and reports")
+    sha256: str = Field("", description="over everything else in here")
+
+
+def _digests(store: Store, paths: Iterable[str]) -> dict[str, str | None]:
+    """sha256 by path; None for a file that is not there."""
+
+    def digest(path: str) -> str | None:
+        try:
+            return hashlib.sha256(store.read(path)).hexdigest()
+        except FileNotFoundError:
+            return None
+
+    names = list(paths)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def _parts(records: Iterable[CommitRecord]) -> dict[str, str]:
+    return {file.path: file.sha256 for record in records for file in record.files}
+
+
+def build_manifest(store: Store, plan: Plan, records: Iterable[CommitRecord]) -> bytes:
+    """The bytes of ``_SUCCESS``; every other file of the dataset must be there.
+
+    Args:
+        store: the output.
+        plan: of the job.
+        records: commit records of all its shards.
+
+    Raises:
+        ValueError: a shard is not committed.
+        FileNotFoundError: the card, a report, the plan or a commit record is missing.
+        StoreError: the store cannot be read.
+    """
+    by_shard = {record.shard: record for record in records}
+    if missing := [shard for shard in range(plan.shards) if shard not in by_shard]:
+        raise ValueError(f"manifest: shard {missing[0]} and {len(missing) - 1} more are not committed")
+    digests = _digests(store, [*_DOCUMENTS, *map(layout.commit, by_shard)])
+    files = {path: digest for path, digest in digests.items() if digest is not None}
+    if absent := sorted(set(digests) - set(files)):
+        raise FileNotFoundError(f"manifest: {absent[0]} is not there")
+    manifest = Manifest(
+        fingerprint=plan.fingerprint, shards=plan.shards, rows=plan.rows, files={**files, **_parts(by_shard.values())}
+    )
+    return canonical_json(seal(manifest.model_dump(mode="json")))
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The stored manifest.
+
+    Raises:
+        ValueError: there is none, or it is damaged; the message leads with its path.
+        StoreError: the store cannot be read.
+    """
+    try:
+        return Manifest.model_validate(unseal(store.read(layout.SUCCESS)))
+    except FileNotFoundError as error:
+        raise ValueError(f"{layout.SUCCESS}: missing, the dataset is not finished") from error
+    except ValidationError as error:
+        raise ValueError(f"{layout.SUCCESS}: is not a manifest") from error
+    except ValueError as error:
+        raise ValueError(f"{layout.SUCCESS}: {error}") from error
+
+
+def check_manifest(store: Store, plan: Plan | None, records: Iterable[CommitRecord]) -> list[str]:
+    """Problems of ``_SUCCESS`` and of the files it covers, each led by the file's path; empty: none.
+
+    The parts are compared through their commit records; `workers.shard.verify_shard` reads the parts themselves.
+
+    Args:
+        store: the output.
+        plan: of the job; None if it is unreadable, which the manifest then tells too.
+        records: the commit records that could be read.
+    """
+    try:
+        manifest = read_manifest(store)
+    except ValueError as error:
+        return [str(error)]
+    if plan and (plan.fingerprint, plan.shards, plan.rows) != (manifest.fingerprint, manifest.shards, manifest.rows):
+        return [f"{layout.SUCCESS}: belongs to another plan"]
+    parts = _parts(records)
+    covered = [*_DOCUMENTS, *map(layout.commit, range(manifest.shards)), *parts]
+    problems = [f"{layout.SUCCESS}: does not list {path}" for path in covered if path not in manifest.files]
+    found = {**_digests(store, [path for path in covered if path not in parts]), **parts}
+    for path in covered:
+        if path in manifest.files and found[path] != manifest.files[path]:
+            digest = found[path]
+            problems.append(
+                f"{path}: missing" if digest is None else f"{path}: is not the file that {layout.SUCCESS} lists"
+            )
+    return problems

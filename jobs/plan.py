@@ -1,0 +1,252 @@
+"""The plan of a job: what is fixed before the first image, stored once and never changed by a resume."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, model_validator
+
+from jobs.spec import UNFIXED, Spec, SpecError, fingerprint_of
+from spd_core.draws import image_seed
+from spd_core.law import Settings
+from spd_core.pairs.pair import PairError, load_card, pair_folder
+from workers import layout
+from workers.records import ShardTask
+from workers.sealed import canonical_json, seal, unseal
+from workers.store import Conflict, Store, StoreError
+
+_PACKAGES = ("torch", "ray", "pyarrow")
+
+
+class Plan(Settings):
+    """Everything that decides a byte of the dataset, and where and when it was decided."""
+
+    version: int = 1
+    spec: dict[str, Any] = Field(description="every field of the spec except storage_options, which are never stored")
+    fingerprint: str = Field(description="sha256 over the spec's fixed fields and the pair's weights")
+    pair_sha256: dict[str, str]
+    guarantee: str
+    shards: int = Field(gt=0)
+    rows: int = Field(gt=0, description="images of the dataset")
+    class_names: tuple[str, ...]
+    versions: dict[str, str] = Field(description="of the program and the libraries it ran with")
+    machine: str = Field(description="where the driver ran")
+    created: str = Field(description="UTC, ISO 8601")
+    sha256: str = Field("", description="over the stored plan without this field, see `workers.sealed`")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Plan:
+        if self.fingerprint != fingerprint_of(self.spec, self.pair_sha256):
+            raise ValueError("the fingerprint is not that of the spec")
+        if self.rows != self.spec["requests"]["count"] or self.shards != -(-self.rows // self.spec["shard_size"]):
+            raise ValueError("shards or rows are not those of the spec")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Canonical sealed JSON: the same plan gives the same bytes."""
+        return canonical_json(seal(self.model_dump(mode="json")))
+
+    def rows_of(self, shard: int) -> range:
+        """Indices of the requests of a shard."""
+        size: int = self.spec["shard_size"]
+        return range(shard * size, min((shard + 1) * size, self.rows))
+
+
+def utc_now() -> str:
+    """Now, in the form of every time in the store."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def package_version(name: str) -> str:
+    """Version of an installed distribution without importing it; "unknown" for a source tree that is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def usable_cpus() -> int:
+    """Cores this process may run on, which a container or taskset can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_machine() -> str:
+    """Processor, usable cores and system of this machine in one line."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else model
+    return f"{model}, {usable_cpus()} usable cores, {platform.system()} {platform.machine()}"
+
+
+def public_url(url: str) -> str:
+    """The URL without a user name and password in it."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url
+
+
+def check_weights(pair: str, sha256: dict[str, str]) -> None:
+    """Hashes the weights files against the card, without loading a model.
+
+    Raises:
+        PairError: one line that names a file that is missing or not the card's.
+    """
+    folder = pair_folder(pair)
+    for part, expected in sha256.items():
+        path = folder / f"{part}.safetensors"
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise PairError(f"pair: cannot read {path}: {error.strerror}") from error
+        if digest != expected:
+            raise PairError(f"pair: {path} has sha256 {digest[:12]}..., allowed: {expected[:12]}... (its card)")
+
+
+def make_plan(spec: Spec) -> Plan:
+    """The plan of a spec; reads the pair's card, not its weights.
+
+    Raises:
+        PairError: unknown pair or damaged card.
+    """
+    card = load_card(spec.pair)
+    dump = spec.model_dump(mode="json", exclude={"storage_options"})
+    return Plan(
+        spec={**dump, "output": public_url(spec.output)},
+        fingerprint=spec.fingerprint(card.sha256),
+        pair_sha256=card.sha256,
+        guarantee=str(spec.method.guarantee),
+        shards=spec.shards,
+        rows=spec.requests.count,
+        class_names=card.class_names,
+        versions={
+            "spd": package_version("spd"),
+            "python": platform.python_version(),
+            **{name: package_version(name) for name in _PACKAGES},
+        },
+        machine=describe_machine(),
+        created=utc_now(),
+    )
+
+
+def request_id(index: int) -> str:
+    """Id of a request: sorts like its index."""
+    return f"{index:08d}"
+
+
+def task_of(plan: Plan, shard: int, attempt: int) -> ShardTask:
+    """The requests of one shard, made when they are needed: no list of a job's requests ever exists."""
+    indices = plan.rows_of(shard)
+    labels = plan.spec["requests"]["labels"]
+    if labels == "balanced":
+        labels = range(len(plan.class_names))
+    ids = tuple(request_id(index) for index in indices)
+    return ShardTask(
+        shard=shard,
+        attempt=attempt,
+        request_ids=ids,
+        labels=tuple(labels[index % len(labels)] for index in indices),
+        seeds=tuple(image_seed(plan.spec["seed"], name) for name in ids),
+    )
+
+
+def parse_plan(raw: bytes) -> Plan | None:
+    """The plan, or None if the bytes are not a plan as it was stored."""
+    try:
+        return Plan.model_validate(unseal(raw))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def read_plan(store: Store) -> Plan:
+    """The stored plan of an output.
+
+    Raises:
+        SpecError: there is none, or it is damaged.
+    """
+    url = public_url(store.url)
+    if not store.exists(layout.PLAN):
+        raise SpecError(f"output: got {url}, allowed: an output of `spd generate` ({layout.PLAN} is not there)")
+    plan = parse_plan(store.read(layout.PLAN))
+    if plan is None:
+        raise SpecError(f"output: {url}/{layout.PLAN} is damaged; `spd generate` with the same spec repairs it")
+    return plan
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    leaves = (_flat(child, f"{path}.{key}" if path else key) for key, child in value.items())
+    return {key: leaf for leaf_map in leaves for key, leaf in leaf_map.items()}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def differences(stored: Plan, new: Plan) -> list[str]:
+    """``field: got new, stored old`` for every fixed field in which two plans differ."""
+    nothing = "nothing"
+    old, now = (
+        _flat({**{k: v for k, v in plan.spec.items() if k not in UNFIXED}, "pair_sha256": plan.pair_sha256})
+        for plan in (stored, new)
+    )
+    return [
+        f"{key}: got {_shown(now.get(key, nothing))}, stored {_shown(old.get(key, nothing))}"
+        for key in {**now, **old}
+        if now.get(key, nothing) != old.get(key, nothing)
+    ]
+
+
+def _check_same(stored: Plan, new: Plan) -> Plan:
+    if stored.fingerprint != new.fingerprint:
+        found = "; ".join(differences(stored, new)[:3])
+        raise SpecError(f"{found}; allowed: the stored value, or another output")
+    return stored
+
+
+def stored_plan(store: Store, plan: Plan) -> Plan | None:
+    """The stored plan that this one resumes; None: none is stored, or a damaged one that this one may replace.
+
+    Raises:
+        SpecError: another job's plan or commit records are there.
+    """
+    if not store.exists(layout.PLAN):
+        return None
+    stored = parse_plan(store.read(layout.PLAN))
+    if stored is not None:
+        return _check_same(stored, plan)
+    # The driver refuses another job's commit records, plan or no plan, so this one can only be ours to repair.
+    return None
+
+
+def store_plan(store: Store, plan: Plan) -> Plan:
+    """Stores the plan create-only and returns the one that holds: this one, or the equal one stored before.
+
+    Raises:
+        SpecError: another job's plan is there; names the first fields that differ.
+        StoreError: the store cannot be read or written.
+    """
+    stored = stored_plan(store, plan)
+    if stored is not None:
+        return stored
+    if store.exists(layout.PLAN):
+        store.replace(layout.PLAN, plan.to_bytes())
+        return plan
+    try:
+        store.create(layout.PLAN, plan.to_bytes())
+    except Conflict as error:
+        raced = parse_plan(store.read(layout.PLAN))
+        if raced is None:
+            raise StoreError(f"output: {layout.PLAN} was written by another process and is damaged") from error
+        return _check_same(raced, plan)
+    return plan

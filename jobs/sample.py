@@ -1,0 +1,99 @@
+"""``spd sample``: a few images in this process, without Ray or a store, to a PNG grid or an .npz file."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from jobs.plan import request_id
+from jobs.spec import Spec, SpecError, load_spec
+from spd_core.decode import decode
+from spd_core.draws import Draws, image_seed
+from spd_core.law import Null
+from spd_core.pairs.pair import load_pair
+
+log = logging.getLogger(__name__)
+
+
+def grid(images_nHWC: NDArray[np.uint8], columns: int, zoom: int = 2) -> Image.Image:
+    """Images side by side in rows of ``columns``, each pixel ``zoom`` wide; missing places stay black."""
+    n, height, width, channels = images_nHWC.shape
+    rows = -(-n // columns)
+    canvas = np.zeros((rows * columns, height, width, channels), dtype=np.uint8)
+    canvas[:n] = images_nHWC
+    sheet = canvas.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    sheet = sheet.reshape(rows * height, columns * width, channels)
+    image = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+
+
+def _checked(out: str, n: int) -> Path:
+    path = Path(out)
+    if path.suffix not in (".png", ".npz"):
+        raise SpecError(f"--out: got {out!r}, allowed: a file name that ends in .png or .npz")
+    if not path.parent.is_dir():
+        raise SpecError(f"--out: got {out!r}, allowed: a file in a folder that exists")
+    if n < 1:
+        raise SpecError(f"--n: got {n}, allowed: 1 or more")
+    return path
+
+
+def _spec(
+    pair: str, n: int, label: int | None, seed: int, method: str | None, overrides: list[str]
+) -> Spec:
+    given = [f"pair={pair}", f"requests.count={n}", f"seed={seed}"]
+    given += [f"requests.labels=[{label}]"] if label is not None else []
+    given += [f"method={method}"] if method is not None else []
+    return load_spec(None, [*given, *overrides])
+
+
+def run(
+    pair: str, n: int, label: int | None, seed: int, method: str | None, overrides: list[str], out: str
+) -> None:
+    """Decodes ``n`` images and writes ``out``.
+
+    The images are those of a job with the same seed: request i has the id and the random numbers it has there.
+
+    Args:
+        pair: bundled name or folder.
+        n: how many.
+        label: of every image; None: all classes in turn.
+        seed: the job's seed.
+        method: plain or cspd; None: the spec's default.
+        overrides: ``field=value`` for any other field of the spec.
+        out: ``.png`` (a grid, one column per class) or ``.npz`` (``images`` uint8 [n, H, W, C], ``labels`` int64 [n],
+            ``tokens`` float32 [n, N, D]).
+
+    Raises:
+        SpecError, PairError: wrong input.
+    """
+    path = _checked(out, n)
+    spec = _spec(pair, n, label, seed, method, overrides)
+    if isinstance(spec.method, Null):
+        raise SpecError("--method: got 'null', allowed: plain or cspd (null makes no tokens)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = load_pair(spec.pair, device, draft=spec.method.uses_draft)
+    classes = len(loaded.card.class_names)
+    labels = torch.tensor(
+        [index % classes if label is None else label for index in range(n)], device=device
+    )
+    seeds = torch.tensor([image_seed(seed, request_id(index)) for index in range(n)], device=device)
+    began, tokens = time.perf_counter(), []
+    for start in range(0, n, spec.batch):
+        at = slice(start, start + spec.batch)
+        tokens.append(decode(loaded, spec.law, spec.method, labels[at], Draws(seeds[at])).tokens)
+    all_tokens = torch.cat(tokens)
+    images = loaded.to_images(all_tokens).numpy()
+    log.info("%d images in %.1f s", n, time.perf_counter() - began)
+    if path.suffix == ".png":
+        columns = classes if label is None and classes <= n <= 50 * classes else math.ceil(math.sqrt(n))
+        grid(images, min(columns, 50)).save(path)
+    else:
+        np.savez(path, images=images, labels=labels.cpu().numpy(), tokens=all_tokens.cpu().numpy())

@@ -1,0 +1,77 @@
+"""How far a job is, from the store alone: no driver needs to be alive, and none is asked."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from pydantic import Field
+
+from jobs.aggregate import activity
+from jobs.commits import read_committed
+from jobs.plan import public_url, read_plan
+from jobs.progress import duration, time_left
+from spd_core.law import Settings
+from workers import layout
+from workers.store import Store
+
+
+class Status(Settings):
+    """State of an output."""
+
+    output: str
+    shards: int = Field(description="planned")
+    committed: int = Field(description="shards with a commit record")
+    damaged: tuple[str, ...] = Field(description="commit records that cannot be read")
+    rows: int = Field(description="images planned")
+    committed_rows: int
+    images_per_s: float = Field(description="over the time in which workers were at work; 0: nothing is committed")
+    since_last_s: float | None = Field(description="since the last commit; None: nothing is committed")
+    finished: bool = Field(description=f"{layout.SUCCESS} is there")
+
+    @property
+    def next_step(self) -> str:
+        """What to do next, in a line."""
+        if self.finished and not self.damaged:
+            return f"finished; `spd validate {self.output}` re-reads everything"
+        if self.committed == self.shards:
+            return "all shards are committed; `spd generate` with the same spec writes the report and finishes"
+        return "unfinished; if no driver is running, `spd generate` with the same spec and output resumes"
+
+    def lines(self) -> list[str]:
+        """The status as text."""
+        share = 100 * self.committed_rows / self.rows
+        images = f"{self.committed_rows}/{self.rows} images"
+        lines = [self.output, f"{self.committed}/{self.shards} shards, {images} committed ({share:.1f} %)"]
+        if self.since_last_s is not None:
+            left = self.rows - self.committed_rows
+            rate = f"{self.images_per_s:.2f} images/s, last commit {duration(self.since_last_s)} ago"
+            lines.append(f"{rate}, {time_left(left, self.images_per_s)} left at that rate" if left else rate)
+        return [*lines, *(f"damaged: {problem}" for problem in self.damaged), self.next_step]
+
+
+def status(url: str, storage_options: dict[str, Any] | None = None) -> Status:
+    """Status of an output.
+
+    Raises:
+        SpecError: there is no job.
+        StoreError: the output cannot be read.
+    """
+    store = Store(url, storage_options)
+    plan = read_plan(store)
+    committed = read_committed(store, plan)
+    records = list(committed.records.values())
+    rows = sum(record.rows for record in records)
+    when = activity(records) if records else None
+    now = datetime.datetime.now(datetime.UTC).timestamp()
+    return Status(
+        output=public_url(store.url),
+        shards=plan.shards,
+        committed=len(records),
+        damaged=tuple(problem for _, problem in sorted(committed.damaged.items())),
+        rows=plan.rows,
+        committed_rows=rows,
+        images_per_s=rows / when.active_seconds if when and when.active_seconds else 0.0,
+        since_last_s=max(0.0, now - when.last) if when else None,
+        finished=store.exists(layout.SUCCESS),
+    )

@@ -1,0 +1,147 @@
+"""Re-reads a whole dataset and names every file that is not what the plan, the commit records and the manifest say."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pydantic import Field
+
+from jobs.manifest import check_manifest
+from jobs.parts import ShardFiles, part_problems
+from jobs.plan import Plan, parse_plan, task_of
+from spd_core.law import Settings
+from spd_core.pairs.pair import PairError, load_card
+from workers import layout
+from workers.records import CommitRecord
+from workers.shard import DamagedCommit, file_problem, read_commit, shard_paths
+from workers.store import Store
+
+_THREADS = 4  # each holds one shard in memory
+_PART_FOLDERS = ("data/", "acceptance/", "_features/", f"{layout.COMMITS}/")
+
+
+class Validation(Settings):
+    """Outcome of a validation."""
+
+    problems: tuple[str, ...] = Field(description="each led by the path of the file it is about; empty: all is well")
+    shards: int = Field(description="shards whose commit record could be read")
+    rows: int = Field(description="images in them")
+    files: int = Field(description="files of the output")
+    bytes: int
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def validate(url: str, storage_options: dict[str, Any] | None = None) -> Validation:
+    """Checks a finished dataset.
+
+    Args:
+        url: fsspec URL of the output.
+        storage_options: of its file system.
+
+    Raises:
+        StoreError: the output cannot be read at all.
+    """
+    store = Store(url, storage_options)
+    sizes = store.list()
+    plan, problems = _read_plan(store)
+    shards = range(plan.shards) if plan else _shards_in(sizes)
+    shape = _image_shape(plan) if plan else None
+    with ThreadPoolExecutor(_THREADS) as pool:
+        outcomes = list(pool.map(lambda shard: _check_shard(store, plan, shard, shape), shards))
+    records = [record for record, _ in outcomes if record]
+    problems += [problem for _, found in outcomes for problem in found]
+    problems += check_manifest(store, plan, records)
+    problems += _strays(sizes, plan)
+    return Validation(
+        problems=tuple(dict.fromkeys(problems)),
+        shards=len(records),
+        rows=sum(record.rows for record in records),
+        files=len(sizes),
+        bytes=sum(sizes.values()),
+    )
+
+
+def _read_plan(store: Store) -> tuple[Plan | None, list[str]]:
+    try:
+        plan = parse_plan(store.read(layout.PLAN))
+    except FileNotFoundError:
+        return None, [f"{layout.PLAN}: missing"]
+    return plan, [] if plan else [f"{layout.PLAN}: is not a plan that agrees with itself"]
+
+
+def _shards_in(sizes: dict[str, int]) -> list[int]:
+    """Shards that have a commit record, when no plan tells how many there should be."""
+    names = [path.removeprefix(f"{layout.COMMITS}/").removesuffix(".json") for path in sizes]
+    return [int(name) for name in names if name.isdecimal() and layout.commit(int(name)) in sizes]
+
+
+def _image_shape(plan: Plan) -> tuple[int, int, int] | None:
+    """Height, width and channels of the plan's images; None where its pair is not at hand."""
+    try:
+        card = load_card(plan.spec["pair"])
+    except PairError:
+        return None
+    return card.image_shape if card.sha256 == plan.pair_sha256 else None
+
+
+def _strays(sizes: dict[str, int], plan: Plan | None) -> list[str]:
+    if plan is None:
+        return []
+    expected = {layout.commit(shard) for shard in range(plan.shards)}
+    for shard in range(plan.shards):
+        expected.update(_planned_paths(plan, shard))
+    return [
+        f"{path}: no shard of the plan" for path in sizes if path.startswith(_PART_FOLDERS) and path not in expected
+    ]
+
+
+def _planned_paths(plan: Plan, shard: int) -> tuple[str, ...]:
+    paths = shard_paths(shard, plan.shards)
+    return paths if plan.spec["features"] else paths[:2]
+
+
+def _check_shard(
+    store: Store, plan: Plan | None, shard: int, shape: tuple[int, int, int] | None
+) -> tuple[CommitRecord | None, list[str]]:
+    """The commit record, if it can be read, and the problems of the shard."""
+    try:
+        record = read_commit(store, shard)
+    except DamagedCommit as error:
+        return None, [str(error)]
+    if record is None:
+        return None, [f"{layout.commit(shard)}: missing"]
+    problems, blobs = [], {}
+    for file in record.files:
+        try:
+            blobs[file.path] = store.read(file.path)
+        except FileNotFoundError:
+            problems.append(f"{file.path}: missing")
+            continue
+        if problem := file_problem(file, blobs[file.path]):
+            problems.append(problem)
+    if plan is None:
+        return record, problems
+    problems += _record_problems(plan, shard, record)
+    if not problems:
+        problems = part_problems(ShardFiles(plan, task_of(plan, shard, record.attempt), record, blobs, shape))
+    return record, problems
+
+
+def _record_problems(plan: Plan, shard: int, record: CommitRecord) -> list[str]:
+    task = task_of(plan, shard, record.attempt)
+    facts = {
+        "fingerprint": (record.fingerprint, plan.fingerprint),
+        "rows": (record.rows, len(task.request_ids)),
+        "first_id": (record.first_id, task.request_ids[0]),
+        "last_id": (record.last_id, task.request_ids[-1]),
+        "files": (tuple(file.path for file in record.files), _planned_paths(plan, shard)),
+    }
+    return [
+        f"{layout.commit(shard)}: {name} is {got!r}, planned: {planned!r}"
+        for name, (got, planned) in facts.items()
+        if got != planned
+    ]

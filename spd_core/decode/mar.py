@@ -1,0 +1,187 @@
+"""What every MAR decoder is made of: the mask schedule, guided context vectors, and one token's denoising path.
+
+Shape legend: B images, N tokens of an image, D token dims, Z context dims, R rows (tokens being made), S head steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spd_core.decode.log import Meter
+from spd_core.diffusion import diffusion, guide, step_log_std, step_mean
+from spd_core.draws import Draws, Purpose
+from spd_core.law import SamplerLaw
+from spd_core.models.head import DiffusionHead
+from spd_core.models.mar import Mar
+
+
+def mask_lengths(tokens: int, num_iter: int) -> list[int]:
+    """Tokens still masked after each iteration: ``max(1, min(masked - 1, floor(N cos(pi/2 (s+1)/num_iter))))``.
+
+    The last entry is 1 although the last iteration makes everything that is left: guidance uses the table's value.
+    """
+    lengths, masked = [], tokens
+    for step in range(num_iter):
+        cosine = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / num_iter))
+        masked = max(1, min(masked - 1, cosine))
+        lengths.append(masked)
+    return lengths
+
+
+def left_after(lengths: Sequence[int]) -> list[int]:
+    """Tokens really left after each iteration: `mask_lengths` with the last entry 0."""
+    return [*lengths[:-1], 0]
+
+
+def guidance_scale(law: SamplerLaw, tokens: int, mask_length: int) -> float:
+    """Guidance weight of an iteration that leaves ``mask_length`` tokens masked."""
+    if law.cfg_schedule == "constant":
+        return law.cfg
+    return 1.0 + (law.cfg - 1.0) * (tokens - mask_length) / tokens
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """The rows of an iteration: which token of which image, in image-major order."""
+
+    image: Tensor  #: int64 [R]
+    token: Tensor  #: int64 [R], raster index
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def rows_of(order_BN: Tensor, left: int, masked: int) -> TokenRows:
+    """Rows of the iteration that goes from ``masked`` masked tokens to ``left``, the same for every image."""
+    token = order_BN[:, left:masked]
+    image = torch.arange(len(order_BN), device=order_BN.device)[:, None].expand_as(token)
+    return TokenRows(image.flatten(), token.flatten())
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Context vectors [B, N, Z] of the conditional rows and, under guidance, of the null rows."""
+
+    cond: Tensor
+    null: Tensor | None
+
+    def stacked(self, rows: TokenRows) -> Tensor:
+        """[R, Z] or, under guidance, [2 R, Z] with the conditional rows first."""
+        parts = [self.cond] if self.null is None else [self.cond, self.null]
+        return torch.cat([part[rows.image, rows.token] for part in parts])
+
+
+def contexts(
+    model: Mar,
+    law: SamplerLaw,
+    tokens_BND: Tensor,
+    visible_BV: Tensor,
+    labels_B: Tensor,
+    counts_B: Tensor | None = None,
+) -> Contexts:
+    """One transformer pass over the batch (conditional and null rows together under guidance); z is float32."""
+    guided = law.cfg != 1.0
+    if guided:
+        tokens_BND, visible_BV = tokens_BND.repeat(2, 1, 1), visible_BV.repeat(2, 1)
+        labels_B = torch.cat([labels_B, torch.full_like(labels_B, -1)])
+        counts_B = counts_B.repeat(2) if counts_B is not None else None
+    low_precision = law.dtype == "bfloat16"
+    with torch.autocast(tokens_BND.device.type, dtype=torch.bfloat16, enabled=low_precision):
+        z = model(tokens_BND, visible_BV, labels_B, counts_B).float()
+    return Contexts(*z.chunk(2)) if guided else Contexts(z, None)
+
+
+@dataclass(frozen=True)
+class TokenPaths:
+    """End of R denoising paths, and what CSpD needs to know of the way."""
+
+    x0: Tensor  #: [R, D] the tokens: mean of the noiseless last step
+    last_std: Tensor  #: [R, D] std the last step would have had, times temperature
+    log_std_sum: Tensor  #: [R, D] sum of log std over the noisy steps, without temperature
+
+
+def denoise(
+    head: DiffusionHead, law: SamplerLaw, z: Tensor, scale: float | Tensor, start_RD: Tensor, noise_RSD: Tensor
+) -> TokenPaths:
+    """Runs the whole diffusion path of R tokens.
+
+    Args:
+        head: the diffusion head.
+        law: head steps, guidance on or off, temperature (scales the step noise only, never the start).
+        z: context rows from `Contexts.stacked`.
+        scale: guidance weight, one number or one per row [R, 1]; not used when the law has no guidance.
+        start_RD: start noise.
+        noise_RSD: step noise; entry k belongs to respaced step k, entry 0 is never used.
+    """
+    process, guided = diffusion(law.head_steps, law.start_level), law.cfg != 1.0
+    noise_SRD = (noise_RSD * law.temperature).transpose(0, 1).contiguous()
+    x, log_std_sum, log_std = start_RD, torch.zeros_like(start_RD), torch.zeros_like(start_RD)
+    for step, modulation in zip(process.path, head.modulations(z, [s.timestep for s in process.path]), strict=True):
+        out = head.apply_step(x, modulation)
+        eps, v = guide(out, scale) if guided else out.chunk(2, dim=-1)
+        log_std = step_log_std(step, v)
+        x = step_mean(step, x, eps)
+        if not step.noiseless:
+            x = torch.addcmul(x, log_std.exp(), noise_SRD[step.k])
+            log_std_sum += log_std
+    return TokenPaths(x, log_std.exp() * law.temperature, log_std_sum)
+
+
+def sample_rows(
+    model: Mar,
+    law: SamplerLaw,
+    z: Tensor,
+    scale: float | Tensor,
+    draws: Draws,
+    rows: TokenRows,
+    purposes: tuple[Purpose, Purpose] = (Purpose.START, Purpose.STEP),
+) -> TokenPaths:
+    """`denoise` with the rows' own counter-based noise."""
+    dims, steps = model.config.token_dim, law.head_steps
+    start = draws.normals(purposes[0], rows.image, rows.token, dims)
+    noise = draws.normals(purposes[1], rows.image, rows.token, steps * dims).view(-1, steps, dims)
+    return denoise(model.head, law, z, scale, start, noise)
+
+
+def mar_step(
+    model: Mar,
+    law: SamplerLaw,
+    who: str,
+    tokens_BND: Tensor,
+    order_BN: Tensor,
+    masked: int,
+    left: int,
+    scale: float,
+    labels_B: Tensor,
+    draws: Draws,
+    meter: Meter,
+) -> tuple[TokenRows, TokenPaths]:
+    """One ordinary MAR iteration by ``model``: makes tokens ``order[left:masked]`` of every image.
+
+    Args:
+        who: "target" or "draft": under which name calls and time are booked.
+
+    Returns:
+        the rows and their paths; the canvas is not written.
+    """
+    rows = rows_of(order_BN, left, masked)
+    guided_rows = 1 + (law.cfg != 1.0)
+    with meter.span("context" if who == "target" else "draft"):
+        visible = order_BN[:, masked:].sort(dim=1).values
+        z = contexts(model, law, tokens_BND, visible, labels_B).stacked(rows)
+    with meter.span("head" if who == "target" else "draft"):
+        paths = sample_rows(model, law, z, scale, draws, rows)
+    meter.add(
+        **{
+            f"{who}_context_calls": 1,
+            f"{who}_context_rows": len(tokens_BND) * guided_rows,
+            f"{who}_head_calls": law.head_steps,
+            f"{who}_head_rows": len(rows) * law.head_steps * guided_rows,
+        }
+    )
+    return rows, paths

@@ -1,0 +1,37 @@
+"""Plain decoding: the target alone (MAR's sampling loop, arXiv:2406.11838)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spd_core.decode.log import Decoded, DraftRecords, Meter
+from spd_core.decode.mar import guidance_scale, left_after, mar_step, mask_lengths
+from spd_core.draws import Draws
+from spd_core.law import SamplerLaw
+from spd_core.models.mar import Mar
+
+
+def decode_plain(target: Mar, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:
+    """Samples a batch of images from the target at ``law``.
+
+    Args:
+        target: the model.
+        law: what is sampled; ``num_iter`` above the number of tokens only adds empty iterations, which are skipped.
+        labels_B: int64 class labels; below 0: no class.
+        draws: the images' random numbers.
+    """
+    length = target.config.seq_len
+    meter = Meter(labels_B.device)
+    order = draws.orders(length)
+    tokens = torch.zeros(len(labels_B), length, target.config.token_dim, device=labels_B.device)
+    lengths, masked, iterations = mask_lengths(length, law.num_iter), length, 0
+    for left, table in zip(left_after(lengths), lengths, strict=True):
+        if left == masked:
+            continue
+        scale = guidance_scale(law, length, table)
+        rows, paths = mar_step(target, law, "target", tokens, order, masked, left, scale, labels_B, draws, meter)
+        tokens[rows.image, rows.token] = paths.x0
+        masked, iterations = left, iterations + 1
+    rounds = torch.full((len(labels_B),), iterations)
+    return Decoded(tokens, rounds, DraftRecords.concatenate([]), dict(meter.counts), meter.seconds())

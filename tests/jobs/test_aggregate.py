@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from jobs.aggregate import acceptance, activity, aggregate, certificate, classes, cost, counts, throughput
+from jobs.plan import make_plan
+from jobs.spec import make_spec
+from tests.tiny_pair import make_tiny_pair
+from workers.records import CommitRecord
+from workers.store import Store
+
+EPOCH = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+
+def record(shard: int, start: float, wall: float, worker: str = "a", **fields: object) -> CommitRecord:
+    return CommitRecord(
+        **{
+            "shard": shard,
+            "attempt": 0,
+            "worker": worker,
+            "fingerprint": "f",
+            "rows": 10,
+            "first_id": "",
+            "last_id": "",
+            "files": (),
+            "started": (EPOCH + datetime.timedelta(seconds=start)).isoformat(),
+            "wall_seconds": wall,
+            "seconds": {"head": wall / 2},
+            "counts": {"rounds": 20, "accepted": 3, "drafted": 4},
+            "tested_by_index": (2, 2),
+            "accepted_by_index": (2, 1),
+            "tested_by_token": (4, 0, 0, 0),
+            "accepted_by_token": (3, 0, 0, 0),
+            "certificate_sum": None,
+            "images_by_label": (5, 5, 0),
+            "agreeing_by_label": None,
+            **fields,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    pair = str(make_tiny_pair(tmp_path_factory.mktemp("pairs") / "tiny"))
+    spec = make_spec({"pair": pair, "requests": {"count": 30}, "shard_size": 10, "workers": {"price_per_hour": 36.0}})
+    return make_plan(spec).model_copy(update={"created": (EPOCH - datetime.timedelta(seconds=5)).isoformat()})
+
+
+def test_activity_leaves_out_the_pause_between_two_runs():
+    when = activity([record(0, 0, 10), record(1, 4, 10, "b"), record(2, 1000, 6)])
+    assert when.active_seconds == pytest.approx(14 + 6)
+    assert when.worker_seconds == pytest.approx(26)
+    assert when.workers == 2
+
+
+def test_one_worker_after_another_is_one_worker():
+    assert activity([record(0, 0, 10), record(1, 10, 10)]).workers == 1
+
+
+def test_throughput_adds_up(plan):
+    speed = throughput(plan, [record(0, 0, 10), record(1, 0, 6, "b"), record(2, 10, 4)])
+    assert speed["images_per_s"] == pytest.approx(30 / 14)
+    assert speed["images_per_s_per_worker"] == pytest.approx(30 / 20)
+    assert speed["images_per_s_per_gpu"] is None
+    assert speed["warm_up_seconds"] == pytest.approx(5)
+    assert speed["idle_seconds"] == pytest.approx(2 * 14 - 20)
+    assert speed["seconds"] == pytest.approx({"head": 10, "other": 10})
+    assert {row["worker"]: row["images"] for row in speed["by_worker"]} == {"a": 20, "b": 10}
+    price = cost(plan, speed, 30)
+    assert price is not None
+    assert price["per_1000_images"] == pytest.approx(36 * 2 * (14 + 5) / 3600 / 30 * 1000)
+
+
+def test_acceptance_and_counts():
+    records = [record(0, 0, 1), record(1, 1, 1, tested_by_index=(1,), accepted_by_index=(0,))]
+    found = acceptance(records)
+    assert found is not None
+    assert found["by_index"] == [pytest.approx(2 / 3), 0.5]
+    assert found["rate"] == pytest.approx(3 / 5)
+    assert found["by_token"] == [0.75, None, None, None]
+    assert acceptance([record(0, 0, 1, tested_by_index=(), accepted_by_index=())]) is None
+    totals = counts(records)
+    assert totals["per_image"]["rounds"] == 2
+    assert totals["tokens_per_round"] == pytest.approx(20 * 4 / 40)
+
+
+def test_certificate_interval_is_that_of_a_mean():
+    assert certificate([record(0, 0, 1)]) is None
+    found = certificate([record(i, i, 1, certificate_sum=value) for i, value in enumerate((1.0, 2.0, 3.0))])
+    assert found is not None
+    # Shard means 0.1, 0.2, 0.3: standard error 0.1 / sqrt(3), t quantile 4.303 at 2 degrees of freedom.
+    assert found["mean"] == pytest.approx(0.2)
+    assert found["high"] - found["mean"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
+    assert found["low"] == 0.0
+    alone = certificate([record(0, 0, 1, certificate_sum=1.0)])
+    assert alone is not None and alone["low"] is None
+
+
+def test_classes_count_agreement(plan):
+    rows = classes(plan, [record(0, 0, 1, agreeing_by_label=(4, 5, 0)), record(1, 0, 1, agreeing_by_label=(1, 0, 0))])
+    assert [(row["images"], row["agreeing"]) for row in rows] == [(10, 5), (10, 5), (0, 0)]
+    assert {row["agreeing"] for row in classes(plan, [record(0, 0, 1)])} == {None}
+
+
+def test_nothing_committed_is_a_partial_report(plan):
+    report = aggregate(Store("memory://nothing"), plan, {})
+    assert report["partial"] and report["images"]["committed"] == 0
+    assert "throughput" not in report

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.card import front_matter, render_card
+from jobs.finish import finish, rewrite_report
+from jobs.plan import read_plan
+from jobs.report import render, write_report
+from jobs.status import status
+from jobs.validate import validate
+from tests.jobs.tree import make_tree
+from workers import layout
+from workers.shard import drop_shard
+from workers.store import Store
+
+HOSTILE = '<script>alert("1")</script>'
+
+
+class Assets(HTMLParser):
+    """Collects tags and every address a browser would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "xlink:href")]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> str:
+    store = make_tree(tmp_path_factory.mktemp("tree"))
+    finish(store.url)
+    return store.url
+
+
+def parsed(page: str) -> Assets:
+    assets = Assets()
+    assets.feed(page)
+    return assets
+
+
+def test_finish_leaves_a_valid_dataset(output):
+    assert validate(output).problems == ()
+
+
+def test_report_is_self_contained_and_shows_the_images(output):
+    page = (Path(output) / layout.REPORT_HTML).read_text()
+    assets = parsed(page)
+    assert assets.tags.count("img") == 10
+    assert all(address.startswith("data:image/png;base64,") for address in assets.addresses)
+    assert not {"script", "link", "iframe"} & set(assets.tags)
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_report_json_has_the_figures(output):
+    report = json.loads((Path(output) / layout.REPORT_JSON).read_text())
+    assert report["images"] == {"planned": 10, "committed": 10}
+    assert report["guarantee"] == "none" and report["certificate"] is None
+    assert len(report["acceptance"]["by_token"]) == 16
+    assert len(report["acceptance"]["by_index"]) == 3
+    assert report["quality"] == {"skipped": "the job wrote no image features (features: false)"}
+    assert [row["images"] for row in report["classes"]] == [4, 3, 3]
+
+
+def test_hostile_names_are_escaped(output):
+    report = json.loads((Path(output) / layout.REPORT_JSON).read_text())
+    report["name"] = report["output"] = report["pair"]["data"] = HOSTILE
+    report["classes"][0]["name"] = HOSTILE
+    page = render(report, {0: ["data:image/png;base64,AA=="]})
+    assert "script" not in parsed(page).tags
+    assert "&lt;script&gt;" in page
+
+
+def test_quality_figures_render(output):
+    report = json.loads((Path(output) / layout.REPORT_JSON).read_text())
+    report["quality"] = {
+        "extractor": "some-extractor",
+        "reference": "real-images",
+        "n": 1000,
+        "frechet": 41.25,
+        "frechet_interval": [36.1, 46.2],
+        "floor": 22.4,
+        "floor_spread": 1.2,
+        "floor_n": 1000,
+        "kid": 0.034,
+        "kid_interval": [0.02, 0.048],
+        "label_agreement": 0.81,
+        "label_agreement_interval": [0.73, 0.87],
+        "classes": [],
+    }
+    page = render(report, {})
+    for text in ("41.25", "36.1 to 46.2", "22.4", "some-extractor", "81.0 %"):
+        assert text in page
+    card = render_card(read_plan(Store(output)), report)
+    assert "| Frechet distance to real-images at N = 1,000 | 41.25 (95 % interval 36.1 to 46.2) |" in card
+
+
+def test_card_front_matter_is_the_hubs(output):
+    text = (Path(output) / layout.CARD).read_text()
+    _, front, body = text.split("---\n", 2)
+    meta = yaml.safe_load(front)
+    assert meta["configs"] == [{"config_name": "default", "data_files": "data/*.parquet"}]
+    assert meta["license"] == "mit"
+    assert meta["size_categories"] == ["n<1K"]
+    plan = read_plan(Store(output))
+    for text in (plan.fingerprint, plan.pair_sha256["target"], "Guarantee `none`", "cspd", "## Load"):
+        assert text in body
+
+
+def test_card_of_another_licence_and_size(output):
+    plan = read_plan(Store(output)).model_copy(update={"rows": 50_000})
+    meta = front_matter(plan, "Acme: research only")
+    assert yaml.safe_load(yaml.safe_dump(meta))["license_name"] == "Acme: research only"
+    assert meta["license"] == "other" and meta["size_categories"] == ["10K<n<100K"]
+
+
+def test_card_escapes_markdown_of_the_pair(output):
+    report = json.loads((Path(output) / layout.REPORT_JSON).read_text())
+    report["pair"]["data"] = f"{HOSTILE}\n# heading"
+    card = render_card(read_plan(Store(output)), report)
+    assert "\n# heading" not in card and "<script>" not in card
+
+
+def test_card_spec_reproduces_the_fingerprint(output):
+    from jobs.spec import make_spec
+
+    plan = read_plan(Store(output))
+    text = (Path(output) / layout.CARD).read_text()
+    spec = make_spec(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]))
+    assert spec.fingerprint(plan.pair_sha256) == plan.fingerprint
+
+
+def test_a_new_report_keeps_a_finished_dataset_finished(output):
+    rewrite_report(output)
+    assert validate(output).ok
+
+
+def test_status_of_a_finished_job(output):
+    found = status(output)
+    assert found.finished and found.committed == found.shards == 3
+    assert "3/3 shards, 10/10 images committed (100.0 %)" in found.lines()
+    assert "spd validate" in found.next_step
+
+
+def test_status_and_report_of_an_unfinished_job(tmp_path):
+    store = make_tree(tmp_path)
+    store.delete(layout.SUCCESS)
+    drop_shard(store, 1, 3)
+    found = status(store.url)
+    assert not found.finished and (found.committed, found.committed_rows) == (2, 6)
+    assert "left at that rate" in "\n".join(found.lines())
+    assert "resumes" in found.next_step
+    assert write_report(store.url)["partial"]
+    assert "Partial: 2 of 3 shards" in (Path(store.url) / layout.REPORT_HTML).read_text()
+
+
+def test_status_names_a_damaged_record_and_all_committed(tmp_path):
+    store = make_tree(tmp_path)
+    store.delete(layout.SUCCESS)
+    assert "writes the report" in status(store.url).next_step
+    store.replace(layout.commit(2), b"{}")
+    assert any(line.startswith(f"damaged: {layout.commit(2)}") for line in status(store.url).lines())
+
+
+def test_report_of_a_job_without_any_shard(tmp_path):
+    store = make_tree(tmp_path)
+    for shard in range(3):
+        drop_shard(store, shard, 3)
+    report = rewrite_report(store.url)
+    assert report["partial"] and "Partial: 0 of 3 shards" in (Path(store.url) / layout.REPORT_HTML).read_text()

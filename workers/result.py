@@ -1,0 +1,95 @@
+"""What decoding a shard gives: encoded images, per-image columns, per-draft rows, and the figures of the commit record.
+
+Shape legend: n images of the shard, K verified drafts of the shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spd_core.law import Guarantee
+
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class DraftRows:
+    """One row per verified draft, ordered by image and then as they were tested; columns of equal length K."""
+
+    image: Int64  #: index into the shard, ascending
+    token: Int64  #: raster index
+    draft_index: Int64  #: place in the drafted block, from 0
+    log_ratio: NDArray[np.float32]
+    accepted: Bool
+    excess: NDArray[np.float32]  #: share of the certificate; NaN: no bound exists
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A decoded shard, ready to be written."""
+
+    class_names: tuple[str, ...]
+    tokens: int  #: tokens of an image
+    guarantee: Guarantee
+    image_format: str  #: png, webp or jpeg
+    images: tuple[bytes, ...]  #: n encoded images
+    rounds: Int64  #: [n]
+    drafts: DraftRows
+    features: NDArray[np.float16] | None  #: [n, 1280]
+    label_agrees: Bool | None  #: [n]
+    counts: dict[str, int]
+    seconds: dict[str, float]  #: by span
+    started: str  #: UTC, ISO 8601
+    began: float  #: `time.perf_counter` of this process when decoding started
+
+    @property
+    def drafted(self) -> Int64:
+        """Verified drafts [n] of each image."""
+        return np.bincount(self.drafts.image, minlength=len(self.images))
+
+    @property
+    def accepted(self) -> Int64:
+        """Accepted drafts [n] of each image."""
+        return np.bincount(self.drafts.image[self.drafts.accepted], minlength=len(self.images))
+
+    @property
+    def certificates(self) -> NDArray[np.float64]:
+        """Sum [n] of each image's excess; NaN where no bound exists."""
+        if self.guarantee is Guarantee.NONE:
+            return np.full(len(self.images), np.nan)
+        sums = np.bincount(self.drafts.image, weights=self.drafts.excess, minlength=len(self.images))
+        return sums.astype(np.float64)
+
+    def figures(self, labels: tuple[int, ...]) -> dict[str, Any]:
+        """Fields of the commit record that are sums over the shard."""
+        drafts, labels_n = self.drafts, np.asarray(labels, dtype=np.int64)
+        certificate = float(self.certificates.sum())
+        agreeing = None if self.label_agrees is None else labels_n[self.label_agrees]
+        return {
+            "counts": {
+                **self.counts,
+                "rounds": int(self.rounds.sum()),
+                "drafted": len(drafts.image),
+                "accepted": int(drafts.accepted.sum()),
+            },
+            "tested_by_index": _histogram(drafts.draft_index),
+            "accepted_by_index": _histogram(drafts.draft_index[drafts.accepted], _length(drafts.draft_index)),
+            "tested_by_token": _histogram(drafts.token, self.tokens),
+            "accepted_by_token": _histogram(drafts.token[drafts.accepted], self.tokens),
+            "certificate_sum": None if np.isnan(certificate) else certificate,
+            "images_by_label": _histogram(labels_n, len(self.class_names)),
+            "agreeing_by_label": None if agreeing is None else _histogram(agreeing, len(self.class_names)),
+        }
+
+
+def _length(values: Int64) -> int:
+    return int(values.max()) + 1 if len(values) else 0
+
+
+def _histogram(values: Int64, length: int = 0) -> tuple[int, ...]:
+    return tuple(np.bincount(values, minlength=length).tolist())

@@ -1,0 +1,40 @@
+"""JSON records that prove themselves: one spelling, and a sha256 over everything else inside.
+
+Commit records and the manifest are sealed, so that one changed byte anywhere is noticed without a second copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+SEAL = "sha256"
+
+
+def canonical_json(content: Any) -> bytes:
+    """The one spelling of a JSON value in the store: sorted keys, one per line, a final newline."""
+    return (json.dumps(content, sort_keys=True, indent=1) + "\n").encode()
+
+
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with its seal, replacing an older one."""
+    bare = {key: value for key, value in content.items() if key != SEAL}
+    return {**bare, SEAL: hashlib.sha256(canonical_json(bare)).hexdigest()}
+
+
+def unseal(raw: bytes) -> dict[str, Any]:
+    """The sealed content of canonical JSON bytes, seal included.
+
+    Raises:
+        ValueError: not JSON, not sealed, or changed since.
+    """
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("is not JSON") from error
+    if not isinstance(content, dict) or SEAL not in content:
+        raise ValueError("has no seal")
+    if canonical_json(seal(content)) != raw:
+        raise ValueError("does not match its seal")
+    return content

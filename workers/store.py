@@ -1,0 +1,334 @@
+"""The output as whole objects below one fsspec URL: create-only writes that are atomic, and retries that are patient.
+
+Every file system behaves the same here: an object appears under its name complete or not at all, and of two creators
+one gets `Conflict`. s3fs does that with ``If-None-Match: *``; on a local disk a hard link does it; in memory a lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import re
+import threading
+import uuid
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from workers import local_disk
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Longest time one operation is tried again; s3fs alone gives up after seconds, an object store's outage takes minutes.
+RETRY_DEADLINE_S = 300.0
+#: The probe at the start answers a person who may have mistyped the output, so it gives up sooner.
+PROBE_DEADLINE_S = 15.0
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 20.0
+
+_PERMANENT_TYPES = (
+    FileExistsError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,
+    AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError,
+)  # fmt: skip
+_PERMANENT_ERRNOS = frozenset(
+    {
+        errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.ELOOP, errno.EMSGSIZE, errno.ENAMETOOLONG, errno.ENOSPC,
+        errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EROFS, errno.EXDEV,
+    }
+)  # fmt: skip
+#: By name, so that a local job never imports botocore.
+_PERMANENT_NAMES = frozenset(
+    {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
+)
+_PROBE = "_run/.probe-"
+_memory_lock = threading.Lock()
+
+
+class StoreError(OSError):
+    """The output cannot be reached, read or written; the message is one line for the user."""
+
+
+class Conflict(StoreError):
+    """A create-only write found an object with other content under its name."""
+
+
+def _error_code(error: BaseException) -> str:
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _is_taken(error: BaseException) -> bool:
+    # Some gateways leave out the condition that s3fs looks for, so the refusal arrives as EINVAL.
+    return isinstance(error, FileExistsError) or _error_code(error) == "PreconditionFailed"
+
+
+def _is_transient(error: BaseException) -> bool:
+    if not isinstance(error, Exception) or isinstance(error, (StoreError, *_PERMANENT_TYPES)) or _is_taken(error):
+        return False
+    if type(error).__name__ in _PERMANENT_NAMES:
+        return False
+    return not (isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS)
+
+
+def _secrets(options: Any) -> list[str]:
+    """Every text in nested storage options that is long enough to be a secret."""
+    if isinstance(options, dict):
+        return [text for value in options.values() for text in _secrets(value)]
+    if isinstance(options, (list, tuple)):
+        return [text for value in options for text in _secrets(value)]
+    return [options] if isinstance(options, str) and len(options) >= 4 else []
+
+
+def _create_remote(fs: Any, key: str, data: bytes) -> None:
+    """Create-only write; the look before it spares an upload, and is all there is if a gateway ignores the header."""
+    try:
+        fs.info(key)
+    except FileNotFoundError:
+        fs.pipe_file(key, data, mode="create")
+    else:
+        raise FileExistsError(key)
+
+
+class Store:
+    """Whole objects under paths relative to one URL.
+
+    The file system is opened on first use and never travels: a pickled store is its URL and options alone.
+
+    Args:
+        url: any fsspec URL, or a local path.
+        storage_options: arguments of the fsspec file system; they never appear in a repr, a log or an error.
+    """
+
+    def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
+        # A worker's current folder is not the driver's.
+        self.url = url if "://" in url or "::" in url else str(Path(url).expanduser().absolute())
+        self._options = dict(storage_options or {})
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str, dict[str, Any]]]:
+        return Store, (self.url, self._options)
+
+    def __repr__(self) -> str:
+        return f"Store({self._shown_url!r})"
+
+    @property
+    def _shown_url(self) -> str:
+        return re.sub(r"//[^/@]*@", "//", self.url)
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        try:
+            fs, root = fsspec.core.url_to_fs(self.url, **{"use_listings_cache": False, **self._options})
+        except Exception as error:  # a driver's constructor may raise anything
+            raise self._failure("open", "", error) from error
+        return fs, str(root).rstrip("/")
+
+    def _key(self, path: str) -> str:
+        root = self._opened[1]
+        return f"{root}/{path}" if path else root
+
+    def _failure(self, action: str, path: str, error: BaseException) -> StoreError:
+        if path.startswith(_PROBE):
+            path = ""  # a name the user has never heard of
+        text = " ".join(str(error).split()) or type(error).__name__
+        where = f"{self._shown_url}/{path}" if path else self._shown_url
+        message = f"output: cannot {action} {where}: {text}"
+        for secret in _secrets(self._options):
+            message = message.replace(secret, "***")
+        return StoreError(message)
+
+    def _retry(self, action: str, path: str, call: Callable[[], T], deadline_s: float | None = None) -> T:
+        """Runs ``call`` until it succeeds, fails for good, or the deadline has passed."""
+
+        def log(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            logger.warning("%s; trying again", self._failure(action, path, error or OSError("unknown")))
+
+        retrying = Retrying(
+            retry=retry_if_exception(_is_transient),
+            wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+            stop=stop_after_delay(RETRY_DEADLINE_S if deadline_s is None else deadline_s),
+            before_sleep=log,
+            reraise=True,
+        )
+        try:
+            return retrying(call)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"output: {self._shown_url}/{path} is not there") from error
+        except StoreError:
+            raise
+        except Exception as error:
+            if _is_taken(error):
+                raise
+            raise self._failure(action, path, error) from error
+
+    def read(self, path: str) -> bytes:
+        """The whole object.
+
+        Raises:
+            FileNotFoundError: no such object.
+            StoreError: the store cannot be read.
+        """
+        return self._retry("read", path, lambda: bytes(self._opened[0].cat_file(self._key(path))))
+
+    def size(self, path: str) -> int:
+        """Bytes of the object.
+
+        Raises:
+            FileNotFoundError: no such object.
+            StoreError: the store cannot be read.
+        """
+
+        def call() -> int:
+            info = self._opened[0].info(self._key(path))
+            if info["type"] != "file":
+                raise FileNotFoundError(path)
+            return int(info["size"])
+
+        return self._retry("read", path, call)
+
+    def exists(self, path: str) -> bool:
+        try:
+            self.size(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        """Path and bytes of every object below a folder ("": all), sorted; an absent folder has none."""
+        folder = prefix.strip("/")
+
+        def call() -> dict[str, int]:
+            fs, key = self._opened[0], self._key(folder)
+            if isinstance(fs, LocalFileSystem):
+                return local_disk.sizes(Path(key or "/"))
+            infos = fs.find(key, detail=True)
+            return {name: int(info["size"]) for name, info in infos.items() if info["type"] == "file"}
+
+        try:
+            found = self._retry("list", folder, call)
+        except FileNotFoundError:
+            return {}
+        skip = len(self._opened[1]) + 1
+        sizes = {key[skip:]: size for key, size in found.items()}
+        below = f"{folder}/" if folder else ""
+        return {p: sizes[p] for p in sorted(sizes) if p.startswith(below)}
+
+    def create(self, path: str, data: bytes) -> None:
+        """Writes an object that must not exist yet; the same content under the name counts as written.
+
+        A lost response makes our own object look like another's, so content decides.
+
+        Raises:
+            Conflict: other content lies there.
+            StoreError: the store cannot be written.
+        """
+        self._create(path, data, RETRY_DEADLINE_S)
+
+    def _create(self, path: str, data: bytes, deadline_s: float) -> None:
+        try:
+            self._retry("write", path, lambda: self._create_once(path, data), deadline_s)
+        except FileNotFoundError as error:
+            raise self._failure("write", path, error.__cause__ or error) from error
+        except OSError as error:
+            if not _is_taken(error):
+                raise
+            if hashlib.sha256(self.read(path)).digest() != hashlib.sha256(data).digest():
+                raise Conflict(f"output: {self._shown_url}/{path} exists with other content") from error
+
+    def _create_once(self, path: str, data: bytes) -> None:
+        fs, key = self._opened[0], self._key(path)
+        if isinstance(fs, LocalFileSystem):
+            local_disk.create(Path(key), data)
+        elif isinstance(fs, MemoryFileSystem):
+            with _memory_lock:
+                fs.pipe_file(key, data, mode="create")
+        else:
+            _create_remote(fs, key, data)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Writes an object, whatever lay there before.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+
+        def call() -> None:
+            fs, key = self._opened[0], self._key(path)
+            if isinstance(fs, LocalFileSystem):
+                local_disk.replace(Path(key), data)
+            else:
+                fs.pipe_file(key, data)
+
+        try:
+            self._retry("write", path, call)
+        except FileNotFoundError as error:
+            raise self._failure("write", path, error.__cause__ or error) from error
+
+    def delete(self, path: str) -> None:
+        """Deletes an object; one that is not there is deleted already.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        try:
+            self._retry("delete", path, lambda: self._opened[0].rm_file(self._key(path)))
+        except FileNotFoundError:
+            logger.debug("%s was not there to delete", path)
+
+    def check_writable(self) -> None:
+        """Writes, reads and deletes a probe object and leaves nothing, not even a folder.
+
+        Raises:
+            StoreError: the output cannot be written.
+        """
+        made = self._missing_folders()
+        probe = f"{_PROBE}{uuid.uuid4().hex}"
+        try:
+            self._create(probe, b"first", PROBE_DEADLINE_S)
+            if not self._refuses_overwriting(probe):
+                logger.warning(
+                    "%s does not honour create-only writes: run one driver at a time on this output", self._shown_url
+                )
+        finally:
+            self._remove_probe(probe, made)
+
+    def _refuses_overwriting(self, probe: str) -> bool:
+        fs = self._opened[0]
+        if isinstance(fs, LocalFileSystem):
+            return True
+        try:
+            self._retry(
+                "write", probe, lambda: fs.pipe_file(self._key(probe), b"second", mode="create"), PROBE_DEADLINE_S
+            )
+        except OSError as error:
+            if not _is_taken(error):
+                raise
+            return True
+        return False
+
+    def _missing_folders(self) -> tuple[Path, ...]:
+        """Local folders, deepest first, that a probe would make."""
+        if not isinstance(self._opened[0], LocalFileSystem):
+            return ()
+        folder = Path(self._key("_run"))
+        return tuple(path for path in (folder, *folder.parents) if not path.exists())
+
+    def _remove_probe(self, probe: str, made: tuple[Path, ...]) -> None:
+        try:
+            self._retry("delete", probe, lambda: self._opened[0].rm_file(self._key(probe)), deadline_s=0.0)
+        except (FileNotFoundError, StoreError):
+            # Nothing was written, or the write's own error is already on its way to the user.
+            logger.debug("no probe to delete below %s", self._shown_url)
+        for folder in made:
+            try:
+                folder.rmdir()
+            except OSError:
+                break  # it was never made, or someone has begun to use it
