@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,12 +16,9 @@ from scipy.stats import t
 from torch import Tensor
 
 from jobs.plan import Plan, package_version, utc_now
-from spd_core.pairs.pair import PairCard, PairError, load_card
 from workers import layout
 from workers.records import CommitRecord
 from workers.store import Store
-
-logger = logging.getLogger(__name__)
 
 #: Images the distances are computed on, at most: the number published figures use, and what fits into memory.
 QUALITY_IMAGES = 50_000
@@ -205,9 +201,9 @@ def _features(store: Store, plan: Plan, records: Sequence[CommitRecord]) -> tupl
     return torch.cat(features)[:QUALITY_IMAGES], torch.tensor(labels[:QUALITY_IMAGES]), agree
 
 
-def quality(store: Store, plan: Plan, records: Sequence[CommitRecord], reference: str) -> Json:
-    """Distances to the reference and label agreement, or ``{"skipped": reason}``."""
-    images = sum(record.rows for record in records)
+def quality(store: Store, plan: Plan, records: Sequence[CommitRecord]) -> Json:
+    """Distances to the plan's reference and label agreement, or ``{"skipped": reason}``."""
+    images, reference = sum(record.rows for record in records), plan.pair.reference
     if not plan.spec["features"]:
         return {"skipped": "the job wrote no image features (features: false)"}
     if not reference:
@@ -218,16 +214,6 @@ def quality(store: Store, plan: Plan, records: Sequence[CommitRecord], reference
 
     figures = evaluate(*_features(store, plan, records), reference)
     return figures.model_dump(mode="json")
-
-
-def _card(plan: Plan) -> PairCard | None:
-    """The card of the plan's pair if it is still on this machine: a report must not need the weights."""
-    try:
-        card = load_card(plan.spec["pair"])
-    except PairError as error:
-        logger.info("the report does without the pair's card: %s", error)
-        return None
-    return card if card.sha256 == plan.pair_sha256 else None
 
 
 def aggregate(store: Store, plan: Plan, records: dict[int, CommitRecord]) -> Json:
@@ -242,7 +228,7 @@ def aggregate(store: Store, plan: Plan, records: dict[int, CommitRecord]) -> Jso
         StoreError: a feature file cannot be read.
     """
     ordered = [records[shard] for shard in sorted(records)]
-    card, spec = _card(plan), plan.spec
+    spec = plan.spec
     images = sum(record.rows for record in ordered)
     report: Json = {
         "version": 1,
@@ -259,13 +245,8 @@ def aggregate(store: Store, plan: Plan, records: dict[int, CommitRecord]) -> Jso
         "method": spec["method"],
         "guarantee": plan.guarantee,
         "seed": spec["seed"],
-        "pair": {
-            "name": card.name if card else spec["pair"],
-            "sha256": plan.pair_sha256,
-            "licence": card.licence if card else None,
-            "data": card.data if card else None,
-        },
-        "plan": plan.model_dump(mode="json", exclude={"class_names", "pair_sha256", "spec"}),
+        "pair": {**plan.pair.model_dump(), "sha256": plan.pair_sha256},
+        "plan": plan.model_dump(mode="json", exclude={"class_names", "pair", "pair_sha256", "spec"}),
         "spec": spec,
     }
     if not ordered:
@@ -278,5 +259,5 @@ def aggregate(store: Store, plan: Plan, records: dict[int, CommitRecord]) -> Jso
         "counts": counts(ordered),
         "certificate": certificate(ordered),
         "classes": classes(plan, ordered),
-        "quality": quality(store, plan, ordered, card.reference if card else ""),
+        "quality": quality(store, plan, ordered),
     }

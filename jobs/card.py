@@ -18,11 +18,11 @@ _SIZE_NAMES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n
 _HUB_LICENCES = frozenset({"mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "openrail"})
 
 
-def front_matter(plan: Plan, licence: str | None) -> dict[str, Any]:
+def front_matter(plan: Plan, licence: str) -> dict[str, Any]:
     """The card's metadata in the hub's form."""
-    known = (licence or "").lower()
+    known = licence.lower()
     licensed = {"license": known} if known in _HUB_LICENCES else {"license": "other"}
-    if known not in _HUB_LICENCES and licence:
+    if known not in _HUB_LICENCES:
         licensed["license_name"] = licence
     return {
         "pretty_name": plan.spec["name"],
@@ -80,8 +80,8 @@ def render_card(plan: Plan, report: Json) -> str:
             f"- Guarantee `{plan.guarantee}`: {words.GUARANTEES[plan.guarantee]}",
             f"- Pair: {_line(pair['name'])}",
             *hashes,
-            f"- Licence of the weights: {_line(pair['licence'] or 'unknown here')}",
-            f"- Trained on: {_line(pair['data'] or 'unknown here')}",
+            f"- Licence of the weights: {_line(pair['licence'])}",
+            f"- Trained on: {_line(pair['data'])}",
             f"- Job seed {spec['seed']}; fingerprint `{plan.fingerprint}`",
             "",
             "## Figures",

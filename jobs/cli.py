@@ -103,16 +103,9 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    sample = importlib.import_module("jobs.sample")
-    sample.run(
-        pair=args.pair,
-        n=args.n,
-        label=args.label,
-        seed=args.seed,
-        method=args.method,
-        overrides=args.set,
-        out=args.out,
-    )
+    from jobs.sample import run
+
+    run(args.pair, args.n, args.label, args.seed, args.method, args.set, args.out)
     return _OK
 
 

@@ -54,9 +54,9 @@ def _stoppable() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _settings(spec: Spec, plan: Plan) -> WorkerSettings:
+def _settings(spec: Spec, plan: Plan, store: Store) -> WorkerSettings:
     return WorkerSettings(
-        output=spec.output,
+        output=store.url,  # absolute: a worker's current folder is not the driver's
         storage_options=spec.storage_options,
         pair=spec.pair,
         pair_sha256=plan.pair_sha256,
@@ -91,9 +91,11 @@ def _make_shards(spec: Spec, store: Store, plan: Plan, committed: Committed) -> 
     Nothing is written or dropped before a worker has loaded its models: until then the spec may still prove wrong.
     """
     todo = len(_missing(plan, committed)) + sum(shard in committed.records for shard in committed.damaged)
+    logger.info("starting Ray and the workers")
+    # Ray puts its own signal handlers in place of the first ones.
     with running_ray(spec.workers) as ray, _stoppable():
         count = min(worker_count(ray, spec.workers), todo)
-        fleet = Fleet(ray, store, plan, _settings(spec, plan), spec.workers, count)
+        fleet = Fleet(ray, store, plan, _settings(spec, plan, store), spec.workers, count)
         try:
             fleet.wait_for_first()
             plan = store_plan(store, plan)
@@ -102,7 +104,7 @@ def _make_shards(spec: Spec, store: Store, plan: Plan, committed: Committed) -> 
             attempts = {shard: attempts.get(shard, 0) for shard in _missing(plan, committed)}
             done = sum(record.rows for record in committed.records.values())
             progress = Progress(plan.shards, plan.rows, len(committed.records), done)
-            logger.info("%d shards to make with %d workers", len(attempts), count)
+            logger.info("shards to make: %d, workers: %d", len(attempts), count)
             for record in fleet.run(attempts):
                 if record is not None:
                     progress.add(record.rows)
@@ -150,7 +152,7 @@ def generate(spec: Spec) -> dict[str, Any]:
         if work or check_manifest(store, plan, list(committed.records.values())):
             finish(spec.output, spec.storage_options)
     return {
-        "output": public_url(store.url),
+        "output": public_url(spec.output),
         "images": plan.rows,
         "shards": plan.shards,
         "made": made,

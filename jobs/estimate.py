@@ -30,13 +30,11 @@ class Estimate(Settings):
 
 def measured_rate(card: PairCard, spec: Spec) -> float | None:
     """Images per second of one CPU worker in the card's benchmark rows at this law and method, nearest batch."""
-    law, method = spec.law.model_dump(), spec.method.model_dump()
+    settings = spec.method.model_dump(mode="json", exclude={"name"})
     rows: list[dict[str, Any]] = [
         row
         for row in card.figures.get("bench", {}).get("rows", [])
-        if row["method"] == method["name"]
-        and row["law"] == law
-        and all(row[knob] == method[knob] for knob in ("gamma", "variant") if knob in method and knob in row)
+        if (row["method"], row["settings"], row["law"]) == (spec.method.name, settings, spec.law.model_dump())
     ]
     if not rows or spec.workers.num_gpus > 0:
         return None

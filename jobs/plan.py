@@ -25,12 +25,22 @@ from workers.store import Conflict, Store, StoreError
 _PACKAGES = ("torch", "ray", "pyarrow")
 
 
+class PairFacts(Settings):
+    """What report and card say of the pair, which must not need the pair to be at hand."""
+
+    name: str
+    licence: str
+    data: str = Field(description="what the weights were trained on")
+    reference: str = Field(description="bundled statistics the images are compared with; empty: none")
+
+
 class Plan(Settings):
     """Everything that decides a byte of the dataset, and where and when it was decided."""
 
     version: int = 1
     spec: dict[str, Any] = Field(description="every field of the spec except storage_options, which are never stored")
     fingerprint: str = Field(description="sha256 over the spec's fixed fields and the pair's weights")
+    pair: PairFacts
     pair_sha256: dict[str, str]
     guarantee: str
     shards: int = Field(gt=0)
@@ -122,6 +132,7 @@ def make_plan(spec: Spec) -> Plan:
     return Plan(
         spec={**dump, "output": public_url(spec.output)},
         fingerprint=spec.fingerprint(card.sha256),
+        pair=PairFacts(name=card.name, licence=card.licence, data=card.data, reference=card.reference),
         pair_sha256=card.sha256,
         guarantee=str(spec.method.guarantee),
         shards=spec.shards,

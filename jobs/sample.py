@@ -45,18 +45,14 @@ def _checked(out: str, n: int) -> Path:
     return path
 
 
-def _spec(
-    pair: str, n: int, label: int | None, seed: int, method: str | None, overrides: list[str]
-) -> Spec:
+def _spec(pair: str, n: int, label: int | None, seed: int, method: str | None, overrides: list[str]) -> Spec:
     given = [f"pair={pair}", f"requests.count={n}", f"seed={seed}"]
     given += [f"requests.labels=[{label}]"] if label is not None else []
     given += [f"method={method}"] if method is not None else []
     return load_spec(None, [*given, *overrides])
 
 
-def run(
-    pair: str, n: int, label: int | None, seed: int, method: str | None, overrides: list[str], out: str
-) -> None:
+def run(pair: str, n: int, label: int | None, seed: int, method: str | None, overrides: list[str], out: str) -> None:
     """Decodes ``n`` images and writes ``out``.
 
     The images are those of a job with the same seed: request i has the id and the random numbers it has there.
@@ -81,9 +77,7 @@ def run(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_pair(spec.pair, device, draft=spec.method.uses_draft)
     classes = len(loaded.card.class_names)
-    labels = torch.tensor(
-        [index % classes if label is None else label for index in range(n)], device=device
-    )
+    labels = torch.tensor([index % classes if label is None else label for index in range(n)], device=device)
     seeds = torch.tensor([image_seed(seed, request_id(index)) for index in range(n)], device=device)
     began, tokens = time.perf_counter(), []
     for start in range(0, n, spec.batch):

@@ -64,9 +64,14 @@ class Spec(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _output_from_name(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and not raw.get("output"):
-            return {**raw, "output": f"out/{raw.get('name', cls.model_fields['name'].default)}"}
+    def _derived_defaults(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        if not raw.get("output"):
+            raw = {**raw, "output": f"out/{raw.get('name', cls.model_fields['name'].default)}"}
+        method = raw.get("method")
+        if isinstance(method, dict) and "name" not in method:
+            raw = {**raw, "method": {"name": Cspd().name, **method}}
         return raw
 
     @field_validator("output")

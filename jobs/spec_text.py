@@ -56,4 +56,6 @@ def _method_lines() -> list[str]:
 
 def spec_as_yaml() -> str:
     """A spec file that holds every default; what it says is what a job does without one."""
-    return "\n".join([*_lines(_defaults(), ""), *_method_lines(), ""])
+    # An output that follows from the name must not stay behind when someone edits the name.
+    spec = _defaults().model_copy(update={"output": ""})
+    return "\n".join([*_lines(spec, ""), *_method_lines(), ""])

@@ -19,8 +19,12 @@ from spd_core.train.recipes import RECIPES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""
     pairs = sorted({pair for pair, _ in RECIPES})
-    parser.add_argument("what", choices=[*pairs, "label-classifier", "reference"], help="a bundled pair or quality data")
-    parser.add_argument("--part", choices=["target", "draft", "bundle"], help="of a pair: train one, or make its folder")
+    parser.add_argument(
+        "what", choices=[*pairs, "label-classifier", "reference"], help="a bundled pair or quality data"
+    )
+    parser.add_argument(
+        "--part", choices=["target", "draft", "bundle"], help="of a pair: train one, or make its folder"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of checkpoint, loss curve and weights")
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the recipe's")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")

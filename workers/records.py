@@ -67,7 +67,9 @@ class CommitRecord(Settings):
     files: tuple[FileRecord, ...] = Field(description="data, acceptance and, if asked for, features")
     started: str = Field(description="UTC, ISO 8601")
     wall_seconds: float = Field(description="from the start of decoding to the upload of the last file")
-    seconds: dict[str, float] = Field(description="split: context, head, draft, residual, codec, encode, features, upload")
+    seconds: dict[str, float] = Field(
+        description="split: context, head, draft, residual, codec, encode, features, upload"
+    )
     counts: dict[str, int] = Field(description="calls and rows of the networks, rounds, drafted, accepted")
     tested_by_index: tuple[int, ...] = Field(description="verified drafts by place in the block")
     accepted_by_index: tuple[int, ...]

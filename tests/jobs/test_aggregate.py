@@ -4,9 +4,10 @@ import datetime
 
 import pytest
 
-from jobs.aggregate import acceptance, activity, aggregate, certificate, classes, cost, counts, throughput
+from jobs.aggregate import acceptance, activity, aggregate, certificate, classes, cost, counts, quality, throughput
 from jobs.plan import make_plan
 from jobs.spec import make_spec
+from tests.jobs.tree import make_shards, tree_spec
 from tests.tiny_pair import make_tiny_pair
 from workers.records import CommitRecord
 from workers.store import Store
@@ -108,3 +109,22 @@ def test_nothing_committed_is_a_partial_report(plan):
     report = aggregate(Store("memory://nothing"), plan, {})
     assert report["partial"] and report["images"]["committed"] == 0
     assert "throughput" not in report
+
+
+def test_quality_reads_the_features_that_were_written(tmp_path):
+    spec = tree_spec(tmp_path, method="null", requests={"count": 60}, shard_size=25, features=True)
+    plan, store = make_plan(spec), Store(spec.output)
+    records = make_shards(store, spec, plan)
+    compared = plan.model_copy(update={"pair": plan.pair.model_copy(update={"reference": "fashion-mnist"})})
+    found = quality(store, compared, records)
+    assert found["n"] == 60 and found["frechet"] > found["floor"] > 0
+    assert found["label_agreement"] is None, "the tiny pair names no classifier"
+    assert [row["images"] for row in found["classes"]] == [20] * 3 + [0] * 7
+
+
+def test_quality_says_why_it_is_skipped(plan):
+    records = [record(0, 0, 1)]
+    store = Store("memory://nothing")
+    assert "no reference" in quality(store, plan, records)["skipped"]
+    compared = plan.model_copy(update={"pair": plan.pair.model_copy(update={"reference": "fashion-mnist"})})
+    assert "10 images are too few" in quality(store, compared, records)["skipped"]

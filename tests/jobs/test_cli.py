@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from jobs.cli import main
+from jobs.estimate import estimate, estimate_lines
+from jobs.plan import make_plan
+from jobs.spec import SpecError, load_spec, make_spec
+from jobs.spec_text import spec_as_yaml
+from spd_core.pairs.pair import load_card
+from tests.jobs.tree import make_tree
+from tests.tiny_pair import make_tiny_pair
+from workers import layout
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> str:
+    return str(make_tiny_pair(tmp_path_factory.mktemp("pairs") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def plain_pair(tmp_path_factory) -> str:
+    return str(make_tiny_pair(tmp_path_factory.mktemp("pairs") / "plain", draft=False))
+
+
+def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("spd: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("colour=red", "colour: unknown field, got 'red', allowed: the fields that `spd spec` lists"),
+        ("law.nosuch=1", "law.nosuch: unknown field"),
+        ("method.gamma=-1", "gamma: got -1, allowed: Input should be greater than or equal to 1"),
+        ("requests.labels=[0,3]", "requests.labels: got 3, allowed: 0..2"),
+        ("requests.count=many", "requests.count: got 'many', allowed:"),
+        ("pair=nosuch", "pair: got 'nosuch', allowed:"),
+        ("law.head_steps=0", "law.head_steps: got 0"),
+        ("nonsense", "--set: got 'nonsense', allowed: field.path=value"),
+        ("seed.x=1", "seed: got {'x': 1}, allowed: Input should be a valid integer"),
+        ("output=[1", "output: got '[1', allowed: a YAML value"),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "plan"])
+def test_wrong_input_is_one_line_and_writes_nothing(command, setting, message, pair, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["--set", f"pair={pair}", "--output", str(out), "--set", "method.name=cspd", "--set", setting]
+    assert main([command, *given]) == 2
+    assert message in one_line_error(capsys)
+    assert not out.exists()
+
+
+def test_a_pair_without_draft_cannot_speculate(plain_pair, tmp_path, capsys):
+    assert main(["generate", "--set", f"pair={plain_pair}", "--output", str(tmp_path / "out")]) == 2
+    assert "method: got 'cspd', allowed: plain or null" in one_line_error(capsys)
+
+
+def test_spec_file_that_cannot_be_read(tmp_path, capsys):
+    assert main(["plan", str(tmp_path / "none.yaml")]) == 2
+    assert "spec: cannot read" in one_line_error(capsys)
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    assert main(["plan", str(tmp_path / "list.yaml")]) == 2
+    assert "allowed: a mapping of fields" in one_line_error(capsys)
+
+
+def test_corrupt_weights_write_nothing(tmp_path, capsys):
+    folder = make_tiny_pair(tmp_path / "pair")
+    weights = folder / "target.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
+    assert main(["generate", "--set", f"pair={folder}", "--output", str(tmp_path / "out")]) == 2
+    assert "target.safetensors has sha256" in one_line_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unwritable_output(pair, tmp_path, capsys):
+    # A file where the folder should be stops root too, whom permissions do not.
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["generate", "--set", f"pair={pair}", "--output", str(tmp_path / "file" / "out")]) == 2
+    assert "output: cannot" in one_line_error(capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_with_someone_elses_readme_is_refused(pair, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    assert main(["generate", "--set", f"pair={pair}", "--output", str(tmp_path)]) == 2
+    assert "holds a README.md of no job" in one_line_error(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_resume_with_another_spec_is_refused(tmp_path, capsys):
+    store = make_tree(tmp_path)
+    before = {path: store.read(path) for path in store.list()}
+    given = ["--set", f"pair={tmp_path / 'pair'}", "--set", "features=false", "--set", "requests.count=10"]
+    given += ["--set", "shard_size=4", "--set", "batch=2", "--set", "method={name: cspd, gamma: 2}"]
+    assert main(["generate", *given, "--output", store.url]) == 2
+    assert "method.gamma: got 2, stored 3; allowed: the stored value, or another output" in one_line_error(capsys)
+    assert {path: store.read(path) for path in store.list()} == before
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_no_job_there(command, tmp_path, capsys):
+    assert main([command, str(tmp_path / "none")]) == 2
+    assert "allowed: an output of `spd generate`" in one_line_error(capsys)
+
+
+def test_storage_options_are_parsed_and_never_shown(tmp_path, capsys):
+    assert main(["status", "s3://nobody/x", "--storage-option", "hunter2"]) == 2
+    assert "--storage-option: got 'hunter2', allowed: KEY=VALUE" in one_line_error(capsys)
+    assert main(["status", str(tmp_path), "--storage-option", "auto_mkdir=false"]) == 2
+    assert "is not there" in one_line_error(capsys)
+
+
+def test_validate_reports_problems_with_exit_1(tmp_path, capsys):
+    store = make_tree(tmp_path)
+    assert main(["validate", store.url]) == 0
+    assert capsys.readouterr().out.startswith("ok: 10 images, 3 shards")
+    store.delete(layout.data(1, 3))
+    assert main(["validate", store.url]) == 1
+    assert layout.data(1, 3) in capsys.readouterr().out
+
+
+def test_status_and_report_print_where_things_are(tmp_path, capsys):
+    store = make_tree(tmp_path)
+    assert main(["status", store.url]) == 0
+    assert "3/3 shards, 10/10 images" in capsys.readouterr().out
+    assert main(["report", store.url]) == 0
+    assert capsys.readouterr().out.strip() == f"10 images: {store.url}/report.html"
+    assert main(["validate", store.url]) == 0
+
+
+def test_plan_writes_nothing_and_prices_what_is_known(pair, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["plan", "--set", f"pair={pair}", "--set", "requests.count=1000", "--output", str(out)]
+    assert main([*given, "--set", "workers.price_per_hour=1"]) == 0
+    text = capsys.readouterr().out
+    assert "1,000 of 3 classes, 16 shards" in text
+    assert "unknown: the pair's card has no figures at this law and method" in text
+    assert not out.exists()
+
+
+def test_estimate_takes_the_nearest_measured_batch(pair):
+    spec = make_spec({"pair": pair, "requests": {"count": 100}, "workers": {"count": 2, "price_per_hour": 36.0}})
+    settings = spec.method.model_dump(mode="json", exclude={"name"})
+    row = {"method": "cspd", "settings": settings, "law": spec.law.model_dump(), "batch": 1, "images_per_s": 1.0}
+    others = [{**row, "batch": 24, "images_per_s": 5.0}, {**row, "method": "plain", "images_per_s": 9.0}]
+    card = load_card(pair).model_copy(update={"figures": {"bench": {"rows": [row, *others]}}})
+    guess = estimate(card, make_plan(spec), spec)
+    assert guess.images_per_s_per_worker == 5.0
+    assert guess.seconds == pytest.approx(10.0)
+    assert guess.cost == pytest.approx(36.0 * 2 * 10 / 3600)
+    assert any("about 10.0 s" in line for line in estimate_lines(make_plan(spec), guess))
+
+
+def test_spec_text_is_the_default_spec():
+    text = spec_as_yaml()
+    raw = yaml.safe_load(text)
+    assert raw["method"]["name"] == "cspd"
+    assert "# images of the dataset (>= 1)" in text and "(one of paper, released)" in text
+    assert make_spec(raw) == make_spec({})
+
+
+def test_shorthands_and_yaml_null_method(pair, tmp_path):
+    spec = load_spec(None, [f"pair={pair}", "method=null", "output='a: b'"])
+    assert (spec.method.name, spec.output) == ("null", "a: b")
+    with pytest.raises(SpecError, match="method"):
+        load_spec(None, [f"pair={pair}", "method=magic"])
+
+
+@pytest.mark.parametrize("argv", [[], ["--nonsense"], ["generate", "--workers", "two"], ["nosuch"]])
+def test_wrong_arguments_exit_2(argv, capsys):
+    try:
+        code = main(argv)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert "usage: spd" in capsys.readouterr().err
+
+
+def test_help_loads_neither_torch_nor_ray():
+    code = "import sys; from jobs.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'ray', 'pyarrow', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")

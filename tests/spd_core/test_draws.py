@@ -1,0 +1,92 @@
+"""The counter-based generator: known answers, distribution, and independence from everything but its arguments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from spd_core.draws import Draws, Purpose, image_seed, philox
+
+
+def _words(value):
+    return torch.tensor([value])
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_known_answers(counter, key, expected):
+    """The published known-answer vectors of Philox4x32-10 (Random123)."""
+    words = philox(tuple(map(_words, counter)), tuple(map(_words, key)))
+    assert tuple(int(word) for word in words) == expected
+
+
+def _draws(count=4, seed=0):
+    return Draws(torch.tensor([image_seed(seed, str(i)) for i in range(count)]))
+
+
+def test_normals_and_uniforms_have_their_law():
+    draws, rows = _draws(1), torch.zeros(64, dtype=torch.int64)
+    normals = draws.normals(Purpose.STEP, rows, torch.arange(64), 1000).flatten().numpy()
+    uniforms = draws.uniforms(Purpose.ACCEPT, rows, torch.arange(64), 1000).flatten().numpy()
+    assert stats.kstest(normals, "norm").pvalue > 1e-3
+    assert stats.kstest(uniforms, "uniform").pvalue > 1e-3
+    assert 0 < uniforms.min() and uniforms.max() < 1
+
+
+def test_a_draw_depends_on_its_arguments_only():
+    """The same image in another batch, at another place, in another order, gets the same numbers."""
+    draws, other = _draws(4), Draws(_draws(4).seeds.flip(0))
+    one = draws.normals(Purpose.STEP, torch.tensor([1]), torch.tensor([7]), 10, round_R=3, attempt=2)
+    many = other.normals(Purpose.STEP, torch.tensor([0, 2, 3]), torch.tensor([5, 7, 7]), 10, round_R=3, attempt=2)
+    assert torch.equal(one[0], many[1])
+    assert not torch.equal(one[0], many[0])
+
+
+@pytest.mark.parametrize("changed", ["purpose", "token", "round", "attempt", "image"])
+def test_every_argument_changes_the_numbers(changed):
+    draws = _draws(2)
+    base = {"purpose": Purpose.STEP, "image_R": torch.tensor([0]), "token_R": torch.tensor([1]), "count": 8}
+    other = dict(base)
+    match changed:
+        case "purpose":
+            other["purpose"] = Purpose.START
+        case "token":
+            other["token_R"] = torch.tensor([2])
+        case "round":
+            other["round_R"] = 1
+        case "attempt":
+            other["attempt"] = 1
+        case "image":
+            other["image_R"] = torch.tensor([1])
+    assert not torch.equal(draws.uniforms(**base), draws.uniforms(**other))
+
+
+def test_round_may_differ_by_row():
+    draws, image, token = _draws(1), torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    rows = draws.uniforms(Purpose.ACCEPT, image, token, round_R=torch.tensor([0, 5]))
+    assert torch.equal(rows[1:], draws.uniforms(Purpose.ACCEPT, image[:1], token[:1], round_R=5))
+
+
+def test_orders_are_uniform_permutations():
+    draws = _draws(3000)
+    orders = draws.orders(8)
+    assert torch.equal(orders.sort(dim=1).values, torch.arange(8).expand(3000, -1))
+    first = torch.bincount(orders[:, 0], minlength=8).numpy()
+    assert stats.chisquare(first).pvalue > 1e-3
+
+
+def test_image_seeds_differ_and_fit_int64():
+    seeds = {image_seed(job, f"{i:08d}") for job in range(3) for i in range(1000)}
+    assert len(seeds) == 3000
+    assert all(0 <= seed < 2**63 for seed in seeds)
