@@ -1,0 +1,1 @@
+"""Models, laws, decoders and metrics: pure torch, no Ray, no network."""

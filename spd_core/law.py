@@ -1,4 +1,4 @@
-"""What is sampled (`SamplerLaw`), how it is decoded (`Method`), and what that way of decoding promises (`Guarantee`)."""
+"""What is sampled (`SamplerLaw`), how it is decoded (`Method`), and what that way promises (`Guarantee`)."""
 
 from __future__ import annotations
 

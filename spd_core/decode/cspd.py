@@ -3,10 +3,11 @@
 Both draft ``gamma`` iterations with the small model, run the target once over the block with the block masked, and
 judge each draft by a tempered ratio of last-step Gaussians times a factor from the step variances. Guarantee: none.
 A masked model gives every token of the block a context that ends where the block begins, while the draft saw the
-block's earlier tokens; and a ratio of two different paths is not a density ratio. What it costs is measured, not bounded.
+block's earlier tokens; and a ratio of two different paths is not a density ratio. What it costs is measured, not
+bounded.
 
-``released`` keeps every decision of a block: 1. draft gamma iterations; 2. one target pass; 3. each token is accepted or
-replaced on its own; nothing is rolled back, so the speed does not depend on the acceptance.
+``released`` keeps every decision of a block: 1. draft gamma iterations; 2. one target pass; 3. each token is accepted
+or replaced on its own; nothing is rolled back, so the speed does not depend on the acceptance.
 ``paper`` tests in generation order: 1. and 2. as above; 3. accept up to the first refusal; 4. replace that token by a
 sample of the modified distribution; 5. discard what follows and draft again from there. Images of a batch advance
 independently.
@@ -37,7 +38,6 @@ from spd_core.decode.mar import (
     left_after,
     mar_step,
     mask_lengths,
-    rows_of,
     sample_rows,
 )
 from spd_core.draws import Draws, Purpose

@@ -21,6 +21,13 @@ FREQUENCY_DIMS = 256
 MODULATION_ROWS = 2048
 
 
+def _last_linear(layers: nn.Sequential) -> nn.Linear:
+    last = layers[-1]
+    if not isinstance(last, nn.Linear):
+        raise TypeError(f"expected a Linear at the end, got {type(last).__name__}")
+    return last
+
+
 class TimestepEmbedder(nn.Module):
     """Sinusoid of the original timestep (0..999), cosines first, then a two-layer MLP."""
 
@@ -49,6 +56,12 @@ class ResBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 
+    def modulation(self, silu_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(gain, bias, gate) for SiLU(time + condition), the LayerNorm's affine folded in."""
+        shift, scale, gate = _last_linear(self.adaLN_modulation)(silu_y).chunk(3, dim=-1)
+        gain = 1 + scale
+        return gain * self.in_ln.weight, torch.addcmul(shift, gain, self.in_ln.bias), gate
+
 
 class FinalLayer(nn.Module):
     """Affine-free LayerNorm -> modulate -> Linear to [eps | v]."""
@@ -57,6 +70,11 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, out_dims)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def modulation(self, silu_y: Tensor) -> tuple[Tensor, Tensor]:
+        """(gain, bias) for SiLU(time + condition)."""
+        shift, scale = _last_linear(self.adaLN_modulation)(silu_y).chunk(2, dim=-1)
+        return 1 + scale, shift
 
 
 @dataclass(frozen=True)
@@ -97,30 +115,32 @@ class DiffusionHead(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialisation of the public code: modulations and output start at zero, so a block starts as identity."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            nn.init.zeros_(module.bias)
+            if "adaLN_modulation" in name or name == "final_layer.linear":
+                nn.init.zeros_(module.weight)
+            elif name.startswith("time_embed"):
+                nn.init.normal_(module.weight, std=0.02)
+            else:
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        nn.init.normal_(self.time_embed.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.time_embed.mlp[2].weight, std=0.02)
-        for block in self.res_blocks:
-            nn.init.zeros_(block.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.final_layer.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x_RD: Tensor, t_R: Tensor, z_RZ: Tensor) -> Tensor:
         """[eps | v] of shape [R, out_channels] for rows with timesteps ``t_R`` on the original 0..999 scale."""
         return self.apply_step(x_RD, self._modulate(self.time_embed(t_R) + self.cond_embed(z_RZ)))
 
-    def _modulate(self, y_RW: Tensor) -> StepModulation:
-        y_RW = F.silu(y_RW)
-        blocks = []
+    @property
+    def _blocks(self) -> Iterator[ResBlock]:
         for block in self.res_blocks:
-            shift, scale, gate = block.adaLN_modulation[1](y_RW).chunk(3, dim=-1)
-            gain = 1 + scale
-            blocks.append((gain * block.in_ln.weight, torch.addcmul(shift, gain, block.in_ln.bias), gate))
-        shift, scale = self.final_layer.adaLN_modulation[1](y_RW).chunk(2, dim=-1)
-        return StepModulation(tuple(blocks), (1 + scale, shift))
+            if isinstance(block, ResBlock):
+                yield block
+
+    def _modulate(self, y_RW: Tensor) -> StepModulation:
+        silu_y = F.silu(y_RW)
+        return StepModulation(
+            tuple(block.modulation(silu_y) for block in self._blocks), self.final_layer.modulation(silu_y)
+        )
 
     def modulations(self, z_RZ: Tensor, timesteps: Sequence[int]) -> Iterator[StepModulation]:
         """Step modulations for every timestep in turn.
@@ -157,10 +177,9 @@ class DiffusionHead(nn.Module):
         h = self.input_proj(x_RD)
         copies = len(modulation.final[0]) // max(1, len(h))
         h = h.repeat(copies, 1) if copies > 1 else h
-        for block, (gain, bias, gate) in zip(self.res_blocks, modulation.blocks, strict=True):
+        for block, (gain, bias, gate) in zip(self._blocks, modulation.blocks, strict=True):
             u = torch.addcmul(bias, F.layer_norm(h, width, eps=LAYER_NORM_EPS), gain)
-            u = block.mlp[2](F.silu(block.mlp[0](u)))
-            h = torch.addcmul(h, gate, u)
+            h = torch.addcmul(h, gate, block.mlp(u))
         gain, bias = modulation.final
         with torch.autocast(device_type=h.device.type, enabled=False):
             u = torch.addcmul(bias.float(), F.layer_norm(h.float(), width, eps=LAYER_NORM_EPS), gain.float())

@@ -100,6 +100,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Linear - GELU (erf) - Linear."""
+
     def __init__(self, dims: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout

@@ -64,7 +64,7 @@ def mask_split(recipe: MarRecipe, tokens: int, batch: int, rng: np.random.Genera
     """Visible [B, V] (ascending) and masked [B, M] raster indices; one mask ratio for the whole batch."""
     low = (recipe.mask_min - 1.0) / 0.25
     ratio = truncnorm.rvs(low, 0, loc=1.0, scale=0.25, random_state=rng)
-    masked = int(math.ceil(tokens * ratio))
+    masked = math.ceil(tokens * ratio)
     order = torch.from_numpy(rng.permuted(np.tile(np.arange(tokens), (batch, 1)), axis=1))
     return order[:, masked:].sort(dim=1).values, order[:, :masked]
 
@@ -89,6 +89,7 @@ _LOSS = TrainingLoss()
 
 
 def learning_rate(recipe: MarRecipe, step: int) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)

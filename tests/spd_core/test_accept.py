@@ -34,7 +34,9 @@ def _generator(seed: int = 0):
 
 def _propose(dims: int, generator):
     def propose(rows, attempt, count):
-        return torch.randn(len(rows), count, dims, generator=generator), torch.rand(len(rows), count, generator=generator)
+        return torch.randn(len(rows), count, dims, generator=generator), torch.rand(
+            len(rows), count, generator=generator
+        )
 
     return propose
 
@@ -50,7 +52,6 @@ def _modified_cdf(log_factor: float, shift: float, width: float):
 
 
 def test_log_density_is_that_of_scipy():
-    p, _ = _gaussians(rows=3)
     wide = Gaussian(torch.randn(3, 4), torch.rand(3, 4) + 0.5)
     x = torch.randn(3, 4)
     expected = stats.norm(wide.mean.numpy(), wide.std.numpy()).logpdf(x.numpy()).sum(axis=1) + 2 * math.log(2 * math.pi)

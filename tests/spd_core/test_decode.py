@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -103,9 +104,7 @@ def test_block_context_is_why_cspd_is_not_exact(pair, variant):
 
 
 def test_released_calls_do_not_depend_on_acceptance(pair):
-    strict, lenient = (
-        decode(pair, LAW, Cspd(gamma=4, inner_temperature=t), *_inputs(3)) for t in (1e-3, 1e6)
-    )
+    strict, lenient = (decode(pair, LAW, Cspd(gamma=4, inner_temperature=t), *_inputs(3)) for t in (1e-3, 1e6))
     assert strict.drafts.accepted.float().mean() < lenient.drafts.accepted.float().mean()
     assert strict.counts == lenient.counts
     assert torch.equal(strict.rounds, lenient.rounds)
@@ -114,14 +113,14 @@ def test_released_calls_do_not_depend_on_acceptance(pair):
 def test_paper_stops_at_the_first_refusal(pair):
     """Of each image's round at most one test, the last, is a refusal; the places run 0, 1, 2, ... without a gap."""
     twin = type(pair)(pair.card, pair.target, pair.target, pair.device)
-    method = Cspd(variant="paper", gamma=5, prefill=0.0, inner_temperature=80.0)
+    method = Cspd(variant="paper", gamma=5, prefill=0.0, inner_temperature=1.0)
     decoded = decode(twin, LAW, method, *_inputs(4))
     drafts = decoded.drafts
     assert 0.1 < drafts.accepted.float().mean() < 0.9, "the test needs both outcomes"
     for image in range(4):
         mine = drafts.image == image
         tests = list(zip(drafts.draft_index[mine].tolist(), drafts.accepted[mine].tolist(), strict=True))
-        for (place, accepted), (following, _) in zip(tests, tests[1:], strict=False):
+        for (place, accepted), (following, _) in itertools.pairwise(tests):
             assert following == (place + 1 if accepted and place < 4 else 0)
         made = sum(1 for _ in tests)
         assert made == pair.card.target.seq_len  # each test makes exactly one token: accepted or resampled
