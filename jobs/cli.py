@@ -18,6 +18,7 @@ _OK, _FAILED, _WRONG_INPUT, _INTERRUPTED = 0, 1, 2, 130
 _MODULES = {
     "bench": "speed, acceptance and distance of decoding, without Ray",
     "train": "train the models of a pair",
+    "convert": "turn public MAR checkpoints into a pair folder",
 }
 _QUIET = ("ray", "botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "PIL", "filelock")
 

@@ -62,21 +62,23 @@ def resample_released(
     log_factor_R: Tensor,
     propose: Callable[[int], tuple[Tensor, Tensor]],
     max_rounds: int = 100,
+    zeros: bool = True,
 ) -> tuple[Tensor, int]:
     """CSpD's released resampler: rounds of proposals for all rows until each row had one kept, at most 100.
 
-    A later kept proposal replaces an earlier one, and a row that never had one stays zero: both as in the public code.
+    A later kept proposal replaces an earlier one, as in the public code.
 
     Args:
         target, draft: last-step Gaussians of the R refused rows' own paths.
         log_factor_R: log F of each row.
         propose: attempt -> (normals [R, D], uniforms [R]).
         max_rounds: when to give up.
+        zeros: a row that never had a proposal kept becomes zeros, as in the public code; else the target's mean.
 
     Returns:
         values [R, D] and the number of rounds.
     """
-    result = torch.zeros_like(target.mean)
+    result = torch.zeros_like(target.mean) if zeros else target.mean.clone()
     resolved = torch.zeros(len(result), dtype=torch.bool, device=result.device)
     for attempt in range(max_rounds):
         normals, uniforms = propose(attempt)

@@ -74,6 +74,11 @@ class Cspd(Settings):
     inner_temperature: float = Field(
         42.0, gt=0.0, description="factor on the last step's std inside the acceptance test"
     )
+    unresolved: Literal["target", "zeros"] = Field(
+        "target",
+        description="released only, a refused token whose 100 proposals were all dropped: target: its last-step mean, "
+        "zeros: what the public code writes",
+    )
 
     @property
     def guarantee(self) -> Guarantee:

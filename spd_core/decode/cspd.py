@@ -145,7 +145,7 @@ def _judge_released(
                 normals = draws.normals(Purpose.PROPOSAL, *at, p.mean.shape[1], number, attempt)
                 return normals, draws.uniforms(Purpose.PROPOSAL_KEEP, *at, 1, number, attempt)[:, 0]
 
-            fresh, _ = resample_released(p, q, log_factor, propose)
+            fresh, _ = resample_released(p, q, log_factor, propose, zeros=method.unresolved == "zeros")
             tokens[rows.image, rows.token] = torch.where(accepted[:, None], drafted.x0, fresh)
     meter.add(
         target_context_calls=1,

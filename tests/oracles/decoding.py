@@ -152,6 +152,7 @@ def _decoded(target: Mar, draft: Mar, run: Named, labels: Tensor, draws: TableDr
         gamma=run["num_draft"],
         prefill=max(run["ratio"], 1e-9),
         inner_temperature=run["inner_temperature"],
+        unresolved="zeros",
     )
     watched = ("mar_step", "log_path_factor", "tempered_log_ratio", "accept", "resample_released")
     with recorded(*((cspd, name) for name in watched), (acceptance, "thinning")) as calls:

@@ -123,6 +123,8 @@ def test_released_resampler_follows_the_thinned_law_and_may_leave_zeros():
     never, rounds = resample_released(p, p, torch.full((ROWS,), -1.0), propose, max_rounds=3)
     assert rounds == 3
     assert (never == 0).all()
+    kept, _ = resample_released(q, q, torch.full((ROWS,), -1.0), propose, max_rounds=3, zeros=False)
+    assert torch.equal(kept, q.mean)
 
 
 def test_thinning_is_a_probability():
