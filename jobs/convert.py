@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""
-    parser.add_argument("--target", required=True, metavar="FILE", help="checkpoint-last.pth of mar_base, large or huge")
+    parser.add_argument("--target", required=True, metavar="FILE", help="checkpoint-last.pth of a public MAR model")
     parser.add_argument("--draft", metavar="FILE", help="a smaller one, for cspd")
     parser.add_argument("--vae", metavar="FILE", help="kl16.ckpt; without it no images can be made")
     parser.add_argument("--name", required=True, help="name of the pair")
