@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spd_core.models.linear import Linear
+
 LAYER_NORM_EPS = 1e-6
 FREQUENCY_DIMS = 256
 #: Rows of (step, token) whose modulations are computed by one matrix product; bounds the memory of `modulations`.
@@ -33,7 +35,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIMS, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(Linear(FREQUENCY_DIMS, width), nn.SiLU(), Linear(width, width))
 
     @staticmethod
     def frequencies(t_R: Tensor) -> Tensor:
@@ -53,8 +55,8 @@ class ResBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.in_ln = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        self.mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 3 * width))
 
     def modulation(self, silu_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(gain, bias, gate) for SiLU(time + condition), the LayerNorm's affine folded in."""
@@ -68,8 +70,8 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, out_dims: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, out_dims)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = Linear(width, out_dims)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def modulation(self, silu_y: Tensor) -> tuple[Tensor, Tensor]:
         """(gain, bias) for SiLU(time + condition)."""
@@ -107,8 +109,8 @@ class DiffusionHead(nn.Module):
         self.in_channels = in_channels
         self.width = model_channels
         self.time_embed = TimestepEmbedder(model_channels)
-        self.cond_embed = nn.Linear(z_channels, model_channels)
-        self.input_proj = nn.Linear(in_channels, model_channels)
+        self.cond_embed = Linear(z_channels, model_channels)
+        self.input_proj = Linear(in_channels, model_channels)
         self.res_blocks = nn.ModuleList(ResBlock(model_channels) for _ in range(num_res_blocks))
         self.final_layer = FinalLayer(model_channels, out_channels)
         self.reset_parameters()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spd_core.models.head import DiffusionHead
+from spd_core.models.linear import Linear
 
 
 class MarConfig(BaseModel):
@@ -87,8 +88,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.attn_dropout = attn_dropout
         self.proj_dropout = proj_dropout
-        self.qkv = nn.Linear(dims, 3 * dims)
-        self.proj = nn.Linear(dims, dims)
+        self.qkv = Linear(dims, 3 * dims)
+        self.proj = Linear(dims, dims)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         batch, length, dims = x.shape
@@ -105,8 +106,8 @@ class Mlp(nn.Module):
     def __init__(self, dims: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.fc1 = nn.Linear(dims, hidden)
-        self.fc2 = nn.Linear(hidden, dims)
+        self.fc1 = Linear(dims, hidden)
+        self.fc2 = Linear(hidden, dims)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
@@ -147,14 +148,14 @@ class Mar(nn.Module):
         length = c.buffer_size + c.seq_len
         self.class_emb = nn.Embedding(c.class_num, c.encoder_embed_dim)
         self.fake_latent = nn.Parameter(torch.zeros(1, c.encoder_embed_dim))
-        self.z_proj = nn.Linear(c.token_dim, c.encoder_embed_dim)
+        self.z_proj = Linear(c.token_dim, c.encoder_embed_dim)
         self.z_proj_ln = nn.LayerNorm(c.encoder_embed_dim, eps=1e-6)
         self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, length, c.encoder_embed_dim))
         self.encoder_blocks = nn.ModuleList(
             Block(c.encoder_embed_dim, c.encoder_num_heads, c) for _ in range(c.encoder_depth)
         )
         self.encoder_norm = nn.LayerNorm(c.encoder_embed_dim, eps=c.norm_eps)
-        self.decoder_embed = nn.Linear(c.encoder_embed_dim, c.decoder_embed_dim)
+        self.decoder_embed = Linear(c.encoder_embed_dim, c.decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, c.decoder_embed_dim))
         self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, length, c.decoder_embed_dim))
         self.decoder_blocks = nn.ModuleList(

@@ -16,7 +16,7 @@ from spd_core.law import SamplerLaw
 from spd_core.pairs.pair import PairCard
 from spd_core.train.recipes import RECIPES
 
-FASHION_LAW = SamplerLaw(num_iter=64, head_steps=100, start_level=960, cfg=1.0)
+FASHION_LAW = SamplerLaw(num_iter=64, head_steps=100, start_level=960, cfg=3.0, temperature=0.85)
 
 
 def _weights(run: Path) -> tuple[bytes, dict[str, Any]]:

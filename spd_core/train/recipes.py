@@ -17,7 +17,7 @@ def _fashion_mar(dims: int, encoder: int, decoder: int, heads: int, head_depth: 
 
 RECIPES: dict[tuple[str, str], MarRecipe] = {
     ("fashion-mar", "target"): MarRecipe(
-        model=_fashion_mar(256, 3, 4, 4, 3, 128), batch=64, steps=8000, head_repeats=2, ema=0.999
+        model=_fashion_mar(256, 3, 4, 4, 3, 128), batch=64, steps=7000, head_repeats=2, ema=0.999
     ),
     ("fashion-mar", "draft"): MarRecipe(
         model=_fashion_mar(96, 1, 2, 3, 2, 64), batch=64, steps=10_000, head_repeats=2, ema=0.999
