@@ -142,7 +142,7 @@ def _add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, default=16, help="images")
     parser.add_argument("--label", type=int, help="label of every image; default: all classes in turn")
     parser.add_argument("--seed", type=int, default=0, help="job seed")
-    parser.add_argument("--method", help="plain or cspd; default: the spec's")
+    parser.add_argument("--method", help="plain, cspd or speculative; default: the spec's")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="one field of the spec")
     parser.add_argument("--out", required=True, metavar="FILE", help="image grid as .png, or arrays as .npz")
 

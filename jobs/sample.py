@@ -62,7 +62,7 @@ def run(pair: str, n: int, label: int | None, seed: int, method: str | None, ove
         n: how many.
         label: of every image; None: all classes in turn.
         seed: the job's seed.
-        method: plain or cspd; None: the spec's default.
+        method: plain, cspd or speculative; None: the spec's default.
         overrides: ``field=value`` for any other field of the spec.
         out: ``.png`` (a grid, one column per class) or ``.npz`` (``images`` uint8 [n, H, W, C], ``labels`` int64 [n],
             ``tokens`` float32 [n, N, D]).
@@ -73,7 +73,7 @@ def run(pair: str, n: int, label: int | None, seed: int, method: str | None, ove
     path = _checked(out, n)
     spec = _spec(pair, n, label, seed, method, overrides)
     if isinstance(spec.method, Null):
-        raise SpecError("--method: got 'null', allowed: plain or cspd (null makes no tokens)")
+        raise SpecError("--method: got 'null', allowed: a method that makes tokens")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_pair(spec.pair, device, draft=spec.method.uses_draft)
     classes = len(loaded.card.class_names)

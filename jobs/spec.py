@@ -55,7 +55,7 @@ class Spec(Settings):
     seed: int = Field(0, ge=0, lt=2**63, description="every random draw of an image follows from it and the request id")
     requests: Requests = Requests()
     law: SamplerLaw = Field(description="what is sampled; fields left out are those of the pair's card")
-    method: Method = Field(default_factory=Cspd, description="how it is decoded: plain, cspd or null")
+    method: Method = Field(default_factory=Cspd, description="how it is decoded: plain, cspd, speculative or null")
     batch: int = Field(32, ge=1, le=65536, description="images decoded together; part of the plan: it moves rounding")
     shard_size: int = Field(64, ge=1, description="images per shard: the unit of work, retry and commit")
     image: ImageFormat = ImageFormat()
@@ -104,7 +104,16 @@ def one_line(error: ValidationError) -> str:
     return f"{path}: got {problem['input']!r}, allowed: {problem['msg']}"
 
 
+#: Methods that each family of models can be decoded with.
+_METHODS_OF = {"mar": ("plain", "cspd", "null"), "causal": ("plain", "speculative", "null")}
+
+
 def _check_against_card(spec: Spec, card: PairCard) -> None:
+    if spec.method.name not in _METHODS_OF[card.family]:
+        allowed = ", ".join(_METHODS_OF[card.family])
+        raise SpecError(
+            f"method: got {spec.method.name!r}, allowed: {allowed} (the {card.family} family of {spec.pair})"
+        )
     if spec.method.uses_draft and card.draft is None:
         raise SpecError(f"method: got {spec.method.name!r}, allowed: plain or null ({spec.pair} has no draft)")
     classes = len(card.class_names)

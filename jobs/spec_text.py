@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from jobs.spec import Spec, SpecError, make_spec
-from spd_core.law import Cspd, Null, Plain, SamplerLaw
+from spd_core.law import Cspd, Null, Plain, SamplerLaw, Speculative
 
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "pattern": "matches"}
 
@@ -48,7 +48,7 @@ def _lines(model: BaseModel, indent: str) -> list[str]:
 
 def _method_lines() -> list[str]:
     lines = ["", "# Methods and their fields; `method: plain` is short for one with its defaults."]
-    for method in (Plain(), Cspd(), Null()):
+    for method in (Plain(), Cspd(), Speculative(), Null()):
         lines.append(f"# method {method.name}, guarantee {method.guarantee}: {(method.__doc__ or '').strip()}")
         lines += [f"#   {line.strip()}" for line in _lines(method, "") if not line.startswith("name:")]
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from jobs.spec import SpecError
 from spd_core.codec import PixelCodec
 from spd_core.data import load_fashion_mnist
-from spd_core.train.bundle import bundle
+from spd_core.train.bundle import bundle, record_figures
 from spd_core.train.mar import train
 from spd_core.train.recipes import RECIPES
 
@@ -26,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--part", choices=["target", "draft", "bundle"], help="of a pair: train one, or make its folder"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of checkpoint, loss curve and weights")
+    parser.add_argument("--bench", metavar="FILE", help="for figures: what `spd bench --json FILE` wrote")
+    parser.add_argument(
+        "--printed-by", default="spd bench", metavar="COMMAND", help="for figures: the command that printed them"
+    )
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the recipe's")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--data", metavar="DIR", help="folder of the Fashion-MNIST idx files")
@@ -47,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
         elif args.part == "bundle":
             runs = {part: out / part for part in ("target", "draft")}
             bundle(args.what, runs, out / "pair", f"{platform.machine()} CPU, {args.threads} torch thread(s) a model")
+        elif args.part == "figures":
+            if not args.bench:
+                raise SpecError("--bench: got nothing, allowed: a file that `spd bench --json` wrote")
+            record_figures(out, json.loads(Path(args.bench).read_text()), args.printed_by)
         elif args.part:
             recipe = RECIPES[args.what, args.part]
             if args.steps is not None:
@@ -54,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             images, labels = load_fashion_mnist("train", args.data)
             train(recipe, PixelCodec().encode(images), labels, out / args.part)
         else:
-            raise SpecError("--part: got nothing, allowed: target, draft or bundle")
+            raise SpecError("--part: got nothing, allowed: target, draft, bundle or figures")
     except (OSError, ValueError) as error:
         raise SpecError(str(error)) from error
     return 0

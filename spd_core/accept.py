@@ -1,16 +1,25 @@
 """Acceptance rules, residuals and excess: pure functions of densities, shared by continuous and discrete tokens.
 
-Shape legend: R tested draft tokens, D token dims.
+The general part serves every exact and every bounded rule: draw from q, keep with a probability that only the ratio
+R = p/q decides (`judge`), and where the draft is refused draw from the residual Norm[(p - q)_+] (`sample_residual`).
+p and q may be laws of a token's whole denoising path or of a single step.
+
+Shape legend: R tested draft tokens, M rows still open, P proposals of a row, K steps of a path, D token dims.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from spd_core.law import Acceptance
+
+#: Decay of the annealed weights from one draft of a block to the next (COOL-SD).
+ANNEALING = 0.7
 #: Proposals per row of one round of `resample_modified`; the last round picks by weight, so the loop always ends.
 PROPOSAL_ROUNDS = (1, 4, 16, 64, 256, 1024)
 
@@ -140,3 +149,109 @@ def resample_modified(
 def log_path_factor(draft_log_std_sum: Tensor, target_log_std_sum: Tensor) -> Tensor:
     """log of the paper's Sigma [R]: prod over noisy steps and dims of sigma_q / sigma_p (CSpD, equation 7)."""
     return (draft_log_std_sum - target_log_std_sum).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of R tested drafts."""
+
+    accepted: Tensor  #: bool [R]
+    log_ratio: Tensor  #: [R] log of the unclamped acceptance ratio; for the coupled rule log(radius / distance)
+    excess: Tensor  #: [R] share of the certificate; NaN where total variation has no bound
+
+
+def path_log_ratio(noise_RKD: Tensor, shift_RKD: Tensor) -> Tensor:
+    """log [R] of (the other law / the own law) of paths, both densities taken on the own path.
+
+    Args:
+        noise_RKD: (state after - own mean) / std of each step.
+        shift_RKD: (own mean - other mean) / std; equal stds, so log ratio = (|n|^2 - |n + shift|^2) / 2. The shared
+            start cancels.
+    """
+    return -(shift_RKD * (noise_RKD + 0.5 * shift_RKD)).sum(dim=(-2, -1))
+
+
+def annealed_log_weights(rule: Acceptance, place_R: Tensor) -> Tensor:
+    """log w [R] of drafts at ``place_R`` of their block, w = max(1, delta exp(-0.7 place)).
+
+    A weight below 1 would only lose speed. Spending the excess early is best: a late draft is tested only if the
+    earlier ones were kept.
+    """
+    return (math.log(rule.delta) - ANNEALING * place_R).clamp(min=0.0)
+
+
+def excess(log_ratio_R: Tensor, log_weight_R: Tensor) -> Tensor:
+    """(min(1, w R) - R)_+ [R], in [0, 1]: its mean over drafts of q is the total variation that weight w costs.
+
+    With f = min(1, w R) and the lossless residual, TV = E_q[f - min(1, R)].
+    """
+    relaxed = (log_ratio_R + log_weight_R).clamp(max=0.0).exp()
+    return (relaxed - log_ratio_R.clamp(max=0.0).exp()).clamp(min=0.0)
+
+
+def judge(rule: Acceptance, log_ratio_R: Tensor, place_R: Tensor, uniform_R: Tensor) -> Verdict:
+    """Keeps each draft with probability min(1, w R); w = 1 for the lossless rule, whose excess is 0."""
+    log_weight = annealed_log_weights(rule, place_R)
+    return Verdict(accept(log_ratio_R + log_weight, uniform_R), log_ratio_R, excess(log_ratio_R, log_weight))
+
+
+def judge_coupled(rule: Acceptance, drafted_RD: Tensor, coupled_RD: Tensor) -> Verdict:
+    """Keeps each draft that lies within the radius of the target's own token on the same noise.
+
+    What is emitted, the draft or else the target's token, then lies within the radius of a sample of the target.
+    """
+    distance = torch.linalg.vector_norm(drafted_RD - coupled_RD, dim=-1)
+    accepted = distance <= rule.radius
+    log_ratio = torch.where(accepted & (distance == 0), torch.inf, (rule.radius / distance).log())
+    return Verdict(accepted, log_ratio, torch.full_like(distance, torch.nan))
+
+
+def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """A sample [R, ...] of the residual Norm[(p - q)_+] of each row: propose from p, keep with (1 - q/p)_+.
+
+    Never capped: a capped loop returns p in its place, which puts back what the draft has already given. One draft
+    costs one proposal in expectation (probability of a refusal times proposals until one is kept). A row without a
+    draft has q = 0 and takes its first proposal.
+
+    Args:
+        rows_R: names of the rows, distinct and at least one; `propose` gets those still open.
+        propose: (rows [M], attempt from 0) -> proposals of p [M, P, ...], log p/q [M, P] (inf: q is 0; -inf: not a
+            proposal, only padding), uniforms [M, P].
+
+    Raises:
+        FloatingPointError: if a log ratio is not a number; the loop would not end.
+    """
+    picked: list[tuple[Tensor, Tensor]] = []
+    open_rows, attempt = rows_R, 0
+    while len(open_rows):
+        values, log_ratio, uniforms = propose(open_rows, attempt)
+        if bool(log_ratio.isnan().any()):
+            raise FloatingPointError("residual: the log ratio of a proposal is not a number")
+        kept = -torch.expm1((-log_ratio).clamp(max=0.0)) > uniforms
+        found = kept.any(dim=1)
+        # Ties of argmax go to the first maximum: the first kept proposal of the row.
+        choice = kept.to(torch.uint8).argmax(dim=1)
+        picked.append((open_rows[found], values[found, choice[found]]))
+        open_rows, attempt = open_rows[~found], attempt + 1
+    # Back into the order of rows_R.
+    done = torch.cat([row for row, _ in picked])
+    return torch.cat([value for _, value in picked])[torch.argsort(done)[torch.argsort(torch.argsort(rows_R))]]
+
+
+def reflect(noise_RD: Tensor, shift_RD: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Reflection-maximal coupling of N(m_q, s) and N(m_p, s), exact for equal stds only.
+
+    Args:
+        noise_RD: (y - m_q) / s of the draft y.
+        shift_RD: (m_q - m_p) / s.
+        uniform_R: of the test.
+
+    Returns:
+        accepted bool [R], and the noise [R, D] such that m_p + s * noise is the result: of the draft itself where it is
+        accepted, else of the draft's mirror image.
+    """
+    log_ratio = -(shift_RD * (noise_RD + 0.5 * shift_RD)).sum(dim=-1)
+    accepted = uniform_R.log() <= log_ratio
+    square = shift_RD.square().sum(dim=-1, keepdim=True)
+    along = (shift_RD * noise_RD).sum(dim=-1, keepdim=True) / square.clamp(min=torch.finfo(square.dtype).tiny)
+    return accepted, torch.where(accepted[..., None], noise_RD + shift_RD, noise_RD - 2 * along * shift_RD)

@@ -130,6 +130,60 @@ def diffusion(steps: int, start: int = TRAIN_STEPS - 1) -> Diffusion:
     return Diffusion(steps, start)
 
 
+class StepTable:
+    """The constants of a process as float32 tensors indexed by the respaced step k, for rows at different steps.
+
+    Holding a prediction x0 makes a run of steps linear: with drift_b = c_x0[b] x0 + noise_b and step a below step k,
+    ``y_{a-1} = carry[a, k] c_x[k] y_k + sum over b in a..k of carry[a, b] drift_b``.
+    """
+
+    def __init__(self, process: Diffusion, device: torch.device) -> None:
+        def column(values: Float64) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).float().to(device)
+
+        large, small = process.log_betas, process.posterior_log_variance_clipped
+        self.timesteps = process.timesteps
+        self.c_x0 = column(process.posterior_mean_coef1)
+        self.c_x = column(process.posterior_mean_coef2)
+        self.sqrt_recip = column(process.sqrt_recip_alphas_cumprod)
+        self.sqrt_recipm1 = column(process.sqrt_recipm1_alphas_cumprod)
+        self.signal = column(np.sqrt(process.alphas_cumprod))
+        self.noise = column(np.sqrt(1 - process.alphas_cumprod))
+        self.v_scale = column((large - small) / 4)
+        self.log_std_mid = column((large + small) / 4)
+        #: std of the posterior q(y_{k-1} | y_k, x0): the fixed variance
+        self.fixed_std = column(np.exp(small / 2))
+        #: 1 where a step adds noise, 0 at the last one
+        self.noisy = column((np.arange(process.steps) > 0).astype(np.float64))
+        self.carry = column(_carry(process.posterior_mean_coef2))
+
+
+def _carry(c_x: Float64) -> Float64:
+    """[S, S]: entry (a, b) is the product of c_x over steps a..b-1; 0 where b < a."""
+    steps = len(c_x)
+    carry = np.zeros((steps, steps))
+    for a in range(steps):
+        carry[a, a:] = np.cumprod(np.append(1.0, c_x[a:-1]))
+    return carry
+
+
+@lru_cache(maxsize=16)
+def step_table(steps: int, start: int, device: torch.device) -> StepTable:
+    """The tables of `diffusion(steps, start)` on a device (cached: they are constants)."""
+    return StepTable(diffusion(steps, start), device)
+
+
+def handoff_step(steps: int, start: int, level: int) -> int:
+    """The respaced step k whose timestep is nearest to ``level``: a token is handed over as the state y_k."""
+    timesteps = respaced_timesteps(steps, start)
+    return min(range(steps - 1), key=lambda k: abs(timesteps[k] - level))
+
+
+def velocity_target(signal: Tensor, sigma: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
+    """What a velocity head learns, sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans & Ho 2022, arXiv:2202.00512)."""
+    return signal * noise - sigma * x0
+
+
 def step_mean(step: StepCoefficients, x_RD: Tensor, eps_RD: Tensor) -> Tensor:
     """Mean [R, D] of the transition out of step k; x0 is not clipped."""
     return torch.sub(x_RD * step.x_scale, eps_RD, alpha=step.eps_scale)

@@ -32,6 +32,9 @@ class Purpose(IntEnum):
     ACCEPT = 5  #: uniform of an acceptance test
     PROPOSAL = 6  #: proposal noise of a resampling
     PROPOSAL_KEEP = 7  #: uniform that keeps or drops a proposal
+    HEAD_ACCEPT = 8  #: uniforms of head self-speculation, one a step
+    HEAD_PROPOSAL = 9  #: residual proposals of one step in head self-speculation
+    PATH_PROPOSAL = 10  #: residual proposals of a whole path: start noise, step noise, and what keeps or drops them
 
 
 def image_seed(job_seed: int, request_id: str) -> int:
@@ -55,6 +58,17 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
         )
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
+
+
+def _open_uniform(words: Tensor) -> Tensor:
+    return ((words >> 9).float() + 0.5) * 2.0**-23
+
+
+def _box_muller(words: Tensor) -> Tensor:
+    u = (words.float() + 0.5) * 2.0**-32
+    u1, u2 = u.chunk(2, dim=1)
+    radius, angle = torch.sqrt(-2.0 * torch.log(u1)), (2 * math.pi) * u2
+    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
 
 
 class Draws:
@@ -97,7 +111,7 @@ class Draws:
             attempt: which try of a rejection loop.
         """
         words = self._words(purpose, image_R, token_R, count, round_R, attempt)[:, :count]
-        return ((words >> 9).float() + 0.5) * 2.0**-23
+        return _open_uniform(words)
 
     def normals(
         self,
@@ -109,11 +123,22 @@ class Draws:
         attempt: int = 0,
     ) -> Tensor:
         """Standard normals, float32 [R, count] (Box-Muller); arguments as for `uniforms`."""
-        words = self._words(purpose, image_R, token_R, count, round_R, attempt)
-        u = (words.float() + 0.5) * 2.0**-32
-        u1, u2 = u.chunk(2, dim=1)
-        radius, angle = torch.sqrt(-2.0 * torch.log(u1)), (2 * math.pi) * u2
-        return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count]
+        return _box_muller(self._words(purpose, image_R, token_R, count, round_R, attempt))[:, :count]
+
+    def proposals(
+        self,
+        purpose: Purpose,
+        image_R: Tensor,
+        token_R: Tensor,
+        count: int,
+        dims: int,
+        round_R: Tensor | int = 0,
+        attempt: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """Of one stream, standard normals [R, count, dims] and uniforms [R, count]; arguments as for `uniforms`."""
+        words = self._words(purpose, image_R, token_R, count + 2 * -(-count * dims // 2), round_R, attempt)
+        uniforms, rest = words[:, :count], words[:, count : count + 2 * -(-count * dims // 2)]
+        return _box_muller(rest)[:, : count * dims].view(-1, count, dims), _open_uniform(uniforms)
 
     def orders(self, tokens: int) -> Tensor:
         """A uniformly random generation order [B, N] (int64 permutation of the raster indices) per image."""

@@ -31,6 +31,13 @@ class SamplerLaw(Settings):
     start_level: int = Field(
         999, ge=1, le=999, description="original timestep at which the diffusion path starts from pure noise"
     )
+    handoff_level: int = Field(
+        0,
+        ge=0,
+        le=998,
+        description="causal family: original timestep of the states that the context network reads; tokens are made "
+        "one after another down to it and finished together. MAR: not used",
+    )
     cfg: float = Field(1.0, ge=1.0, le=100.0, description="classifier-free guidance weight; 1: no guidance")
     cfg_schedule: Literal["linear", "constant"] = Field(
         "linear", description="linear: guidance grows with the share of tokens already made; constant: always cfg"
@@ -42,13 +49,28 @@ class SamplerLaw(Settings):
     def _steps_fit(self) -> Self:
         if self.head_steps > self.start_level + 1:
             raise ValueError(f"head_steps at most start_level + 1 = {self.start_level + 1}, got {self.head_steps}")
+        if self.handoff_level >= self.start_level:
+            raise ValueError(f"handoff_level below start_level = {self.start_level}, got {self.handoff_level}")
         return self
+
+
+#: Steps that a head speculates ahead of itself. It moves no law, so it belongs to the method; being fixed there keeps
+#: an image's draws the same in every run.
+HeadWindow = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=1000)], ...],
+    Field(
+        max_length=1000,
+        description="head self-speculation: steps the head runs ahead on its last prediction before one batched check, "
+        "one number for each equal slice of the path, first to last; empty: off",
+    ),
+]
 
 
 class Plain(Settings):
     """The target alone, one iteration after another."""
 
     name: Literal["plain"] = "plain"
+    head_window: HeadWindow = ()
 
     @property
     def guarantee(self) -> Guarantee:
@@ -74,6 +96,7 @@ class Cspd(Settings):
     inner_temperature: float = Field(
         42.0, gt=0.0, description="factor on the last step's std inside the acceptance test"
     )
+    head_window: HeadWindow = ()
     unresolved: Literal["target", "zeros"] = Field(
         "target",
         description="released only, a refused token whose 100 proposals were all dropped: target: its last-step mean, "
@@ -83,6 +106,51 @@ class Cspd(Settings):
     @property
     def guarantee(self) -> Guarantee:
         return Guarantee.NONE
+
+    @property
+    def uses_draft(self) -> bool:
+        return True
+
+
+class Acceptance(Settings):
+    """When a drafted token is kept, and so what is promised."""
+
+    rule: Literal["lossless", "annealed", "coupled"] = Field(
+        "lossless",
+        description="lossless: with probability min(1, R); annealed: min(1, w R), w largest early in a block; "
+        "coupled: if the target's own path on the same noise ends within the radius",
+    )
+    delta: float = Field(1.0, ge=1.0, le=1e6, description="annealed: w of a block's first draft, falling from there")
+    radius: float = Field(
+        0.0, ge=0.0, description="coupled: largest Euclidean distance, in units of the normalised token"
+    )
+
+    @model_validator(mode="after")
+    def _knob_of_its_rule(self) -> Self:
+        if self.delta != 1.0 and self.rule != "annealed":
+            raise ValueError(f"delta belongs to rule annealed, got {self.delta:g} with {self.rule}")
+        if self.radius != 0.0 and self.rule != "coupled":
+            raise ValueError(f"radius belongs to rule coupled, got {self.radius:g} with {self.rule}")
+        return self
+
+    @property
+    def guarantee(self) -> Guarantee:
+        return {"lossless": Guarantee.EXACT, "annealed": Guarantee.TV, "coupled": Guarantee.W_INF}[self.rule]
+
+
+class Speculative(Settings):
+    """Speculative decoding over the denoising paths of a causal pair: exact under the lossless rule."""
+
+    name: Literal["speculative"] = "speculative"
+    gamma: int = Field(8, ge=0, le=4096, description="tokens drafted before each target pass; 0: plain decoding")
+    stride: int = Field(15, ge=1, le=1000, description="steps for which the draft holds each prediction of its head")
+    proposals: int = Field(4, ge=1, le=4096, description="residual proposals of a refused token made at once")
+    acceptance: Acceptance = Acceptance()
+    head_window: HeadWindow = ()
+
+    @property
+    def guarantee(self) -> Guarantee:
+        return self.acceptance.guarantee
 
     @property
     def uses_draft(self) -> bool:
@@ -111,4 +179,4 @@ def _named(value: Any) -> Any:
 
 
 #: A decoding method; ``"cspd"`` is short for ``{"name": "cspd"}``.
-Method = Annotated[Annotated[Plain | Cspd | Null, Field(discriminator="name")], BeforeValidator(_named)]
+Method = Annotated[Annotated[Plain | Cspd | Speculative | Null, Field(discriminator="name")], BeforeValidator(_named)]

@@ -5,18 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spd_core.decode.causal import decode_causal_plain
 from spd_core.decode.cspd import decode_cspd
 from spd_core.decode.log import Decoded
 from spd_core.decode.plain import decode_plain
+from spd_core.decode.speculative import decode_speculative
 from spd_core.draws import Draws
-from spd_core.law import Cspd, Plain, SamplerLaw
+from spd_core.law import Cspd, Plain, SamplerLaw, Speculative
+from spd_core.models.causal import Causal
+from spd_core.models.mar import Mar
 from spd_core.pairs.pair import Pair
 
 __all__ = ["Decoded", "decode"]
 
 
 @torch.inference_mode()
-def decode(pair: Pair, law: SamplerLaw, method: Plain | Cspd, labels_B: Tensor, draws: Draws) -> Decoded:
+def decode(pair: Pair, law: SamplerLaw, method: Plain | Cspd | Speculative, labels_B: Tensor, draws: Draws) -> Decoded:
     """Decodes one batch of images.
 
     Args:
@@ -27,10 +31,18 @@ def decode(pair: Pair, law: SamplerLaw, method: Plain | Cspd, labels_B: Tensor, 
         draws: random numbers of the images, on the pair's device.
 
     Raises:
-        ValueError: if the method needs a draft and the pair was loaded without one.
+        ValueError: if the method needs a draft and the pair was loaded without one, or is not one of its family.
     """
-    if isinstance(method, Cspd):
-        if pair.draft is None:
-            raise ValueError(f"method: got {method.name!r}, but pair {pair.card.name} has no draft; allowed: plain")
-        return decode_cspd(pair.target, pair.draft, law, method, labels_B, draws)
-    return decode_plain(pair.target, law, labels_B, draws)
+    target, draft = pair.target, pair.draft
+    if isinstance(method, Plain):
+        if isinstance(target, Mar):
+            return decode_plain(target, law, labels_B, draws, method.head_window)
+        return decode_causal_plain(target, law, labels_B, draws, method.head_window)
+    if draft is None:
+        raise ValueError(f"method: got {method.name!r}, but pair {pair.card.name} has no draft; allowed: plain")
+    if isinstance(method, Cspd) and isinstance(target, Mar) and isinstance(draft, Mar):
+        return decode_cspd(target, draft, law, method, labels_B, draws)
+    if isinstance(method, Speculative) and isinstance(target, Causal) and isinstance(draft, Causal):
+        return decode_speculative(target, draft, law, method, labels_B, draws)
+    allowed = {"mar": "plain or cspd", "causal": "plain or speculative"}[pair.card.family]
+    raise ValueError(f"method: got {method.name!r}, allowed for family {pair.card.family}: {allowed}")

@@ -29,6 +29,7 @@ from spd_core.accept import (
     resample_released,
     tempered_log_ratio,
 )
+from spd_core.decode.head_speculation import Lookahead
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.decode.mar import (
     TokenPaths,
@@ -51,7 +52,8 @@ _OWN = (Purpose.START_TARGET, Purpose.STEP_TARGET)
 def decode_cspd(target: Mar, draft: Mar, law: SamplerLaw, method: Cspd, labels_B: Tensor, draws: Draws) -> Decoded:
     """Decodes a batch with CSpD; arguments as for `spd_core.decode.plain.decode_plain`."""
     variant = _released if method.variant == "released" else _paper
-    return variant(target, draft, law, method, labels_B, draws)
+    ahead = {model: Lookahead.of(model.head, law, method.head_window) for model in (target, draft)}
+    return variant(target, draft, law, method, labels_B, draws, ahead)
 
 
 def prefill_iterations(method: Cspd, num_iter: int) -> int:
@@ -68,7 +70,15 @@ def _gaussian(paths: TokenPaths) -> Gaussian:
     return Gaussian(paths.x0, paths.last_std)
 
 
-def _released(target: Mar, draft: Mar, law: SamplerLaw, method: Cspd, labels: Tensor, draws: Draws) -> Decoded:
+def _released(
+    target: Mar,
+    draft: Mar,
+    law: SamplerLaw,
+    method: Cspd,
+    labels: Tensor,
+    draws: Draws,
+    ahead: dict[Mar, Lookahead | None],
+) -> Decoded:
     length, meter = target.config.seq_len, Meter(labels.device)
     order = draws.orders(length)
     tokens = torch.zeros(len(labels), length, target.config.token_dim, device=labels.device)
@@ -83,7 +93,9 @@ def _released(target: Mar, draft: Mar, law: SamplerLaw, method: Cspd, labels: Te
         by_target = step < prefill
         if left < masked:
             who, model = ("target", target) if by_target else ("draft", draft)
-            rows, paths = mar_step(model, law, who, tokens, order, masked, left, scale, labels, draws, meter)
+            rows, paths = mar_step(
+                model, law, who, tokens, order, masked, left, scale, labels, draws, meter, ahead[model]
+            )
             tokens[rows.image, rows.token] = paths.x0
             masked = left
             if by_target:
@@ -92,7 +104,9 @@ def _released(target: Mar, draft: Mar, law: SamplerLaw, method: Cspd, labels: Te
                 block.append((rows, paths))
         if block and ((step % method.gamma == 0 and step > 0) or step == law.num_iter - 1):
             records.append(
-                _judge_released(target, law, method, tokens, order, hidden, block, scale, labels, draws, rounds, meter)
+                _judge_released(
+                    target, law, method, tokens, order, hidden, block, scale, labels, draws, rounds, meter, ahead
+                )
             )
             block, hidden, rounds = [], masked, rounds + 1
     per_image = torch.full((len(labels),), rounds + targets)
@@ -103,8 +117,7 @@ def _raster(block: list[tuple[TokenRows, TokenPaths]], tokens: int) -> tuple[Tok
     """The block's rows in image-major raster order, with the draft iteration each row comes from."""
     image, token = (torch.cat([getattr(rows, name) for rows, _ in block]) for name in ("image", "token"))
     at = torch.argsort(image * tokens + token)
-    names = ("x0", "last_std", "log_std_sum")
-    paths = TokenPaths(*(torch.cat([getattr(p, name) for _, p in block])[at] for name in names))
+    paths = TokenPaths.concatenate([part for _, part in block], at)
     index = torch.cat([torch.full_like(rows.token, place) for place, (rows, _) in enumerate(block)])
     return TokenRows(image[at], token[at]), paths, index[at]
 
@@ -122,6 +135,7 @@ def _judge_released(
     draws: Draws,
     number: int,
     meter: Meter,
+    ahead: dict[Mar, Lookahead | None],
 ) -> DraftRecords:
     """Verifies one block and writes the replaced tokens to the canvas; guidance is the block's last iteration's."""
     rows, drafted, index = _raster(block, order.shape[1])
@@ -130,7 +144,8 @@ def _judge_released(
         visible = order[:, hidden:].sort(dim=1).values
         z = contexts(target, law, tokens, visible, labels).stacked(rows)
     with meter.span("head"):
-        own = sample_rows(target, law, z, scale, draws, rows, _SHARED if method.aligned else _OWN)
+        purposes = _SHARED if method.aligned else _OWN
+        own = sample_rows(target, law, z, scale, draws, rows, purposes, ahead[target])
     with meter.span("residual"):
         p, q = _gaussian(own), _gaussian(drafted)
         # The public code multiplies p by 1/Sigma, the inverse of the paper's factor; kept as it is.
@@ -150,8 +165,8 @@ def _judge_released(
     meter.add(
         target_context_calls=1,
         target_context_rows=len(tokens) * guided_rows,
-        target_head_calls=law.head_steps,
-        target_head_rows=len(rows) * law.head_steps * guided_rows,
+        target_head_calls=own.head_calls,
+        target_head_rows=own.head_rows * guided_rows,
     )
     return _records(rows, index, log_ratio, accepted)
 
@@ -160,7 +175,15 @@ def _records(rows: TokenRows, index: Tensor, log_ratio: Tensor, accepted: Tensor
     return DraftRecords(rows.image, rows.token, index, log_ratio, accepted, torch.full_like(log_ratio, torch.nan))
 
 
-def _paper(target: Mar, draft: Mar, law: SamplerLaw, method: Cspd, labels: Tensor, draws: Draws) -> Decoded:
+def _paper(
+    target: Mar,
+    draft: Mar,
+    law: SamplerLaw,
+    method: Cspd,
+    labels: Tensor,
+    draws: Draws,
+    ahead: dict[Mar, Lookahead | None],
+) -> Decoded:
     length, device = target.config.seq_len, labels.device
     meter = Meter(device)
     order = draws.orders(length)
@@ -172,7 +195,9 @@ def _paper(target: Mar, draft: Mar, law: SamplerLaw, method: Cspd, labels: Tenso
         if left[step] == masked:
             continue
         scale = guidance_scale(law, length, lengths[step])
-        rows, paths = mar_step(target, law, "target", tokens, order, masked, left[step], scale, labels, draws, meter)
+        rows, paths = mar_step(
+            target, law, "target", tokens, order, masked, left[step], scale, labels, draws, meter, ahead[target]
+        )
         tokens[rows.image, rows.token] = paths.x0
         masked, targets = left[step], targets + 1
 
@@ -184,7 +209,20 @@ def _paper(target: Mar, draft: Mar, law: SamplerLaw, method: Cspd, labels: Tenso
     while len(active):
         records.append(
             _paper_round(
-                target, draft, law, method, tokens, order, active, masked_B, rounds_B, labels, draws, schedule, meter
+                target,
+                draft,
+                law,
+                method,
+                tokens,
+                order,
+                active,
+                masked_B,
+                rounds_B,
+                labels,
+                draws,
+                schedule,
+                meter,
+                ahead,
             )
         )
         active = active[masked_B[active] > 0]
@@ -240,6 +278,7 @@ def _paper_round(
     draws: Draws,
     schedule: _Schedule,
     meter: Meter,
+    ahead: dict[Mar, Lookahead | None],
 ) -> DraftRecords:
     """One draft-and-verify round of the active images; writes canvas, masked_B and rounds_B in place."""
     length, guided_rows = order.shape[1], 1 + (law.cfg != 1.0)
@@ -260,29 +299,30 @@ def _paper_round(
             if not len(rows):
                 break
             scale = schedule.scale[masked_A][local[rows.image]][:, None]
-            paths = sample_rows(draft, law, context_rows(draft, masked_A, rows), scale, draws, rows)
+            z = context_rows(draft, masked_A, rows)
+            paths = sample_rows(draft, law, z, scale, draws, rows, ahead=ahead[draft])
             tokens[rows.image, rows.token] = paths.x0
             parts.append((rows, paths, scale, torch.full_like(rows.token, place)))
             masked_A = left_A
             meter.add(
                 draft_context_calls=1,
                 draft_context_rows=len(active) * guided_rows,
-                draft_head_calls=law.head_steps,
-                draft_head_rows=len(rows) * law.head_steps * guided_rows,
+                draft_head_calls=paths.head_calls,
+                draft_head_rows=paths.head_rows * guided_rows,
             )
     # Rows in generation order, image-major: order is generated from its end, so later places come first.
     place_of = torch.argsort(order, dim=1)
     image, token = (torch.cat([getattr(part[0], name) for part in parts]) for name in ("image", "token"))
     at = torch.argsort(local[image] * length + (length - 1 - place_of[image, token]))
     rows = TokenRows(image[at], token[at])
-    names = ("x0", "last_std", "log_std_sum")
-    drafted = TokenPaths(*(torch.cat([getattr(part[1], name) for part in parts])[at] for name in names))
+    drafted = TokenPaths.concatenate([part[1] for part in parts], at)
     scale, index = torch.cat([part[2] for part in parts])[at], torch.cat([part[3] for part in parts])[at]
 
     with meter.span("context"):
         z = context_rows(target, start_A, rows)
     with meter.span("head"):
-        own = sample_rows(target, law, z, scale, draws, rows, _SHARED if method.aligned else _OWN)
+        purposes = _SHARED if method.aligned else _OWN
+        own = sample_rows(target, law, z, scale, draws, rows, purposes, ahead[target])
     with meter.span("residual"):
         p, q = _gaussian(own), _gaussian(drafted)
         log_factor = log_path_factor(drafted.log_std_sum, own.log_std_sum)
@@ -317,8 +357,8 @@ def _paper_round(
     meter.add(
         target_context_calls=1,
         target_context_rows=len(active) * guided_rows,
-        target_head_calls=law.head_steps,
-        target_head_rows=len(rows) * law.head_steps * guided_rows,
+        target_head_calls=own.head_calls,
+        target_head_rows=own.head_rows * guided_rows,
     )
     tested = within <= kept_A[local[rows.image]]
     rows = TokenRows(rows.image[tested], rows.token[tested])

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spd_core.decode.head_speculation import Lookahead, speculate_head
 from spd_core.decode.log import Meter
+from spd_core.decode.path import HeadDraws, PathNoise
 from spd_core.diffusion import diffusion, guide, step_log_std, step_mean
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
@@ -103,6 +105,14 @@ class TokenPaths:
     x0: Tensor  #: [R, D] the tokens: mean of the noiseless last step
     last_std: Tensor  #: [R, D] std the last step would have had, times temperature
     log_std_sum: Tensor  #: [R, D] sum of log std over the noisy steps, without temperature
+    head_calls: int = 0  #: sequential
+    head_rows: int = 0  #: a guided evaluation counting once
+
+    @staticmethod
+    def concatenate(parts: Sequence[TokenPaths], at_R: Tensor) -> TokenPaths:
+        """The rows of all parts in the order ``at_R``; calls and rows of the head are not carried over."""
+        x0, last_std = torch.cat([part.x0 for part in parts]), torch.cat([part.last_std for part in parts])
+        return TokenPaths(x0[at_R], last_std[at_R], torch.cat([part.log_std_sum for part in parts])[at_R])
 
 
 def denoise(
@@ -129,7 +139,7 @@ def denoise(
         if not step.noiseless:
             x = torch.addcmul(x, log_std.exp(), noise_SRD[step.k])
             log_std_sum += log_std
-    return TokenPaths(x, log_std.exp() * law.temperature, log_std_sum)
+    return TokenPaths(x, log_std.exp() * law.temperature, log_std_sum, law.head_steps, len(x) * law.head_steps)
 
 
 def sample_rows(
@@ -140,12 +150,25 @@ def sample_rows(
     draws: Draws,
     rows: TokenRows,
     purposes: tuple[Purpose, Purpose] = (Purpose.START, Purpose.STEP),
+    ahead: Lookahead | None = None,
 ) -> TokenPaths:
-    """`denoise` with the rows' own counter-based noise."""
+    """`denoise` with the rows' own counter-based noise; with ``ahead`` by head self-speculation, at the same law."""
     dims, steps = model.config.token_dim, law.head_steps
     start = draws.normals(purposes[0], rows.image, rows.token, dims)
     noise = draws.normals(purposes[1], rows.image, rows.token, steps * dims).view(-1, steps, dims)
-    return denoise(model.head, law, z, scale, start, noise)
+    if ahead is None:
+        return denoise(model.head, law, z, scale, start, noise)
+    salt = torch.full_like(rows.token, int(purposes != (Purpose.START, Purpose.STEP)))
+    path, log_stds = speculate_head(
+        ahead.head.bind(z, scale),
+        start,
+        steps - 1,
+        0,
+        PathNoise(start, noise),
+        HeadDraws(draws, rows.image, rows.token, salt, steps),
+        ahead.windows,
+    )
+    return TokenPaths(path.end, log_stds.last.exp() * law.temperature, log_stds.total, path.calls, path.rows)
 
 
 def mar_step(
@@ -160,11 +183,13 @@ def mar_step(
     labels_B: Tensor,
     draws: Draws,
     meter: Meter,
+    ahead: Lookahead | None = None,
 ) -> tuple[TokenRows, TokenPaths]:
     """One ordinary MAR iteration by ``model``: makes tokens ``order[left:masked]`` of every image.
 
     Args:
         who: "target" or "draft": under which name calls and time are booked.
+        ahead: the model's head if it is to run ahead of itself; None: one head call a step.
 
     Returns:
         the rows and their paths; the canvas is not written.
@@ -175,13 +200,13 @@ def mar_step(
         visible = order_BN[:, masked:].sort(dim=1).values
         z = contexts(model, law, tokens_BND, visible, labels_B).stacked(rows)
     with meter.span("head" if who == "target" else "draft"):
-        paths = sample_rows(model, law, z, scale, draws, rows)
+        paths = sample_rows(model, law, z, scale, draws, rows, ahead=ahead)
     meter.add(
         **{
             f"{who}_context_calls": 1,
             f"{who}_context_rows": len(tokens_BND) * guided_rows,
-            f"{who}_head_calls": law.head_steps,
-            f"{who}_head_rows": len(rows) * law.head_steps * guided_rows,
+            f"{who}_head_calls": paths.head_calls,
+            f"{who}_head_rows": paths.head_rows * guided_rows,
         }
     )
     return rows, paths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spd_core.decode.head_speculation import Lookahead
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.decode.mar import guidance_scale, left_after, mar_step, mask_lengths
 from spd_core.draws import Draws
@@ -12,7 +13,9 @@ from spd_core.law import SamplerLaw
 from spd_core.models.mar import Mar
 
 
-def decode_plain(target: Mar, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:
+def decode_plain(
+    target: Mar, law: SamplerLaw, labels_B: Tensor, draws: Draws, windows: tuple[int, ...] = ()
+) -> Decoded:
     """Samples a batch of images from the target at ``law``.
 
     Args:
@@ -20,9 +23,10 @@ def decode_plain(target: Mar, law: SamplerLaw, labels_B: Tensor, draws: Draws) -
         law: what is sampled; ``num_iter`` above the number of tokens only adds empty iterations, which are skipped.
         labels_B: int64 class labels; below 0: no class.
         draws: the images' random numbers.
+        windows: of head self-speculation; none: one head call a step.
     """
     length = target.config.seq_len
-    meter = Meter(labels_B.device)
+    meter, ahead = Meter(labels_B.device), Lookahead.of(target.head, law, windows)
     order = draws.orders(length)
     tokens = torch.zeros(len(labels_B), length, target.config.token_dim, device=labels_B.device)
     lengths, masked, iterations = mask_lengths(length, law.num_iter), length, 0
@@ -30,7 +34,7 @@ def decode_plain(target: Mar, law: SamplerLaw, labels_B: Tensor, draws: Draws) -
         if left == masked:
             continue
         scale = guidance_scale(law, length, table)
-        rows, paths = mar_step(target, law, "target", tokens, order, masked, left, scale, labels_B, draws, meter)
+        rows, paths = mar_step(target, law, "target", tokens, order, masked, left, scale, labels_B, draws, meter, ahead)
         tokens[rows.image, rows.token] = paths.x0
         masked, iterations = left, iterations + 1
     rounds = torch.full((len(labels_B),), iterations)

@@ -107,6 +107,7 @@ class DiffusionHead(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
+        self.out_channels = out_channels
         self.width = model_channels
         self.time_embed = TimestepEmbedder(model_channels)
         self.cond_embed = Linear(z_channels, model_channels)
@@ -138,6 +139,37 @@ class DiffusionHead(nn.Module):
             if isinstance(block, ResBlock):
                 yield block
 
+    def step_embeddings(self, timesteps: Sequence[int]) -> Tensor:
+        """Embeddings [S, W] of timesteps; added to a row of `cond_embed` they are the y of `fused_modulation`."""
+        return self.time_embed(torch.tensor(timesteps, device=self.cond_embed.weight.device))
+
+    def fused_modulation(self) -> Linear:
+        """The one Linear, W -> (3 blocks + 2) W, that makes every modulation from SiLU(y).
+
+        Each gain, bias and gate is affine in SiLU(y), the LayerNorms' own affine included, so all of them fit into one
+        matrix: a dozen small products and sums a call become one. Up to rounding the results are those of `forward`.
+        """
+        weights, biases = [], []
+        for block in self._blocks:
+            layer = _last_linear(block.adaLN_modulation)
+            gain, offset = block.in_ln.weight, block.in_ln.bias
+            (shift_w, scale_w, gate_w), (shift_b, scale_b, gate_b) = layer.weight.chunk(3), layer.bias.chunk(3)
+            weights += [gain[:, None] * scale_w, shift_w + offset[:, None] * scale_w, gate_w]
+            biases += [gain * (1 + scale_b), shift_b + offset * (1 + scale_b), gate_b]
+        layer = _last_linear(self.final_layer.adaLN_modulation)
+        (shift_w, scale_w), (shift_b, scale_b) = layer.weight.chunk(2), layer.bias.chunk(2)
+        with torch.device("meta"):
+            fused = Linear(self.width, (len(weights) + 2) * self.width)
+        fused.weight = nn.Parameter(torch.cat([*weights, scale_w, shift_w]), requires_grad=False)
+        fused.bias = nn.Parameter(torch.cat([*biases, 1 + scale_b, shift_b]), requires_grad=False)
+        return fused
+
+    def split_modulation(self, fused: Tensor) -> StepModulation:
+        """The modulation from rows [R, (3 blocks + 2) W] of the fused product."""
+        *parts, gain, bias = fused.split(self.width, dim=-1)
+        blocks = tuple((parts[i], parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3))
+        return StepModulation(blocks, (gain, bias))
+
     def _modulate(self, y_RW: Tensor) -> StepModulation:
         silu_y = F.silu(y_RW)
         return StepModulation(
@@ -156,7 +188,7 @@ class DiffusionHead(nn.Module):
         """
         rows = z_RZ.shape[0]
         c_RW = self.cond_embed(z_RZ)
-        t_SW = self.time_embed(torch.tensor(timesteps, device=z_RZ.device))
+        t_SW = self.step_embeddings(timesteps)
         chunk = max(1, MODULATION_ROWS // max(1, rows))
         for start in range(0, len(timesteps), chunk):
             y = t_SW[start : start + chunk, None] + c_RW[None]

@@ -11,23 +11,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spd_core.models.grid import TokenGrid
 from spd_core.models.head import DiffusionHead
 from spd_core.models.linear import Linear
 
 
-class MarConfig(BaseModel):
+class MarConfig(TokenGrid):
     """Constructor arguments of the public model classes, under their names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    img_size: int = Field(256, gt=0, description="side of the square image, pixels")
-    vae_stride: int = Field(16, gt=0, description="pixels per latent cell and side")
-    patch_size: int = Field(1, gt=0, description="latent cells per token and side")
-    vae_embed_dim: int = Field(16, gt=0, description="latent channels")
     encoder_embed_dim: int = Field(768, gt=0)
     encoder_depth: int = Field(12, ge=0)
     encoder_num_heads: int = Field(12, gt=0)
@@ -43,19 +38,6 @@ class MarConfig(BaseModel):
     norm_eps: float = Field(1e-6, gt=0)
     attn_dropout: float = Field(0.0, ge=0, lt=1, description="training only")
     proj_dropout: float = Field(0.0, ge=0, lt=1, description="training only")
-
-    @property
-    def grid(self) -> int:
-        """Tokens per image side."""
-        return self.img_size // self.vae_stride // self.patch_size
-
-    @property
-    def seq_len(self) -> int:
-        return self.grid**2
-
-    @property
-    def token_dim(self) -> int:
-        return self.vae_embed_dim * self.patch_size**2
 
 
 def preset(name: str) -> MarConfig:

@@ -12,16 +12,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spd_core.codec import PixelCodec
 from spd_core.law import SamplerLaw, Settings
+from spd_core.models.causal import Causal, CausalConfig
 from spd_core.models.mar import Mar, MarConfig
 from spd_core.models.vae import KlCodec, KlVae
 
@@ -38,9 +39,9 @@ class PairCard(Settings):
     """The facts of a pair: what the models are, how they are meant to be sampled, where they come from."""
 
     name: str
-    family: Literal["mar"]
-    target: MarConfig
-    draft: MarConfig | None = None
+    family: Literal["mar", "causal"]
+    target: MarConfig | CausalConfig
+    draft: MarConfig | CausalConfig | None = None
     codec: Codec
     class_names: tuple[str, ...] = Field(description="one name per label")
     law: SamplerLaw = Field(description="the law the pair is meant to be sampled at")
@@ -52,6 +53,13 @@ class PairCard(Settings):
     figures: dict[str, Any] = Field(
         default_factory=dict, description="measured figures and the command that printed them"
     )
+
+    @model_validator(mode="after")
+    def _one_family(self) -> Self:
+        kind = {"mar": MarConfig, "causal": CausalConfig}[self.family]
+        if not all(isinstance(config, kind) for config in (self.target, self.draft) if config is not None):
+            raise ValueError(f"family: got {self.family!r}, but target or draft has the sizes of another")
+        return self
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -66,8 +74,8 @@ class Pair:
     """A loaded pair, in eval mode on one device."""
 
     card: PairCard
-    target: Mar
-    draft: Mar | None
+    target: Mar | Causal
+    draft: Mar | Causal | None
     device: torch.device
     vae: KlVae | None = None
 
@@ -138,6 +146,10 @@ def _load_part(folder: Path, card: PairCard, part: str, make: Callable[[], Modul
     return model.eval().requires_grad_(False)
 
 
+def _model(config: MarConfig | CausalConfig) -> Mar | Causal:
+    return Mar(config) if isinstance(config, MarConfig) else Causal(config)
+
+
 def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True) -> Pair:
     """Loads a bundled pair or a pair folder; weights are checked against the card's hashes.
 
@@ -151,10 +163,10 @@ def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True)
     """
     folder, card = pair_folder(name), load_card(name)
     small_config, codec = card.draft, card.codec
-    target = _load_part(folder, card, "target", lambda: Mar(card.target)).to(device)
+    target = _load_part(folder, card, "target", lambda: _model(card.target)).to(device)
     small = vae = None
     if draft and small_config is not None:
-        small = _load_part(folder, card, "draft", lambda: Mar(small_config)).to(device)
+        small = _load_part(folder, card, "draft", lambda: _model(small_config)).to(device)
     if isinstance(codec, KlCodec) and "vae" in card.sha256:
         vae = _load_part(folder, card, "vae", lambda: KlVae(codec.vae)).to(device)
     return Pair(card, target, small, torch.device(device), vae)

@@ -1,63 +1,42 @@
 """Recipe of a MAR model: masked-token training with the diffusion loss, EMA, label dropout, resumable.
 
 Run it as ``spd train fashion-mar --part target``; the loss curve, a checkpoint and, at the end, float16 EMA weights
-land in the output folder. Every random number is a function of (seed, step), so a resumed run is the same run.
+land in the output folder.
 
 Shape legend: B images of a batch, N tokens, D token dims, V visible tokens, M masked tokens.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save_file
+from pydantic import Field
 from scipy.stats import truncnorm
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor, nn
 
 from spd_core.diffusion import TRAIN_STEPS, TrainingLoss
 from spd_core.models.mar import Mar, MarConfig
+from spd_core.train.loop import Recipe, train
 
-log = logging.getLogger(__name__)
+__all__ = ["MarRecipe", "train"]
 
 
-class MarRecipe(BaseModel):
-    """Every knob of a training run; written beside the weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class MarRecipe(Recipe):
+    """A training run of a MAR model."""
 
     model: MarConfig
-    seed: int = Field(0, ge=0)
-    steps: int = Field(20_000, gt=0, description="optimiser steps")
-    batch: int = Field(128, gt=0, description="images per step")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate, AdamW, linear warm-up then cosine decay to zero")
-    warmup: int = Field(500, ge=0, description="warm-up steps")
-    weight_decay: float = Field(0.02, ge=0)
-    ema: float = Field(0.9995, ge=0, lt=1, description="decay per step, shortened at the start")
-    label_drop: float = Field(0.1, ge=0, lt=1, description="share of images whose class is dropped (for guidance)")
     mask_min: float = Field(0.7, gt=0, le=1, description="lowest mask ratio; the ratio is normal(1, 0.25) truncated")
-    head_repeats: int = Field(4, gt=0, description="noise levels per masked token and step (diffusion_batch_mul)")
     head_tokens: int = Field(0, ge=0, description="masked tokens per image that train the head each step; 0: all")
-    clip: float = Field(3.0, gt=0, description="largest gradient norm")
-    bf16: bool = Field(True, description="autocast to bfloat16")
 
+    def build(self) -> Mar:
+        return Mar(self.model)
 
-def batches(recipe: MarRecipe, count: int, start: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(step, indices [B]) from step ``start`` on; each epoch is a permutation that depends on the seed only."""
-    per_epoch = count // recipe.batch
-    for step in range(start, recipe.steps):
-        epoch, at = divmod(step, per_epoch)
-        if at == 0 or step == start:
-            order = np.random.default_rng([recipe.seed, 1, epoch]).permutation(count)
-        yield step, order[at * recipe.batch : (at + 1) * recipe.batch]
+    def loss(self, model: nn.Module, tokens_BND: Tensor, labels_B: Tensor, rng: np.random.Generator) -> Tensor:
+        if not isinstance(model, Mar):
+            raise TypeError(f"recipe of a Mar, got {type(model).__name__}")
+        return loss_of(model, tokens_BND, labels_B, self, rng)
 
 
 def mask_split(recipe: MarRecipe, tokens: int, batch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -86,74 +65,3 @@ def loss_of(model: Mar, tokens_BND: Tensor, labels_B: Tensor, recipe: MarRecipe,
 
 
 _LOSS = TrainingLoss()
-
-
-def learning_rate(recipe: MarRecipe, step: int) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def train(recipe: MarRecipe, tokens_nND: Tensor, labels_n: Tensor, out: Path, save_every: int = 500) -> Path:
-    """Trains to the recipe's last step and returns the path of the EMA weights (safetensors, float16).
-
-    Resumes from ``out/checkpoint.pt`` if it is there; ``out/loss.jsonl`` holds the loss curve.
-
-    Raises:
-        ValueError: if ``out`` holds a checkpoint of another recipe (only ``steps`` may differ).
-    """
-    torch.manual_seed(recipe.seed)
-    model = Mar(recipe.model).train()
-    decay = [p for p in model.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if p.dim() != 2]
-    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95))
-    ema = {name: p.detach().clone() for name, p in model.state_dict().items()}
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint, start, seconds = out / "checkpoint.pt", 0, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        if json.loads(saved["recipe"]) | {"steps": 0} != recipe.model_dump(mode="json") | {"steps": 0}:
-            raise ValueError(f"recipe: got another one than that of {checkpoint}, allowed: a new folder or the same")
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema, start, seconds = saved["ema"], saved["step"], saved["seconds"]
-    else:
-        (out / "loss.jsonl").unlink(missing_ok=True)
-    (out / "recipe.json").write_text(recipe.model_dump_json(indent=1))
-
-    began, losses = time.monotonic(), []
-    for step, index in batches(recipe, len(tokens_nND), start):
-        rng = np.random.default_rng([recipe.seed, 2, step])
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step)
-        # On a CPU the backward pass of the fused attention kernel is slower than plain matrix products.
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bf16), sdpa_kernel(SDPBackend.MATH):
-            loss = loss_of(model, tokens_nND[index], labels_n[index], recipe, rng)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        rate = min(recipe.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            names, values = zip(*model.state_dict().items(), strict=True)
-            torch._foreach_lerp_([ema[n] for n in names], list(values), 1 - rate)
-        losses.append(loss.detach())
-        if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
-            spent = seconds + time.monotonic() - began
-            row = {"step": step + 1, "loss": torch.stack(losses).mean().item(), "seconds": round(spent, 1)}
-            losses.clear()
-            with (out / "loss.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            log.info("step %d  loss %.4f  %.0f s", row["step"], row["loss"], row["seconds"])
-            state = {
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema,
-                "step": step + 1, "seconds": spent, "recipe": recipe.model_dump_json(),
-            }  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
-    weights = out / "weights.safetensors"
-    save_file({name: value.to(torch.float16).contiguous() for name, value in ema.items()}, weights)
-    return weights

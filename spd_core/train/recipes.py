@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from spd_core.law import SamplerLaw
+from spd_core.models.causal import CausalConfig
 from spd_core.models.mar import MarConfig
+from spd_core.train.causal import CausalRecipe
 from spd_core.train.mar import MarRecipe
 
 
@@ -15,11 +18,31 @@ def _fashion_mar(dims: int, encoder: int, decoder: int, heads: int, head_depth: 
     )  # fmt: skip
 
 
-RECIPES: dict[tuple[str, str], MarRecipe] = {
+def _fashion_ar(dims: int, depth: int, heads: int, head_depth: int, head_width: int) -> CausalConfig:
+    return CausalConfig(
+        img_size=32, vae_stride=1, patch_size=4, vae_embed_dim=1, class_num=10,
+        embed_dim=dims, depth=depth, num_heads=heads, head_depth=head_depth, head_width=head_width,
+    )  # fmt: skip
+
+
+#: The law each bundled pair is meant to be sampled at. The causal pair hands its tokens over at a noise std of 0.155,
+#: 90 of the 100 steps down: the level its context networks are trained with.
+LAWS = {
+    "fashion-mar": SamplerLaw(num_iter=64, head_steps=100, start_level=960, cfg=3.0, temperature=0.85),
+    "fashion-ar": SamplerLaw(num_iter=64, head_steps=100, start_level=999, handoff_level=91, cfg=1.0),
+}
+
+RECIPES: dict[tuple[str, str], MarRecipe | CausalRecipe] = {
     ("fashion-mar", "target"): MarRecipe(
         model=_fashion_mar(256, 3, 4, 4, 3, 128), batch=64, steps=7000, head_repeats=2, ema=0.999
     ),
     ("fashion-mar", "draft"): MarRecipe(
         model=_fashion_mar(96, 1, 2, 3, 2, 64), batch=64, steps=10_000, head_repeats=2, ema=0.999
+    ),
+    ("fashion-ar", "target"): CausalRecipe(
+        model=_fashion_ar(256, 6, 4, 6, 128), batch=64, steps=10_000, head_repeats=2, ema=0.999
+    ),
+    ("fashion-ar", "draft"): CausalRecipe(
+        model=_fashion_ar(128, 2, 4, 2, 128), batch=64, steps=10_000, head_repeats=2, ema=0.999
     ),
 }

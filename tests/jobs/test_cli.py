@@ -38,6 +38,7 @@ def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
     [
         ("colour=red", "colour: unknown field, got 'red', allowed: the fields that `spd spec` lists"),
         ("law.nosuch=1", "law.nosuch: unknown field"),
+        ("method=speculative", "method: got 'speculative', allowed: plain, cspd, null (the mar family"),
         ("method.gamma=-1", "gamma: got -1, allowed: Input should be greater than or equal to 1"),
         ("requests.labels=[0,3]", "requests.labels: got 3, allowed: 0..2"),
         ("requests.count=many", "requests.count: got 'many', allowed:"),

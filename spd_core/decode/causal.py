@@ -1,0 +1,189 @@
+"""What every decoder of a causal model is made of, and plain decoding.
+
+A token is made in two parts. Above the hand-off its path runs down to a state of little noise; that state is what the
+context network reads, so tokens are made one after another. Below, every token's path runs on to the clean token given
+its own context, which no other token waits for: one batch for the whole image.
+
+Shape legend: B images, N tokens of an image, M positions of one pass, G context rows per image (2 under guidance: with
+the class, without), R rows (tokens being made), K steps above the hand-off, D token dims, Z context dims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spd_core.decode.head_speculation import speculate_head
+from spd_core.decode.log import Decoded, DraftRecords, Meter
+from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, walk
+from spd_core.diffusion import handoff_step
+from spd_core.draws import Draws, Purpose
+from spd_core.law import SamplerLaw
+from spd_core.models.causal import Causal
+
+#: Tokens of an image whose noise plain decoding draws at once.
+DRAWN_AHEAD = 16
+
+
+@dataclass(frozen=True)
+class PathLaw:
+    """Where a token's path is handed over, and its guidance."""
+
+    law: SamplerLaw
+    tokens: int
+
+    @property
+    def first(self) -> int:
+        """The first step of a path."""
+        return self.law.head_steps - 1
+
+    @property
+    def handoff(self) -> int:
+        """The hand-off state is y_k of this step, which is the first one below."""
+        return handoff_step(self.law.head_steps, self.law.start_level, self.law.handoff_level)
+
+    @property
+    def above(self) -> int:
+        """Steps above the hand-off."""
+        return self.first - self.handoff
+
+    def scale(self, position: Tensor) -> Tensor:
+        """Guidance weight, one more dim than ``position``; linear: grows with the share of the tokens made."""
+        share = (position + 1).float() / self.tokens
+        share = share if self.law.cfg_schedule == "linear" else torch.ones_like(share)
+        return (1.0 + (self.law.cfg - 1.0) * share)[..., None]
+
+
+class ContextReader:
+    """A causal model's context network at a law, with the cache of a batch."""
+
+    def __init__(self, model: Causal, law: SamplerLaw, labels_B: Tensor) -> None:
+        self.model = model
+        self.low_precision = law.dtype == "bfloat16"
+        self.copies = 1 + (law.cfg != 1.0)
+        self.labels = torch.cat([labels_B, torch.full_like(labels_B, -1)]) if self.copies == 2 else labels_B
+        self.cache = model.cache(len(self.labels), torch.bfloat16 if self.low_precision else torch.float32)
+
+    def read(self, previous_BMD: Tensor, first_B: Tensor) -> Tensor:
+        """Contexts [G, B, M, Z] of positions first, first + 1, ...; each reads the token before it."""
+        previous, first = previous_BMD.repeat(self.copies, 1, 1), first_B.repeat(self.copies)
+        with torch.autocast(previous.device.type, dtype=torch.bfloat16, enabled=self.low_precision):
+            z = self.model(previous, self.labels, first, self.cache).float()
+        return z.unflatten(0, (self.copies, -1))
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops the images that are not in ``rows``."""
+        count = len(self.labels) // self.copies
+        rows = torch.cat([rows + count * copy for copy in range(self.copies)])
+        self.labels = self.labels[rows]
+        self.cache.keep(rows)
+
+
+def previous_tokens(states_BND: Tensor, image_A: Tensor, first_A: Tensor, count: int) -> Tensor:
+    """The tokens [A, count, D] before positions first, first + 1, ...; anything where there is none."""
+    before = first_A[:, None] + torch.arange(count, device=first_A.device) - 1
+    return states_BND[image_A[:, None], before.clamp(0, states_BND.shape[1] - 1)]
+
+
+def noise_above(draws: Draws, image_R: Tensor, token_R: Tensor, path: PathLaw, dims: int) -> PathNoise:
+    """The noise of the tokens' own paths above the hand-off."""
+    start = draws.normals(Purpose.START, image_R, token_R, dims)
+    step = draws.normals(Purpose.STEP, image_R, token_R, path.above * dims).view(-1, path.above, dims)
+    return PathNoise(start, step, path.handoff + 1)
+
+
+def own_draws(draws: Draws, image_R: Tensor, token_R: Tensor, law: SamplerLaw) -> HeadDraws:
+    """The random numbers of head self-speculation on the tokens' own paths."""
+    return HeadDraws(draws, image_R, token_R, torch.zeros_like(token_R), law.head_steps)
+
+
+def path_above(
+    head: BoundHead, path: PathLaw, noise: PathNoise, draws: HeadDraws, windows: tuple[int, ...], trace: bool = False
+) -> Path:
+    """Paths from their start to the hand-off, with head self-speculation if there are windows."""
+    steps = (path.first, path.handoff + 1)
+    if not windows:
+        return walk(head, noise.start, *steps, noise, trace)
+    return speculate_head(head, noise.start, *steps, noise, draws, windows, trace=trace)[0]
+
+
+@dataclass
+class Canvas:
+    """What is known of every token of a batch; the decoders write it in place."""
+
+    states: Tensor  #: [B, N, D] at the hand-off level
+    x0: Tensor  #: [B, N, D] the target's newest prediction on the way there
+    z: Tensor  #: [G, B, N, Z] the target's contexts
+
+    @staticmethod
+    def empty(target: Causal, batch: int, copies: int) -> Canvas:
+        c = target.config
+        states, x0 = (torch.zeros(batch, c.seq_len, c.token_dim, device=target.device) for _ in range(2))
+        return Canvas(states, x0, torch.zeros(copies, batch, c.seq_len, c.embed_dim, device=target.device))
+
+
+def finish(
+    head: LawHead, path: PathLaw, canvas: Canvas, draws: Draws, windows: tuple[int, ...], meter: Meter
+) -> Tensor:
+    """Clean tokens [B, N, D]: every path's steps below the hand-off, in one batch."""
+    batch, length, dims = canvas.states.shape
+    device = canvas.states.device
+    image = torch.arange(batch, device=device).repeat_interleave(length)
+    token = torch.arange(length, device=device).repeat(batch)
+    count = path.handoff + 1
+    step = draws.normals(Purpose.STEP, image, token, count * dims, round_R=1).view(-1, count, dims)
+    noise = PathNoise(canvas.states.flatten(0, 1), step)
+    with meter.span("finish"):
+        bound = head.bind(canvas.z.flatten(0, 2), path.scale(token))
+        if windows:
+            ends, _ = speculate_head(
+                bound, noise.start, path.handoff, 0, noise,
+                own_draws(draws, image, token, path.law), windows, canvas.x0.flatten(0, 1),
+            )  # fmt: skip
+        else:
+            ends = walk(bound, noise.start, path.handoff, 0, noise)
+    meter.add(finish_head_calls=ends.calls, finish_head_rows=ends.rows * head.guided_rows)
+    return ends.end.view(batch, length, dims)
+
+
+def decode_causal_plain(
+    target: Causal, law: SamplerLaw, labels_B: Tensor, draws: Draws, windows: tuple[int, ...] = ()
+) -> Decoded:
+    """Samples a batch of images from a causal target at ``law``, token after token.
+
+    Args:
+        target: the model.
+        law: what is sampled; ``num_iter`` is not used.
+        labels_B: int64 class labels; below 0: no class.
+        draws: the images' random numbers.
+        windows: of head self-speculation; none: one head call a step.
+    """
+    meter, batch, length = Meter(labels_B.device), len(labels_B), target.config.seq_len
+    path = PathLaw(law, length)
+    reader, head = ContextReader(target, law, labels_B), LawHead(target.head, law)
+    canvas = Canvas.empty(target, batch, reader.copies)
+    image = torch.arange(batch, device=labels_B.device)
+    for first in range(0, length, DRAWN_AHEAD):
+        block = torch.arange(first, min(first + DRAWN_AHEAD, length), device=labels_B.device)
+        drawn = noise_above(draws, image.repeat(len(block)), block.repeat_interleave(batch), path, canvas.x0.shape[-1])
+        for place, position in enumerate(block.unbind()):
+            rows = slice(place * batch, (place + 1) * batch)
+            at = position.expand(batch)
+            with meter.span("context"):
+                z = reader.read(previous_tokens(canvas.states, image, at, 1), at)[:, :, 0]
+            with meter.span("head"):
+                noise = PathNoise(drawn.start[rows], drawn.step[rows], drawn.offset)
+                own = own_draws(draws, image, at, law)
+                made = path_above(head.bind(z.flatten(0, 1), path.scale(at)), path, noise, own, windows)
+            canvas.states[:, position], canvas.x0[:, position], canvas.z[:, :, position] = made.end, made.x0, z
+            meter.add(
+                target_context_calls=1,
+                target_context_rows=batch * reader.copies,
+                target_head_calls=made.calls,
+                target_head_rows=made.rows * reader.copies,
+            )
+    tokens = finish(head, path, canvas, draws, windows, meter)
+    rounds = torch.full((batch,), length)
+    return Decoded(tokens, rounds, DraftRecords.concatenate([]), dict(meter.counts), meter.seconds())

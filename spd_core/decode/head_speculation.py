@@ -1,0 +1,215 @@
+"""Head self-speculation: fewer sequential head calls for the same law, without a draft model.
+
+1. Hold the head's last prediction x0 (and, if learned, its variance) and roll L steps ahead with it.
+2. Evaluate the head at all L states in one batch.
+3. Test step by step with a maximal coupling of the held and the true transition; steps before the first refusal stand.
+4. At the refusal take the coupling's correction, a draw from what the held transition leaves over of the true one.
+5. Go on from there with the newest prediction.
+
+Every state then has its transition's own law given the state before, so the path's law is untouched. Equal variances:
+reflection coupling, one shot. Learned variances: the ratio test and the residual of the two Gaussians, no head calls.
+The noiseless last step is a point mass, never accepted: it is always taken from the true prediction. Rows advance
+independently.
+
+Shape legend: R rows (paths), A active rows, L steps of the longest window, V valid (row, step) entries, D token dims,
+S all steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spd_core.accept import Gaussian, accept, first_refusal, reflect, sample_residual
+from spd_core.decode.path import (
+    BoundHead,
+    HeadDraws,
+    LawHead,
+    Path,
+    PathNoise,
+    Prediction,
+    Trace,
+    windows_by_step,
+)
+from spd_core.law import SamplerLaw
+from spd_core.models.head import DiffusionHead
+
+#: Above this the state is nearly pure noise and an eps prediction's x0, amplified by it, is worse than none to hold.
+SINGULAR = 30.0
+#: Residual proposals of a row: so many at once at first, four times as many at each further attempt up to the second
+#: number; attempts go on until one is kept.
+PROPOSALS = (16, 4096)
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """A head that may run ahead of itself, built once for all tokens of a decoding."""
+
+    head: LawHead
+    windows: tuple[int, ...]
+
+    @staticmethod
+    def of(head: DiffusionHead, law: SamplerLaw, windows: tuple[int, ...]) -> Lookahead | None:
+        """None without windows: one head call a step."""
+        return Lookahead(LawHead(head, law), windows) if windows else None
+
+
+@dataclass(frozen=True)
+class LogStds:
+    """What CSpD's test needs to know of a learned variance along the path."""
+
+    last: Tensor  #: [R, D] log std that the noiseless last step would have had
+    total: Tensor  #: [R, D] sum of log std over the noisy steps, without temperature
+
+
+def speculate_head(
+    head: BoundHead,
+    y_RD: Tensor,
+    first: int,
+    last: int,
+    noise: PathNoise,
+    draws: HeadDraws,
+    windows: tuple[int, ...],
+    held_x0_RD: Tensor | None = None,
+    trace: bool = False,
+) -> tuple[Path, LogStds]:
+    """The path from y before step ``first`` to the state after step ``last``; same law as one head call a step.
+
+    Args:
+        head: bound to the rows' contexts.
+        y_RD: states to start from.
+        first, last: steps, ``first >= last``.
+        noise: the draft's noise; a step that is accepted or reflected uses it, and so each entry is used once.
+        draws: uniforms of the tests, and the residuals' proposals.
+        windows: lengths L by slice of the whole path (`windows_by_step`).
+        held_x0_RD: a prediction to begin with; None: 0, the mean of normalised tokens, right at the noisy end.
+        trace: also return the states, predictions and noise of every step.
+
+    Returns:
+        the path and its log stds (zeros for a fixed variance).
+    """
+    rows, dims = y_RD.shape
+    device = y_RD.device
+    table, learned = head.table, head.at_law.learned_variance
+    window_S = windows_by_step(windows, head.at_law.law.head_steps, device)
+    usable_S = (table.sqrt_recip < SINGULAR) | torch.tensor(not learned, device=device)
+    uniform_RS = draws.uniforms()
+    head.hoist()
+
+    y = y_RD.clone()
+    x0 = torch.zeros_like(y) if held_x0_RD is None else held_x0_RD.clone()
+    v = torch.zeros_like(y) if learned else None
+    log_stds = LogStds(torch.zeros_like(y), torch.zeros_like(y))
+    k_R = torch.full((rows,), first, device=device)
+    kept = Trace(*(torch.zeros(rows, first - last + 1, dims, device=device) for _ in range(3))) if trace else None
+    calls = evaluations = 0
+    active = torch.arange(rows, device=device)
+    while len(active):
+        at = k_R[active]
+        length_A = torch.minimum(window_S[at], at - last + 1)
+        # A singular prediction is not worth holding over even one more step: such a step is made alone.
+        length_A = torch.where(usable_S[at], length_A, 1)
+        ahead = torch.arange(int(length_A.max()), device=device)
+        k_AL = (at[:, None] - ahead).clamp(min=last)
+        inside_AL = ahead < length_A[:, None]
+
+        # 1. Roll ahead.
+        held = Prediction(x0[active], None if v is None else v[active])
+        held_v = None if held.v is None else held.v[:, None].expand(-1, len(ahead), -1)
+        drawn = noise.of_steps(active[:, None], k_AL)
+        draft_std = head.std(k_AL, held_v)
+        after = head.roll(k_AL, y[active], held.x0, draft_std * drawn)
+        before = torch.cat([y[active, None], after[:, :-1]], dim=1)
+
+        # 2. One batch.
+        true, evaluated = _evaluated(head, active, k_AL, before, inside_AL)
+        calls, evaluations = calls + 1, evaluations + evaluated
+
+        # 3. Test; the step after the last one that stands is where the round ends.
+        noisy_AL = k_AL > 0
+        uniform_AL = uniform_RS[active[:, None], k_AL]
+        if head.equal_stds:
+            shift = head.shift(k_AL, held.x0[:, None], true.x0, true.v)
+            accepted, result_noise = reflect(drawn, shift, uniform_AL)
+        else:
+            p, q = _transitions(head, k_AL, before, held, held_v, true)
+            log_ratio = p.log_density(after) - q.log_density(after)
+            accepted = accept(log_ratio, uniform_AL)
+            result_noise = (after - p.mean) / p.std
+        stands_A = torch.minimum(first_refusal(accepted & noisy_AL & inside_AL), length_A - 1)
+        a = torch.arange(len(active), device=device)
+
+        # 4. The state after the round's last step: drafted, or the correction.
+        end_k, end_x0 = k_AL[a, stands_A], true.x0[a, stands_A]
+        drafted_ok = accepted[a, stands_A] & noisy_AL[a, stands_A]
+        mean = head.mean(end_k, end_x0, before[a, stands_A])
+        if head.equal_stds:
+            end_v = None if true.v is None else true.v[a, stands_A]
+            corrected = mean + head.std(end_k, end_v) * result_noise[a, stands_A]
+        else:
+            corrected = mean.clone()
+            refused = (~drafted_ok & noisy_AL[a, stands_A]).nonzero()[:, 0]
+            if len(refused):
+                ends = (refused, stands_A[refused])
+                p_end, q_end = (Gaussian(g.mean[ends], g.std[ends]) for g in (p, q))
+                corrected[refused] = _residual(p_end, q_end, draws, active[refused], end_k[refused])
+                result_noise[ends] = (corrected[refused] - p_end.mean) / p_end.std
+        y[active] = torch.where(drafted_ok[:, None], after[a, stands_A], corrected)
+
+        # 5. Go on with the newest prediction.
+        worth = usable_S[end_k][:, None]
+        x0[active] = torch.where(worth, end_x0, held.x0)
+        made_AL = ahead <= stands_A[:, None]
+        if v is not None and true.v is not None:
+            v[active] = true.v[a, stands_A]
+            log_std = head.log_std(k_AL, true.v)
+            log_stds.total[active] += (log_std * (made_AL & noisy_AL)[..., None]).sum(dim=1)
+            log_stds.last[active] = log_std[a, stands_A]
+        if kept is not None:
+            which, step = made_AL.nonzero(as_tuple=True)
+            place = (active[which], first - k_AL[which, step])
+            for column, values in ((kept.states, before), (kept.x0, true.x0), (kept.noise, result_noise)):
+                column[place] = values[which, step]
+        k_R[active] = end_k - 1
+        active = active[end_k > last]
+    return Path(y, x0, calls, evaluations, kept), log_stds
+
+
+def _evaluated(
+    head: BoundHead, active: Tensor, k_AL: Tensor, before: Tensor, inside_AL: Tensor
+) -> tuple[Prediction, int]:
+    """Predictions [A, L, D] at the states inside the windows (elsewhere 0), and how many they are."""
+    which, step = inside_AL.nonzero(as_tuple=True)
+    if len(which) == inside_AL.numel():
+        flat = head.predict(active[which], k_AL.flatten(), before.flatten(0, 1))
+        return Prediction(flat.x0.view_as(before), None if flat.v is None else flat.v.view_as(before)), len(which)
+    flat = head.predict(active[which], k_AL[which, step], before[which, step])
+    x0 = torch.zeros_like(before).index_put_((which, step), flat.x0)
+    v = None if flat.v is None else torch.zeros_like(before).index_put_((which, step), flat.v)
+    return Prediction(x0, v), len(which)
+
+
+def _transitions(
+    head: BoundHead, k_AL: Tensor, before: Tensor, held: Prediction, held_v: Tensor | None, true: Prediction
+) -> tuple[Gaussian, Gaussian]:
+    """The true and the held transition out of each state; at the noiseless step a std of 1 stands in for 0."""
+    noiseless = (k_AL == 0)[..., None]
+    p_std, q_std = (head.std(k_AL, v).masked_fill(noiseless, 1.0) for v in (true.v, held_v))
+    p_mean, q_mean = head.mean(k_AL, true.x0, before), head.mean(k_AL, held.x0[:, None], before)
+    return Gaussian(p_mean, p_std), Gaussian(q_mean, q_std)
+
+
+def _residual(p: Gaussian, q: Gaussian, draws: HeadDraws, row_M: Tensor, k_M: Tensor) -> Tensor:
+    """Draws [M, D] from Norm[(p - q)_+] of single steps: both are known Gaussians, so proposals cost no head call."""
+    dims = p.mean.shape[-1]
+
+    def propose(at: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
+        count = min(PROPOSALS[0] * 4**attempt, PROPOSALS[1])
+        normals, uniforms = draws.proposals(row_M[at], k_M[at], attempt, count, dims)
+        wide_p, wide_q = (Gaussian(g.mean[at, None], g.std[at, None]) for g in (p, q))
+        y = torch.addcmul(wide_p.mean, wide_p.std, normals)
+        return y, wide_p.log_density(y) - wide_q.log_density(y), uniforms
+
+    return sample_residual(torch.arange(len(row_M), device=row_M.device), propose)

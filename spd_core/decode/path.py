@@ -1,0 +1,273 @@
+"""Denoising paths of token rows: one head at one law, evaluated at any mix of rows and steps.
+
+A path runs y_S, ..., y_0; step k takes y_k to y_{k-1} = mean + std * noise, the mean being
+``c_x0[k] x0 + c_x[k] y_k`` with the head's prediction x0 at y_k. MAR heads predict eps and a variance, causal heads the
+velocity at a fixed variance (`spd_core.models.causal` says why).
+
+Shape legend: R rows (tokens being made), M evaluations, K steps of a path in the order they are made, S all steps,
+D token dims, Z context dims, W head width, L steps of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spd_core.diffusion import diffusion, step_table
+from spd_core.draws import Draws, Purpose
+from spd_core.law import SamplerLaw
+from spd_core.models.head import DiffusionHead, StepModulation
+
+#: Rows of one head call; more are evaluated in chunks, which bounds the memory of their modulations.
+HEAD_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the head says at a state: the token, and for a learned variance its place between the two bounds."""
+
+    x0: Tensor  #: [..., D]
+    v: Tensor | None  #: [..., D]; None: the variance is fixed
+
+
+class LawHead:
+    """A diffusion head at a law: its step embeddings and constants, shared by all tokens of a decoding."""
+
+    def __init__(self, head: DiffusionHead, law: SamplerLaw) -> None:
+        self.head = head
+        self.law = law
+        self.learned_variance = head.out_channels == 2 * head.in_channels
+        self.table = step_table(law.head_steps, law.start_level, head.cond_embed.weight.device)
+        self.step_embeddings = head.step_embeddings(self.table.timesteps)
+        self.modulation = head.fused_modulation()
+        #: [S] std of a fixed variance with temperature, 0 at the noiseless last step
+        self.fixed_std = self.table.fixed_std * self.table.noisy * law.temperature
+        #: [S] difference of two means in stds per difference of their x0
+        self.shift_per_x0 = self.table.c_x0 / (self.table.fixed_std * law.temperature)
+
+    @property
+    def guided_rows(self) -> int:
+        """Head rows per evaluation: two under guidance."""
+        return 1 + (self.law.cfg != 1.0)
+
+    def evaluate(self, y_MD: Tensor, modulation: Tensor) -> Tensor:
+        """Raw head output [M, out_channels], under guidance [2 M, out_channels], of rows at any steps."""
+        return self.head.apply_step(y_MD, self.head.split_modulation(modulation))
+
+    def modulate(self, embedding: Tensor) -> Tensor:
+        """Fused modulations of (time embedding + condition) rows."""
+        return self.modulation(F.silu(embedding))
+
+    def bind(self, z: Tensor, scale: float | Tensor) -> BoundHead:
+        """The head given the rows' contexts.
+
+        Args:
+            z: [R, Z], under guidance [2 R, Z] with the conditional rows first.
+            scale: guidance weight, one number or one per row [R, 1].
+        """
+        return BoundHead(self, z, scale)
+
+
+class BoundHead:
+    """A head bound to the contexts of R rows."""
+
+    def __init__(self, at_law: LawHead, z: Tensor, scale: float | Tensor) -> None:
+        self.at_law = at_law
+        self.table = at_law.table
+        self.z = z
+        self.scale = scale
+        self._table: Tensor | None = None
+
+    @property
+    def equal_stds(self) -> bool:
+        """Whether two predictions at one state differ in their means only."""
+        return not self.at_law.learned_variance
+
+    @cached_property
+    def condition(self) -> Tensor:
+        return self.at_law.head.cond_embed(self.z)
+
+    def predict(self, row_M: Tensor, k_M: Tensor, y_MD: Tensor) -> Prediction:
+        """Predictions at states ``y_MD`` of rows ``row_M`` before steps ``k_M``: one head call, whatever the mix."""
+        parts = [
+            self._predict(*chunk)
+            for chunk in zip(*(t.split(HEAD_ROWS // self.at_law.guided_rows) for t in (row_M, k_M, y_MD)), strict=True)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        v = torch.cat([p.v for p in parts if p.v is not None]) if self.at_law.learned_variance else None
+        return Prediction(torch.cat([p.x0 for p in parts]), v)
+
+    def _predict(self, row: Tensor, k: Tensor, y: Tensor) -> Prediction:
+        if self.at_law.guided_rows == 1:
+            return self._prediction(self.at_law.evaluate(y, self._modulations(row, k)), k[:, None], y)
+        null = row + len(self.condition) // 2
+        out = self.at_law.evaluate(y, self._modulations(torch.cat([row, null]), k.repeat(2)))
+        scale = self.scale[row] if isinstance(self.scale, Tensor) else self.scale
+        return self._prediction(self.guided(out, scale), k[:, None], y)
+
+    def _modulations(self, row: Tensor, k: Tensor) -> Tensor:
+        if self._table is not None:
+            return self._table[k, row]
+        return self.at_law.modulate(self.at_law.step_embeddings[k] + self.condition[row])
+
+    def hoist(self) -> None:
+        """Computes the modulations of all rows and steps by one product, if they are few enough to keep.
+
+        For a caller that will need about all of them, some more than once, in small batches.
+        """
+        if self._table is None and len(self.condition) * len(self.table.timesteps) <= HEAD_ROWS:
+            self._table = self.at_law.modulate(self.at_law.step_embeddings[:, None] + self.condition)
+
+    def guided(self, out: Tensor, scale: float | Tensor) -> Tensor:
+        """Guidance acts on the prediction alone; a learned variance is the conditional row's."""
+        dims = self.at_law.head.in_channels
+        cond, null = out.chunk(2)
+        return torch.cat([torch.lerp(null[:, :dims], cond[:, :dims], scale), cond[:, dims:]], dim=-1)
+
+    def _prediction(self, out: Tensor, k: Tensor | int, y: Tensor) -> Prediction:
+        t = self.table
+        if self.at_law.learned_variance:
+            eps, v = out.chunk(2, dim=-1)
+            return Prediction(t.sqrt_recip[k] * y - t.sqrt_recipm1[k] * eps, v)
+        return Prediction(t.signal[k] * y - t.noise[k] * out, None)
+
+    def log_std(self, k: Tensor, v: Tensor) -> Tensor:
+        """log std of a learned variance before temperature; ``k`` has the shape of ``v`` without its last dim."""
+        return v * self.table.v_scale[k][..., None] + self.table.log_std_mid[k][..., None]
+
+    def std(self, k: Tensor, v: Tensor | None) -> Tensor:
+        """std [..., D] or, if fixed, [..., 1] of the noise of steps ``k``, with temperature; 0 at the last step."""
+        if v is None:
+            return self.at_law.fixed_std[k][..., None]
+        return self.log_std(k, v).exp() * (self.table.noisy[k][..., None] * self.at_law.law.temperature)
+
+    def mean(self, k: Tensor, x0: Tensor, y: Tensor) -> Tensor:
+        return self.table.c_x0[k][..., None] * x0 + self.table.c_x[k][..., None] * y
+
+    def shift(self, k: Tensor, own_x0: Tensor, other_x0: Tensor, v: Tensor | None = None) -> Tensor:
+        """(own mean - other mean) / std [..., D] of two predictions at one state, for equal stds; not at step 0."""
+        scale = self.at_law.shift_per_x0[k][..., None] if v is None else self.table.c_x0[k][..., None] / self.std(k, v)
+        return scale * (own_x0 - other_x0)
+
+    def roll(self, k_RL: Tensor, y_RD: Tensor, x0_RD: Tensor, noise_RLD: Tensor) -> Tensor:
+        """States [R, L, D] after each step of ``k_RL``, x0 held; ``noise_RLD`` carries its std.
+
+        ``k_RL`` descends by one; a row may repeat its last step as padding, and the padding means nothing.
+        """
+        carry = self.table.carry[k_RL[:, :, None], k_RL[:, None, :]].tril()
+        drift = torch.addcmul(noise_RLD, self.table.c_x0[k_RL][..., None], x0_RD[:, None])
+        kept = carry[:, :, :1] * self.table.c_x[k_RL[:, :1], None]
+        return torch.baddbmm(kept * y_RD[:, None], carry, drift)
+
+
+@dataclass(frozen=True)
+class PathNoise:
+    """The random numbers of R paths."""
+
+    start: Tensor  #: [R, D]
+    step: Tensor  #: [R, K', D]; entry k - offset belongs to step k
+    offset: int = 0  #: the lowest step that has noise here
+
+    def of_steps(self, row: Tensor, k: Tensor) -> Tensor:
+        """Noise of steps ``k`` (any shape, ``row`` broadcasting with it)."""
+        return self.step[row, k - self.offset]
+
+
+@dataclass(frozen=True)
+class HeadDraws:
+    """Counter-based random numbers of head self-speculation on R paths.
+
+    Args:
+        salt: int64 [R], tells the paths of one token apart: 0 for its own, 1, 2, ... for others.
+    """
+
+    draws: Draws
+    image: Tensor
+    token: Tensor
+    salt: Tensor
+    steps: int
+
+    def uniforms(self) -> Tensor:
+        """[R, S], one per step of the path."""
+        return self.draws.uniforms(Purpose.HEAD_ACCEPT, self.image, self.token, self.steps, self.salt)
+
+    def proposals(self, row: Tensor, k: Tensor, attempt: int, count: int, dims: int) -> tuple[Tensor, Tensor]:
+        """Normals [M, count, D] and uniforms [M, count] for the residuals of steps ``k`` of rows ``row``."""
+        number = self.salt[row] * self.steps + k
+        return self.draws.proposals(
+            Purpose.HEAD_PROPOSAL, self.image[row], self.token[row], count, dims, number, attempt
+        )
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A path step by step, in the order the steps were made."""
+
+    states: Tensor  #: [R, K, D] before each step
+    x0: Tensor  #: [R, K, D] the prediction that made the step
+    noise: Tensor  #: [R, K, D] (state after - mean) / std; means nothing at the noiseless last step
+
+
+@dataclass(frozen=True)
+class Path:
+    """R paths or parts of paths."""
+
+    end: Tensor  #: [R, D]
+    x0: Tensor  #: [R, D] the newest prediction
+    calls: int  #: sequential head calls
+    rows: int  #: head rows, a guided evaluation counting once
+    trace: Trace | None
+
+
+def steps_down(first: int, last: int, device: torch.device) -> Tensor:
+    """int64 [K]: first, first - 1, ..., last."""
+    return torch.arange(first, last - 1, -1, device=device)
+
+
+def walk(head: BoundHead, y_RD: Tensor, first: int, last: int, noise: PathNoise, trace: bool = False) -> Path:
+    """The path from y before step ``first`` to the state after step ``last``, one fixed-variance head call a step.
+
+    Everything that does not depend on y is computed for many steps at once.
+    """
+    law = head.at_law.law
+    coefficients = diffusion(law.head_steps, law.start_level).path[law.head_steps - 1 - first : law.head_steps - last]
+    std = head.at_law.fixed_std.tolist()
+    y, x0, states, predictions = y_RD, y_RD, [], []
+    for step, modulation in zip(coefficients, _modulations(head, first, last), strict=True):
+        out = head.at_law.head.apply_step(y, modulation)
+        if head.at_law.guided_rows == 2:
+            out = head.guided(out, head.scale)
+        x0 = torch.sub(y / step.sqrt_recip, out, alpha=step.sqrt_recipm1 / step.sqrt_recip)
+        if trace:
+            states.append(y)
+            predictions.append(x0)
+        y = torch.add(x0 * step.c_x0, y, alpha=step.c_x)
+        if not step.noiseless:
+            y = torch.add(y, noise.step[:, step.k - noise.offset], alpha=std[step.k])
+    kept = None
+    if trace:
+        row = torch.arange(len(y), device=y.device)[:, None]
+        made = noise.of_steps(row, steps_down(first, last, y.device)[None])
+        kept = Trace(torch.stack(states, dim=1), torch.stack(predictions, dim=1), made)
+    return Path(y, x0, len(coefficients), len(y) * len(coefficients), kept)
+
+
+def _modulations(head: BoundHead, first: int, last: int) -> Iterator[StepModulation]:
+    """The modulations of all rows for steps ``first`` down to ``last``, many steps by one product."""
+    rows, at_law = len(head.condition), head.at_law
+    for k in steps_down(first, last, head.condition.device).split(max(1, HEAD_ROWS // 2 // rows)):
+        fused = at_law.modulate(at_law.step_embeddings[k, None] + head.condition)
+        yield from map(at_law.head.split_modulation, fused.unbind())
+
+
+@lru_cache(maxsize=16)
+def windows_by_step(windows: tuple[int, ...], steps: int, device: torch.device) -> Tensor:
+    """int64 [S]: the window length at each step k, the path cut into as many equal slices as there are ``windows``."""
+    done = torch.arange(steps - 1, -1, -1, device=device)
+    return torch.tensor(windows, device=device)[done * len(windows) // steps]

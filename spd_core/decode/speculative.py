@@ -1,0 +1,330 @@
+"""Speculative decoding over denoising paths: the target's law, with fewer of its sequential calls.
+
+One round of an image:
+
+1. Draft up to gamma tokens down to the hand-off, keeping their whole paths. The draft calls its head every ``stride``
+   steps and holds x0 in between: still Gaussian steps with known means.
+2. Run the target's context network once over the drafts and its head once over all states of *the drafts' own paths*.
+3. Test left to right: a draft stands with probability min(1, R), R = p(path) / q(path), both on the draft's path.
+4. At the first refusal, draw that token from the residual Norm[(p - q)_+] over paths and discard the later drafts. If
+   nothing was refused, the target adds a token of its own: its context is there already.
+5. When every token has reached the hand-off, the target finishes them all in one batch.
+
+Marginalised to their ends, the paths give every token the target's law given the tokens before it (the lemma of
+speculative sampling, Leviathan et al. 2022, arXiv:2211.17192, over paths). Images of a batch advance independently.
+
+Shape legend: A images still being made, N tokens of an image, D token dims, Z context dims, T drafted tokens of a
+round, K steps above the hand-off, P proposals, G context rows per image (2 under guidance).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spd_core.accept import Verdict, first_refusal, judge, judge_coupled, path_log_ratio, sample_residual
+from spd_core.decode.causal import (
+    Canvas,
+    ContextReader,
+    PathLaw,
+    finish,
+    noise_above,
+    own_draws,
+    path_above,
+    previous_tokens,
+)
+from spd_core.decode.log import Decoded, DraftRecords, Meter
+from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, Trace, steps_down
+from spd_core.draws import Draws, Purpose
+from spd_core.law import SamplerLaw, Speculative
+from spd_core.models.causal import Causal
+
+#: Most residual proposals of one token at once; attempts go on until one is kept.
+MOST_PROPOSALS = 256
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """The T drafted tokens of a round."""
+
+    row: Tensor  #: int64 [T], index among the active images
+    place: Tensor  #: int64 [T], 0-based place in the block
+    end: Tensor  #: [T, D] state at the hand-off
+    trace: Trace  #: their paths; x0 is the held prediction
+    z: Tensor  #: [G, T, Z] the draft's contexts
+
+
+def decode_speculative(
+    target: Causal, draft: Causal, law: SamplerLaw, method: Speculative, labels_B: Tensor, draws: Draws
+) -> Decoded:
+    """Samples a batch of images at ``law``; arguments as for `spd_core.decode.causal.decode_causal_plain`."""
+    return _Decoding(target, draft, law, method, labels_B, draws).run()
+
+
+def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What follows from the tests of a round.
+
+    Args:
+        accepted_AG: verdicts by place; padding counts as accepted.
+        drafted_A: drafts of each image.
+        room_A: tokens that each image still lacked before the round.
+
+    Returns:
+        active image and place [T] of the tokens that the target draws itself, the first refused or else the one after
+        the last draft, and how many tokens each image advances.
+    """
+    kept_A = torch.minimum(first_refusal(accepted_AG), drafted_A)
+    draws_A = kept_A < room_A
+    row = draws_A.nonzero()[:, 0]
+    return row, kept_A[row], kept_A + draws_A.long()
+
+
+def draft_walk(head: BoundHead, y_TD: Tensor, path: PathLaw, noise: PathNoise, stride: int) -> Path:
+    """The draft's paths to the hand-off, one head call every ``stride`` steps, x0 held in between."""
+    rows = torch.arange(len(y_TD), device=y_TD.device)
+    y, x0, calls, parts = y_TD, y_TD, 0, []
+    for first in range(path.first, path.handoff, -stride):
+        k = steps_down(first, max(first - stride, path.handoff) + 1, y.device).expand(len(rows), -1)
+        x0 = head.predict(rows, k[:, 0], y).x0
+        drawn = noise.of_steps(rows[:, None], k)
+        after = head.roll(k, y, x0, head.std(k, None) * drawn)
+        parts.append((torch.cat([y[:, None], after[:, :-1]], dim=1), x0[:, None].expand_as(after), drawn))
+        y, calls = after[:, -1], calls + 1
+    trace = Trace(*(torch.cat(column, dim=1) for column in zip(*parts, strict=True)))
+    return Path(y, x0, calls, calls * len(rows), trace)
+
+
+def held_predictions(head: BoundHead, states_TKD: Tensor, path: PathLaw, stride: int) -> Tensor:
+    """The x0 [T, K, D] that the draft would hold on given paths: one head call over every stride-th state."""
+    rows, count, dims = states_TKD.shape
+    k = steps_down(path.first, path.handoff + 1, states_TKD.device)[::stride]
+    row = torch.arange(rows, device=k.device).repeat_interleave(len(k))
+    x0 = head.predict(row, k.repeat(rows), states_TKD[:, ::stride].flatten(0, 1)).x0
+    return x0.view(rows, len(k), dims).repeat_interleave(stride, dim=1)[:, :count]
+
+
+def predictions(head: BoundHead, states_TKD: Tensor, path: PathLaw) -> Tensor:
+    """The target's x0 [T, K, D] at every state of given paths: one head call."""
+    return held_predictions(head, states_TKD, path, 1)
+
+
+class _Decoding:
+    """One batch on its way."""
+
+    def __init__(
+        self, target: Causal, draft: Causal, law: SamplerLaw, method: Speculative, labels: Tensor, draws: Draws
+    ) -> None:
+        self.law, self.method, self.draws = law, method, draws
+        self.meter = Meter(labels.device)
+        self.length, self.dims = target.config.seq_len, target.config.token_dim
+        self.path = PathLaw(law, self.length)
+        self.reader, self.draft_reader = (ContextReader(model, law, labels) for model in (target, draft))
+        self.head, self.draft_head = LawHead(target.head, law), LawHead(draft.head, law)
+        self.canvas = Canvas.empty(target, len(labels), self.reader.copies)
+        self.active = torch.arange(len(labels), device=labels.device)  # [A] image of each active row
+        self.made = torch.zeros_like(labels)  # [A] tokens decided
+        self.rounds = torch.zeros_like(labels)
+        self.records: list[DraftRecords] = []
+
+    def run(self) -> Decoded:
+        while len(self.active):
+            self._round()
+            going = (self.made < self.length).nonzero()[:, 0]
+            if len(going) < len(self.active):
+                self.active, self.made = self.active[going], self.made[going]
+                self.reader.keep(going)
+                self.draft_reader.keep(going)
+        tokens = finish(self.head, self.path, self.canvas, self.draws, self.method.head_window, self.meter)
+        drafts = DraftRecords.concatenate(self.records)
+        return Decoded(tokens, self.rounds.cpu(), drafts, dict(self.meter.counts), self.meter.seconds())
+
+    def _round(self) -> None:
+        room_A = self.length - self.made
+        drafted_A = room_A.clamp(max=self.method.gamma)
+        widest = int(drafted_A.max())
+        noise = self._noise(widest + 1)
+        with self.meter.span("draft"):
+            drafted = self._draft(drafted_A, widest, noise) if widest else None
+        with self.meter.span("context"):
+            z = self._contexts(widest + 1)
+        accepted_AG = torch.ones(len(self.active), widest, dtype=torch.bool, device=room_A.device)
+        coupled = None
+        if drafted is not None:
+            with self.meter.span("head"):
+                verdict, coupled = self._verify(drafted, z, noise)
+            accepted_AG[drafted.row, drafted.place] = verdict.accepted
+        row_T, place_T, advance_A = settle(accepted_AG, drafted_A, room_A)
+        if drafted is not None:
+            self._record(drafted, verdict, first_refusal(accepted_AG))
+        with self.meter.span("residual"):
+            if len(row_T):
+                self._own_tokens(row_T, place_T, drafted, coupled, z, noise)
+        self.rounds[self.active] += 1
+        self.made = self.made + advance_A
+
+    def _noise(self, places: int) -> PathNoise:
+        """Noise of the next ``places`` tokens of every active image, row-major; past the image's end it is padding."""
+        token = self.made[:, None] + torch.arange(places, device=self.made.device)
+        image = self.active.repeat_interleave(places)
+        return noise_above(self.draws, image, token.flatten(), self.path, self.dims)
+
+    def _of(self, noise: PathNoise, row: Tensor, place: Tensor) -> PathNoise:
+        at = row * (len(noise.start) // len(self.active)) + place
+        return PathNoise(noise.start[at], noise.step[at], noise.offset)
+
+    def _draft(self, drafted_A: Tensor, widest: int, noise: PathNoise) -> Drafted:
+        """Step 1; the drafts also go to the canvas, where both context networks read them."""
+        parts = []
+        for place in range(widest):
+            # The first pass also reads the position before: after a round without refusal the draft has not seen it.
+            first = self.made + place if place else (self.made - 1).clamp(min=0)
+            count = 1 if place else 2
+            z_read = self.draft_reader.read(previous_tokens(self.canvas.states, self.active, first, count), first)
+            row = (drafted_A > place).nonzero()[:, 0]
+            z = z_read[:, row, self.made[row] + place - first[row]]
+            at = self.made[row] + place
+            here = torch.full_like(row, place)
+            own = self._of(noise, row, here)
+            bound = self.draft_head.bind(z.flatten(0, 1), self.path.scale(at))
+            path = draft_walk(bound, own.start, self.path, own, self.method.stride)
+            self.canvas.states[self.active[row], at] = path.end
+            if path.trace is not None:
+                parts.append(Drafted(row, here, path.end, path.trace, z))
+            self.meter.add(
+                draft_context_calls=1,
+                draft_context_rows=len(self.made) * count * self.reader.copies,
+                draft_head_calls=path.calls,
+                draft_head_rows=path.rows * self.reader.copies,
+            )
+        row, here, end = (torch.cat([getattr(part, name) for part in parts]) for name in ("row", "place", "end"))
+        names = ("states", "x0", "noise")
+        trace = Trace(*(torch.cat([getattr(part.trace, name) for part in parts]) for name in names))
+        return Drafted(row, here, end, trace, torch.cat([part.z for part in parts], dim=1))
+
+    def _contexts(self, places: int) -> Tensor:
+        """Step 2a: the target's contexts [G, A, places, Z] of the drafts and of the token after them."""
+        z = self.reader.read(previous_tokens(self.canvas.states, self.active, self.made, places), self.made)
+        position = self.made[:, None] + torch.arange(places, device=z.device)
+        row, place = (position < self.length).nonzero(as_tuple=True)
+        # Later drafts may fall; their contexts are then written again in a later round.
+        self.canvas.z[:, self.active[row], position[row, place]] = z[:, row, place]
+        rows = len(self.active) * places * self.reader.copies
+        self.meter.add(target_context_calls=1, target_context_rows=rows)
+        return z
+
+    def _bind(self, z: Tensor, row: Tensor, place: Tensor) -> BoundHead:
+        return self.head.bind(z[:, row, place].flatten(0, 1), self.path.scale(self.made[row] + place))
+
+    def _verify(self, drafted: Drafted, z: Tensor, noise: PathNoise) -> tuple[Verdict, Path | None]:
+        """Steps 2b and 3: each draft's own verdict; for the coupled rule also the target's paths on the same noise."""
+        rule, row, place = self.method.acceptance, drafted.row, drafted.place
+        image, token = self.active[row], self.made[row] + place
+        bound = self._bind(z, row, place)
+        if rule.rule == "coupled":
+            own = own_draws(self.draws, image, token, self.law)
+            coupled = path_above(bound, self.path, self._of(noise, row, place), own, self.method.head_window)
+            self.meter.add(target_head_calls=coupled.calls, target_head_rows=coupled.rows * self.reader.copies)
+            self.canvas.x0[image, token] = coupled.x0
+            return judge_coupled(rule, drafted.end, coupled.end), coupled
+        trace = drafted.trace
+        x0 = predictions(bound, trace.states, self.path)
+        self.meter.add(target_head_calls=1, target_head_rows=x0.shape[0] * x0.shape[1] * self.reader.copies)
+        self.canvas.x0[image, token] = x0[:, -1]
+        k = steps_down(self.path.first, self.path.handoff + 1, x0.device)
+        log_ratio = path_log_ratio(trace.noise, bound.shift(k, trace.x0, x0))
+        uniform = self.draws.uniforms(Purpose.ACCEPT, image, token)[:, 0]
+        return judge(rule, log_ratio, place, uniform), None
+
+    def _own_tokens(
+        self,
+        row_T: Tensor,
+        place_T: Tensor,
+        drafted: Drafted | None,
+        coupled: Path | None,
+        z: Tensor,
+        noise: PathNoise,
+    ) -> None:
+        """Step 4: tokens at ``place_T`` of active rows ``row_T`` from the target itself, written to the canvas."""
+        index = torch.full((len(self.active), z.shape[2]), -1, device=row_T.device)
+        if drafted is not None:
+            index[drafted.row, drafted.place] = torch.arange(len(drafted.row), device=row_T.device)
+        draft_T = index[row_T, place_T]  # -1: there was no draft
+        if drafted is not None and coupled is not None:
+            refused = draft_T >= 0
+            self._write(row_T[refused], place_T[refused], coupled.end[draft_T[refused]], coupled.x0[draft_T[refused]])
+            row_T, place_T, draft_T = row_T[~refused], place_T[~refused], draft_T[~refused]
+        if not len(row_T):
+            return
+
+        def propose(open_T: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
+            return self._propose(row_T[open_T], place_T[open_T], draft_T[open_T], drafted, attempt, z, noise)
+
+        made = sample_residual(torch.arange(len(row_T), device=row_T.device), propose)
+        self._write(row_T, place_T, *made.split(self.dims, dim=-1))
+
+    def _write(self, row: Tensor, place: Tensor, end: Tensor, x0: Tensor) -> None:
+        at = (self.active[row], self.made[row] + place)
+        self.canvas.states[at], self.canvas.x0[at] = end, x0
+
+    def _propose(
+        self,
+        row: Tensor,
+        place: Tensor,
+        draft: Tensor,
+        drafted: Drafted | None,
+        attempt: int,
+        z: Tensor,
+        noise: PathNoise,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Target paths for `sample_residual`: several for a refused draft, its own path for a token without one."""
+        image, token, device = self.active[row], self.made[row] + place, row.device
+        fresh, refused = (draft < 0).nonzero()[:, 0], (draft >= 0).nonzero()[:, 0]
+        count = min(self.method.proposals * 4**attempt, MOST_PROPOSALS) if len(refused) else 1
+        own = self._of(noise, row[fresh], place[fresh])
+        dims = (1 + self.path.above) * self.dims
+        normals, uniforms = self.draws.proposals(
+            Purpose.PATH_PROPOSAL, image[refused], token[refused], count, dims, attempt=attempt
+        )
+        normals = normals.view(-1, 1 + self.path.above, self.dims)
+        proposed = PathNoise(
+            torch.cat([own.start, normals[:, 0]]), torch.cat([own.step, normals[:, 1:]]), self.path.handoff + 1
+        )
+        # Rows of the paths: tokens without a draft once, refused ones `count` times.
+        of = torch.cat([fresh, refused.repeat_interleave(count)])
+        number = torch.arange(count, device=device).repeat(len(refused))
+        salt = torch.cat([torch.zeros_like(fresh), 1 + attempt * MOST_PROPOSALS + number])
+        head_draws = HeadDraws(self.draws, image[of], token[of], salt, self.law.head_steps)
+        bound = self._bind(z, row[of], place[of])
+        path = path_above(bound, self.path, proposed, head_draws, self.method.head_window, trace=bool(len(refused)))
+        self.meter.add(target_head_calls=path.calls, target_head_rows=path.rows * self.reader.copies)
+        log_ratio = torch.full((len(row), count), -torch.inf, device=device)
+        log_ratio[fresh, 0] = torch.inf
+        values = torch.zeros(len(row), count, 2 * self.dims, device=device)
+        made = torch.cat([path.end, path.x0], dim=-1)
+        values[fresh, 0] = made[: len(fresh)]
+        keep = torch.full((len(row), count), 0.5, device=device)
+        if len(refused) and drafted is not None and path.trace is not None:
+            values[refused] = made[len(fresh) :].view(len(refused), count, -1)
+            keep[refused] = uniforms
+            z_draft = drafted.z[:, draft[refused]].repeat_interleave(count, dim=1).flatten(0, 1)
+            bound_draft = self.draft_head.bind(z_draft, self.path.scale(token[refused].repeat_interleave(count)))
+            mine = Trace(*(column[len(fresh) :] for column in (path.trace.states, path.trace.x0, path.trace.noise)))
+            held = held_predictions(bound_draft, mine.states, self.path, self.method.stride)
+            k = steps_down(self.path.first, self.path.handoff + 1, device)
+            inverse = path_log_ratio(mine.noise, bound.shift(k, mine.x0, held))
+            log_ratio[refused] = -inverse.view(-1, count)
+            tested = held.shape[0] * -(-held.shape[1] // self.method.stride)
+            self.meter.add(
+                draft_head_calls=1,
+                draft_head_rows=tested * self.reader.copies,
+                residual_proposals=len(refused) * count,
+            )
+        return values, log_ratio, keep
+
+    def _record(self, drafted: Drafted, verdict: Verdict, kept_A: Tensor) -> None:
+        tested = drafted.place <= kept_A[drafted.row]
+        row, place = drafted.row[tested], drafted.place[tested]
+        columns = (verdict.log_ratio[tested], verdict.accepted[tested], verdict.excess[tested])
+        self.records.append(DraftRecords(self.active[row], self.made[row] + place, place, *columns))

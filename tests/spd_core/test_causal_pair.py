@@ -1,0 +1,72 @@
+"""A causal pair on disk: card, loading, and which methods its family allows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from spd_core.codec import PixelCodec
+from spd_core.decode import decode
+from spd_core.draws import Draws
+from spd_core.law import Cspd, Plain, Speculative
+from spd_core.models.causal import Causal, CausalConfig
+from spd_core.pairs.pair import PairCard, PairError, load_card, load_pair
+from tests.tiny_causal import LAW, perturbed, tiny_causal
+from tests.tiny_pair import make_tiny_pair
+
+CONFIG = CausalConfig(
+    img_size=6, vae_stride=1, patch_size=2, vae_embed_dim=1, class_num=3,
+    embed_dim=16, depth=1, num_heads=2, head_depth=1, head_width=16,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("causal")
+    target = tiny_causal(CONFIG)
+    digests = {}
+    for part, model in (("target", target), ("draft", perturbed(target, 0.005))):
+        raw = save(model.state_dict())
+        (folder / f"{part}.safetensors").write_bytes(raw)
+        digests[part] = hashlib.sha256(raw).hexdigest()
+    card = PairCard(
+        name="tiny-ar", family="causal", target=CONFIG, draft=CONFIG, law=LAW, licence="MIT", data="none",
+        codec=PixelCodec(size=6, padded=6, channels=1, patch_size=2), class_names=("a", "b", "c"), sha256=digests,
+    )  # fmt: skip
+    (folder / "pair.json").write_text(card.model_dump_json())
+    return folder
+
+
+def test_a_causal_pair_loads_and_decodes(folder):
+    pair = load_pair(str(folder))
+    assert isinstance(pair.target, Causal)
+    assert pair.card.image_shape == (6, 6, 1)
+    labels, draws = torch.arange(4) % 3, Draws(torch.arange(4))
+    plain = decode(pair, pair.card.law, Plain(), labels, draws)
+    fast = decode(pair, pair.card.law, Speculative(gamma=2, stride=1, head_window=(3,)), labels, draws)
+    assert pair.to_images(fast.tokens).shape == pair.to_images(plain.tokens).shape == (4, 6, 6, 1)
+    assert 0 < fast.drafts.accepted.float().mean() < 1
+    assert (fast.rounds < plain.rounds).any()
+
+
+def test_methods_of_another_family_are_refused(folder, tmp_path):
+    inputs = (torch.zeros(1, dtype=torch.int64), Draws(torch.zeros(1, dtype=torch.int64)))
+    pair = load_pair(str(folder))
+    with pytest.raises(ValueError, match="plain or speculative"):
+        decode(pair, LAW, Cspd(), *inputs)
+    with pytest.raises(ValueError, match="no draft"):
+        decode(load_pair(str(folder), draft=False), LAW, Speculative(), *inputs)
+    mar = load_pair(str(make_tiny_pair(tmp_path)))
+    with pytest.raises(ValueError, match="plain or cspd"):
+        decode(mar, mar.card.law, Speculative(), *inputs)
+
+
+def test_a_card_of_the_wrong_family_is_refused(folder, tmp_path):
+    raw = json.loads((folder / "pair.json").read_text())
+    (tmp_path / "pair.json").write_text(json.dumps({**raw, "family": "mar"}))
+    with pytest.raises(PairError):
+        load_card(str(tmp_path))
