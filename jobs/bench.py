@@ -14,6 +14,7 @@ import json
 import logging
 import statistics
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -112,38 +113,33 @@ def _quality_batch(
 
 def measure_quality(
     pair: Pair, entries: list[Entry], n: int, batch: int, seed: int, processes: int, threads: int
-) -> list[dict[str, Any]]:
-    """Distance, floor, label agreement and acceptance of each entry over its first ``n`` images."""
+) -> Iterator[dict[str, Any]]:
+    """Distance, floor, label agreement and acceptance of each entry over its first ``n`` images, entry by entry."""
     from spd_core.quality.evaluate import evaluate
 
     starts = range(0, n, batch)
-    jobs = [(entry, start, min(batch, n - start)) for entry in entries for start in starts]
-    arguments = [(pair.card.name, str(pair.device), threads, entry, seed, start, count) for entry, start, count in jobs]
-    if processes == 1:
-        batches = [_quality_batch(*given) for given in arguments]
-    else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            batches = list(pool.map(_quality_batch, *zip(*arguments, strict=True)))
-    figures = []
-    for index, entry in enumerate(entries):
-        mine = batches[index * len(starts) : (index + 1) * len(starts)]
-        labels = torch.arange(n) % len(pair.card.class_names)
-        agrees = torch.cat([part.agrees for part in mine])
-        quality = evaluate(torch.cat([part.features for part in mine]), labels, agrees, pair.card.reference)
-        tested = sum(part.tested for part in mine)
-        figures.append(
-            {
-                "acceptance": sum(part.accepted for part in mine) / tested if tested else None,
-                "tokens_per_round": n * pair.card.target.seq_len / sum(part.rounds for part in mine),
+    labels = torch.arange(n) % len(pair.card.class_names)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        make = map if processes == 1 else pool.map
+        for entry in entries:
+            given = [
+                (pair.card.name, str(pair.device), threads, entry, seed, start, min(batch, n - start))
+                for start in starts
+            ]
+            parts = list(make(_quality_batch, *zip(*given, strict=True)))
+            features, agrees = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "agrees"))
+            quality = evaluate(features, labels, agrees, pair.card.reference)
+            tested = sum(part.tested for part in parts)
+            log.info("%s at %d iterations: quality of %d images", entry.method.name, entry.law.num_iter, n)
+            yield {
+                "acceptance": sum(part.accepted for part in parts) / tested if tested else None,
+                "tokens_per_round": n * pair.card.target.seq_len / sum(part.rounds for part in parts),
                 "distance": quality.frechet,
                 "distance_interval": quality.frechet_interval,
                 "floor": quality.floor,
                 "label_agreement": quality.label_agreement,
                 "n": n,
             }
-        )
-        log.info("quality: %s %s done", entry.method.name, entry.law.num_iter)
-    return figures
 
 
 def measure_speed(pair: Pair, entries: list[Entry], batch: int, repeats: int, seed: int) -> list[dict[str, Any]]:
@@ -219,27 +215,26 @@ def _checked(args: argparse.Namespace) -> None:
             raise SpecError(f"--json/--markdown: got {path!r}, allowed: a file in a folder that exists")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measures, prints the table and writes the files asked for."""
-    _checked(args)
-    spec = load_spec(None, [f"pair={args.pair}", f"seed={args.seed}", *args.set])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pair = _loaded(args.pair, device, args.threads)
-    law = spec.law
-    if args.ablation:
-        entries = ablation_entries(law, args.gamma[0] if len(args.gamma) == 1 else 8)
-    else:
-        iterations = args.num_iter or [law.num_iter, law.num_iter // 2, law.num_iter // 4, law.num_iter // 8]
-        iterations = list(dict.fromkeys([law.num_iter, *(n for n in iterations if n >= 1)]))
-        entries = main_entries(law, iterations, args.gamma, args.paper_gamma)
-    speed = {batch: measure_speed(pair, entries, batch, args.repeats, args.seed) for batch in args.batch}
-    nothing = dict.fromkeys(
-        ("distance", "distance_interval", "floor", "label_agreement", "acceptance", "tokens_per_round", "n")
-    )
-    quality: list[dict[str, Any]] = [nothing for _ in entries]
-    if args.n and pair.card.reference:
-        quality = measure_quality(pair, entries, args.n, max(args.batch), args.seed, args.processes, args.threads)
-    rows = [
+_NOT_MEASURED: dict[str, Any] = dict.fromkeys(
+    ("distance", "distance_interval", "floor", "label_agreement", "acceptance", "tokens_per_round", "n")
+)
+
+
+def _machine(pair: Pair) -> dict[str, str]:
+    machine = {"cpu": describe_machine(), "device": pair.device.type, "torch": torch.__version__}
+    if pair.device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
+
+
+def _rows(
+    args: argparse.Namespace,
+    pair: Pair,
+    entries: list[Entry],
+    speed: dict[int, list[dict[str, Any]]],
+    quality: list[dict[str, Any]],
+) -> list[Row]:
+    return [
         Row(
             pair=pair.card.name,
             law=entry.law,
@@ -254,13 +249,42 @@ def run(args: argparse.Namespace) -> int:
         for batch in args.batch
         for entry, figures, known in zip(entries, speed[batch], quality, strict=True)
     ]
-    machine = {"cpu": describe_machine(), "device": device, "torch": torch.__version__}
-    if device == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name()
-    table = as_markdown(rows, machine)
-    log.info("\n%s", table)
+
+
+def _write(
+    args: argparse.Namespace,
+    pair: Pair,
+    entries: list[Entry],
+    speed: dict[int, list[dict[str, Any]]],
+    quality: list[dict[str, Any]],
+) -> None:
+    rows, machine = _rows(args, pair, entries, speed, quality), _machine(pair)
     if args.json:
         Path(args.json).write_text(json.dumps(as_json(rows, machine), indent=1) + "\n")
     if args.markdown:
-        Path(args.markdown).write_text(table)
+        Path(args.markdown).write_text(as_markdown(rows, machine))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints the table and writes the files asked for."""
+    _checked(args)
+    spec = load_spec(None, [f"pair={args.pair}", f"seed={args.seed}", *args.set])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pair = _loaded(args.pair, device, args.threads)
+    law = spec.law
+    if args.ablation:
+        entries = ablation_entries(law, args.gamma[0] if len(args.gamma) == 1 else 8)
+    else:
+        iterations = args.num_iter or [law.num_iter, law.num_iter // 2, law.num_iter // 4, law.num_iter // 8]
+        iterations = list(dict.fromkeys([law.num_iter, *(n for n in iterations if n >= 1)]))
+        entries = main_entries(law, iterations, args.gamma, args.paper_gamma)
+    speed = {batch: measure_speed(pair, entries, batch, args.repeats, args.seed) for batch in args.batch}
+    quality = [_NOT_MEASURED for _ in entries]
+    _write(args, pair, entries, speed, quality)
+    if args.n and pair.card.reference:
+        found = measure_quality(pair, entries, args.n, max(args.batch), args.seed, args.processes, args.threads)
+        for index, figures in enumerate(found):
+            quality[index] = figures
+            _write(args, pair, entries, speed, quality)  # a run that is cut off keeps what it has measured
+    log.info("\n%s", as_markdown(_rows(args, pair, entries, speed, quality), _machine(pair)))
     return 0

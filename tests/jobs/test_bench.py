@@ -8,6 +8,8 @@ import pytest
 
 from jobs import bench
 from jobs.cli import main
+from spd_core.codec import PixelCodec
+from spd_core.data import FASHION_CLASSES
 from spd_core.law import Cspd, Plain, SamplerLaw
 from tests.tiny_pair import make_tiny_pair
 
@@ -41,6 +43,25 @@ def test_rows_and_table(pair, tmp_path):
     assert full["head_calls_per_token"] == pytest.approx(4 * 8 / 16)  # head steps x iterations / tokens
     assert full["head_rows_per_token"] == pytest.approx(4)
     assert table.read_text().count("| cspd ") == 6
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_quality_of_every_entry(tmp_path, processes):
+    folder = make_tiny_pair(
+        tmp_path / "real-size", codec=PixelCodec(), class_names=FASHION_CLASSES, reference="fashion-mnist"
+    )
+    out = tmp_path / "b.json"
+    sizes = ["--batch", "24", "--n", "40", "--repeats", "1", "--processes", processes]
+    entries = ["--set", "law.num_iter=2", "--num-iter", "2", "--gamma", "1", "--paper-gamma"]
+    assert main(["bench", "--pair", str(folder), *entries, *sizes, "--json", str(out)]) == 0
+    plain, cspd = json.loads(out.read_text())["rows"]
+    for row in (plain, cspd):
+        assert row["n"] == 40
+        assert row["distance"] > row["floor"] > 0, "noise is further from real images than real images are"
+        assert 0 <= row["label_agreement"] <= 1
+    assert plain["acceptance"] is None
+    assert 0 <= cspd["acceptance"] <= 1
+    assert plain["tokens_per_round"] == 32
 
 
 def test_every_method_is_measured_against_plain_at_its_law():
