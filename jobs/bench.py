@@ -112,7 +112,7 @@ def _quality_batch(
 
 
 def measure_quality(
-    pair: Pair, entries: list[Entry], n: int, batch: int, seed: int, processes: int, threads: int
+    name: str, pair: Pair, entries: list[Entry], n: int, batch: int, seed: int, processes: int, threads: int
 ) -> Iterator[dict[str, Any]]:
     """Distance, floor, label agreement and acceptance of each entry over its first ``n`` images, entry by entry."""
     from spd_core.quality.evaluate import evaluate
@@ -122,10 +122,7 @@ def measure_quality(
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         make = map if processes == 1 else pool.map
         for entry in entries:
-            given = [
-                (pair.card.name, str(pair.device), threads, entry, seed, start, min(batch, n - start))
-                for start in starts
-            ]
+            given = [(name, str(pair.device), threads, entry, seed, start, min(batch, n - start)) for start in starts]
             parts = list(make(_quality_batch, *zip(*given, strict=True)))
             features, agrees = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "agrees"))
             quality = evaluate(features, labels, agrees, pair.card.reference)
@@ -282,7 +279,9 @@ def run(args: argparse.Namespace) -> int:
     quality = [_NOT_MEASURED for _ in entries]
     _write(args, pair, entries, speed, quality)
     if args.n and pair.card.reference:
-        found = measure_quality(pair, entries, args.n, max(args.batch), args.seed, args.processes, args.threads)
+        found = measure_quality(
+            args.pair, pair, entries, args.n, max(args.batch), args.seed, args.processes, args.threads
+        )
         for index, figures in enumerate(found):
             quality[index] = figures
             _write(args, pair, entries, speed, quality)  # a run that is cut off keeps what it has measured

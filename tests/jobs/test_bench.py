@@ -45,13 +45,12 @@ def test_rows_and_table(pair, tmp_path):
     assert table.read_text().count("| cspd ") == 6
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_quality_of_every_entry(tmp_path, processes):
+def test_quality_of_every_entry(tmp_path):
     folder = make_tiny_pair(
         tmp_path / "real-size", codec=PixelCodec(), class_names=FASHION_CLASSES, reference="fashion-mnist"
     )
     out = tmp_path / "b.json"
-    sizes = ["--batch", "24", "--n", "40", "--repeats", "1", "--processes", processes]
+    sizes = ["--batch", "24", "--n", "40", "--repeats", "1"]
     entries = ["--set", "law.num_iter=2", "--num-iter", "2", "--gamma", "1", "--paper-gamma"]
     assert main(["bench", "--pair", str(folder), *entries, *sizes, "--json", str(out)]) == 0
     plain, cspd = json.loads(out.read_text())["rows"]
