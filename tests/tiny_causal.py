@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors.torch import save
 
+from spd_core.codec import PixelCodec
 from spd_core.law import SamplerLaw
 from spd_core.models.causal import Causal, CausalConfig
+from spd_core.pairs.pair import PairCard
 from spd_core.train.causal import CausalRecipe, loss_of
 
 CONFIG = CausalConfig(
@@ -52,3 +58,23 @@ def fitted_causal(seed: int, steps: int) -> Causal:
         loss.backward()
         optimizer.step()
     return model.eval().requires_grad_(False)
+
+
+def make_tiny_causal_pair(folder: Path) -> Path:
+    """Writes ``pair.json`` and the weights of a random target and a draft near it, 9 tokens of 4 dims; the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = CausalConfig(
+        img_size=6, vae_stride=1, patch_size=2, vae_embed_dim=1, class_num=3,
+        embed_dim=16, depth=1, num_heads=2, head_depth=1, head_width=16,
+    )  # fmt: skip
+    target, digests = tiny_causal(config), {}
+    for part, model in (("target", target), ("draft", perturbed(target, 0.005))):
+        raw = save(model.state_dict())
+        (folder / f"{part}.safetensors").write_bytes(raw)
+        digests[part] = hashlib.sha256(raw).hexdigest()
+    card = PairCard(
+        name=folder.name, family="causal", target=config, draft=config, law=LAW, licence="MIT", data="none",
+        codec=PixelCodec(size=6, padded=6, channels=1, patch_size=2), class_names=("a", "b", "c"), sha256=digests,
+    )  # fmt: skip
+    (folder / "pair.json").write_text(card.model_dump_json())
+    return folder

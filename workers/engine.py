@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spd_core.decode import decode
+from spd_core.decode import Decoded, decode
 from spd_core.decode.log import DraftRecords
 from spd_core.draws import Draws
 from spd_core.law import Null
@@ -27,19 +26,10 @@ from workers.records import ShardTask, WorkerSettings
 from workers.result import DraftRows, ShardResult
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """One decoded batch."""
-
-    images: Tensor  #: uint8 [B, H, W, C] on the CPU
-    rounds: Tensor  #: int64 [B]
-    drafts: DraftRecords
-
-
 class Engine:
     """Decodes shards; holds the models of one pair.
 
-    A shard's result depends on its task and the settings alone: batches are cut from the shard's own requests.
+    A shard's result depends on its task and the settings alone: what is decoded together is the shard's own requests.
 
     Args:
         settings: of the job.
@@ -65,52 +55,51 @@ class Engine:
     def make(self, task: ShardTask) -> ShardResult:
         """Decodes, encodes and measures the images of one shard."""
         started, began = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"), time.perf_counter()
-        seconds: defaultdict[str, float] = defaultdict(float)
-        counts: Counter[str] = Counter()
-        batches, encoded, features, agrees = [], [], [], []
-        for start in range(0, len(task.request_ids), self.settings.batch):
+        labels, seeds = (torch.tensor(column, device=self.device) for column in (task.labels, task.seeds))
+        decoded = self._decode(labels, seeds)
+        seconds = defaultdict[str, float](float, decoded.seconds)
+        encoded, features, agrees = [], [], []
+        # Tokens are small and the whole shard's are kept; images are made and encoded batch by batch.
+        for start in range(0, len(seeds), self.settings.batch):
             at = slice(start, start + self.settings.batch)
-            labels = torch.tensor(task.labels[at], device=self.device)
-            batch = self._decode(labels, torch.tensor(task.seeds[at], device=self.device), counts, seconds)
+            images = self._images(decoded.tokens[at], seeds[at], seconds)
             with _timed(seconds, "encode"):
-                encoded += [encode_image(image, self.settings.image) for image in batch.images.numpy()]
+                encoded += [encode_image(image, self.settings.image) for image in images.numpy()]
             if self.settings.features:
                 with _timed(seconds, "features"):
-                    features.append(self._extractor(batch.images).numpy().astype(np.float16))
+                    features.append(self._extractor(images).numpy().astype(np.float16))
                     if self.card.reference:
-                        agrees.append(self._agreement(batch.images, labels.cpu()))
-            batches.append(batch)
+                        agrees.append(self._agreement(images, labels[at].cpu()))
         return ShardResult(
             class_names=self.card.class_names,
             tokens=self.card.target.seq_len,
             guarantee=self.settings.method.guarantee,
             image_format=self.settings.image.format,
             images=tuple(encoded),
-            rounds=torch.cat([batch.rounds.cpu() for batch in batches]).numpy(),
-            drafts=_draft_rows(batches, self.settings.batch),
+            rounds=decoded.rounds.cpu().numpy(),
+            drafts=_draft_rows(decoded.drafts),
             features=np.concatenate(features) if features else None,
             label_agrees=torch.cat(agrees).numpy() if agrees else None,
-            counts=dict(counts),
+            counts=decoded.counts,
             seconds=dict(seconds),
             started=started,
             began=began,
         )
 
-    def _decode(
-        self, labels_B: Tensor, seeds_B: Tensor, counts: Counter[str], seconds: defaultdict[str, float]
-    ) -> _Batch:
+    def _decode(self, labels_n: Tensor, seeds_n: Tensor) -> Decoded:
         method = self.settings.method
         if isinstance(method, Null) or self._pair is None:
+            nothing = torch.zeros(len(seeds_n), 0, 0)
+            return Decoded(nothing, torch.zeros_like(seeds_n), DraftRecords.concatenate([]), {}, {})
+        return decode(self._pair, self.settings.law, method, labels_n, Draws(seeds_n), self.settings.batch)
+
+    def _images(self, tokens_BND: Tensor, seeds_B: Tensor, seconds: defaultdict[str, float]) -> Tensor:
+        """uint8 [B, H, W, C] on the CPU."""
+        if self._pair is None:
             with _timed(seconds, "null"):
-                images = null_images(seeds_B, self.card.image_shape)
-            return _Batch(images, torch.zeros(len(seeds_B), dtype=torch.int64), DraftRecords.concatenate([]))
-        decoded = decode(self._pair, self.settings.law, method, labels_B, Draws(seeds_B))
-        counts.update(decoded.counts)
-        for name, spent in decoded.seconds.items():
-            seconds[name] += spent
+                return null_images(seeds_B, self.card.image_shape)
         with _timed(seconds, "codec"):
-            images = self._pair.to_images(decoded.tokens)
-        return _Batch(images, decoded.rounds, decoded.drafts)
+            return self._pair.to_images(tokens_BND)
 
     def _agreement(self, images_BHWC: Tensor, labels_B: Tensor) -> Tensor:
         from spd_core.quality.labels import label_agreement
@@ -136,20 +125,14 @@ def _timed(seconds: defaultdict[str, float], name: str) -> Iterator[None]:
     seconds[name] += time.perf_counter() - began
 
 
-def _draft_rows(batches: list[_Batch], size: int) -> DraftRows:
+def _draft_rows(drafts: DraftRecords) -> DraftRows:
     """Draft records of the shard, image by image; a stable sort keeps the order of the tests within an image."""
-    parts = [batch.drafts for batch in batches]
-    image = torch.cat([part.image + index * size for index, part in enumerate(parts)])
-    order = torch.argsort(image, stable=True)
-
-    def column(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts])[order]
-
+    order = torch.argsort(drafts.image, stable=True)
     return DraftRows(
-        image=image[order].numpy(),
-        token=column("token").numpy(),
-        draft_index=column("draft_index").numpy(),
-        log_ratio=column("log_ratio").float().numpy(),
-        accepted=column("accepted").numpy(),
-        excess=column("excess").float().numpy(),
+        image=drafts.image[order].numpy(),
+        token=drafts.token[order].numpy(),
+        draft_index=drafts.draft_index[order].numpy(),
+        log_ratio=drafts.log_ratio[order].float().numpy(),
+        accepted=drafts.accepted[order].numpy(),
+        excess=drafts.excess[order].float().numpy(),
     )

@@ -20,8 +20,18 @@ __all__ = ["Decoded", "decode"]
 
 
 @torch.inference_mode()
-def decode(pair: Pair, law: SamplerLaw, method: Plain | Cspd | Speculative, labels_B: Tensor, draws: Draws) -> Decoded:
-    """Decodes one batch of images.
+def decode(
+    pair: Pair,
+    law: SamplerLaw,
+    method: Plain | Cspd | Speculative,
+    labels_B: Tensor,
+    draws: Draws,
+    slots: int | None = None,
+) -> Decoded:
+    """Decodes images, at most ``slots`` of them at once.
+
+    Plain and CSpD decode one batch of ``slots`` images after another; speculative gives the slot of an image that is
+    done to the next one that waits.
 
     Args:
         pair: loaded models.
@@ -29,10 +39,17 @@ def decode(pair: Pair, law: SamplerLaw, method: Plain | Cspd | Speculative, labe
         method: how.
         labels_B: int64 class labels on the pair's device.
         draws: random numbers of the images, on the pair's device.
+        slots: images decoded together; None: all.
 
     Raises:
-        ValueError: if the method needs a draft and the pair was loaded without one, or is not one of its family.
+        ValueError: if the method needs a draft and the pair was loaded without one, or is not one of its family; if
+            ``slots`` is below 1.
     """
+    if slots is not None and slots < 1:
+        raise ValueError(f"slots: got {slots}, allowed: at least 1")
+    if slots is not None and not isinstance(method, Speculative):
+        batches = zip(labels_B.split(slots), draws.seeds.split(slots), strict=True)
+        return Decoded.concatenate([decode(pair, law, method, labels, Draws(seeds)) for labels, seeds in batches])
     target, draft = pair.target, pair.draft
     if isinstance(method, Plain):
         if isinstance(target, Mar):
@@ -43,6 +60,6 @@ def decode(pair: Pair, law: SamplerLaw, method: Plain | Cspd | Speculative, labe
     if isinstance(method, Cspd) and isinstance(target, Mar) and isinstance(draft, Mar):
         return decode_cspd(target, draft, law, method, labels_B, draws)
     if isinstance(method, Speculative) and isinstance(target, Causal) and isinstance(draft, Causal):
-        return decode_speculative(target, draft, law, method, labels_B, draws)
+        return decode_speculative(target, draft, law, method, labels_B, draws, slots)
     allowed = {"mar": "plain or cspd", "causal": "plain or speculative"}[pair.card.family]
     raise ValueError(f"method: got {method.name!r}, allowed for family {pair.card.family}: {allowed}")

@@ -73,6 +73,10 @@ class ContextReader:
             z = self.model(previous, self.labels, first, self.cache).float()
         return z.unflatten(0, (self.copies, -1))
 
+    def restart(self, rows: Tensor, labels_R: Tensor) -> None:
+        """Gives ``rows`` to other images, which begin at position 0; what the cache still holds is never read."""
+        self.labels = self.labels.index_copy(0, rows, labels_R)
+
     def keep(self, rows: Tensor) -> None:
         """Drops the images that are not in ``rows``."""
         count = len(self.labels) // self.copies

@@ -5,11 +5,12 @@ Shape legend: B images of a batch, N tokens, D token dims, K verified drafts of 
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -75,10 +76,23 @@ class Meter:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Result of decoding one batch."""
+    """Result of decoding B images; their order is that of the labels."""
 
     tokens: Tensor  #: [B, N, D] float32 (continuous) or [B, N] int64 codes
     rounds: Tensor  #: int64 [B] target passes over a block (plain: its iterations)
     drafts: DraftRecords
     counts: dict[str, int]  #: e.g. target_context_calls, target_head_calls, target_head_rows, draft_head_calls
-    seconds: dict[str, float]  #: context, head, draft, residual
+    seconds: dict[str, float]  #: context, head, draft, residual, finish
+
+    @staticmethod
+    def concatenate(parts: list[Decoded]) -> Decoded:
+        """The result of batches decoded one after another; at least one."""
+        starts = itertools.accumulate((len(part.tokens) for part in parts[:-1]), initial=0)
+        drafts = [replace(p.drafts, image=p.drafts.image + start) for p, start in zip(parts, starts, strict=True)]
+        counts, seconds = Counter[str](), defaultdict[str, float](float)
+        for part in parts:
+            counts.update(part.counts)
+            for name, spent in part.seconds.items():
+                seconds[name] += spent
+        tokens, rounds = torch.cat([part.tokens for part in parts]), torch.cat([part.rounds for part in parts])
+        return Decoded(tokens, rounds, DraftRecords.concatenate(drafts), dict(counts), dict(seconds))

@@ -8,13 +8,15 @@ One round of an image:
 3. Test left to right: a draft stands with probability min(1, R), R = p(path) / q(path), both on the draft's path.
 4. At the first refusal, draw that token from the residual Norm[(p - q)_+] over paths and discard the later drafts. If
    nothing was refused, the target adds a token of its own: its context is there already.
-5. When every token has reached the hand-off, the target finishes them all in one batch.
+5. An image whose tokens are all at the hand-off leaves its slot to the next one that waits. The target finishes the
+   images that left, as many at a time as there are slots.
 
 Marginalised to their ends, the paths give every token the target's law given the tokens before it (the lemma of
-speculative sampling, Leviathan et al. 2022, arXiv:2211.17192, over paths). Images of a batch advance independently.
+speculative sampling, Leviathan et al. 2022, arXiv:2211.17192, over paths). Images advance independently.
 
-Shape legend: A images still being made, N tokens of an image, D token dims, Z context dims, T drafted tokens of a
-round, K steps above the hand-off, P proposals, G context rows per image (2 under guidance).
+Shape legend: B images, A slots in use (an image each), E images that left their slots, N tokens of an image, D token
+dims, Z context dims, T drafted tokens of a round, K steps above the hand-off, P proposals, G context rows per image
+(2 under guidance).
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ MOST_PROPOSALS = 256
 class Drafted:
     """The T drafted tokens of a round."""
 
-    row: Tensor  #: int64 [T], index among the active images
+    row: Tensor  #: int64 [T], slot
     place: Tensor  #: int64 [T], 0-based place in the block
     end: Tensor  #: [T, D] state at the hand-off
     trace: Trace  #: their paths; x0 is the held prediction
@@ -57,10 +59,28 @@ class Drafted:
 
 
 def decode_speculative(
-    target: Causal, draft: Causal, law: SamplerLaw, method: Speculative, labels_B: Tensor, draws: Draws
+    target: Causal,
+    draft: Causal,
+    law: SamplerLaw,
+    method: Speculative,
+    labels_B: Tensor,
+    draws: Draws,
+    slots: int | None = None,
 ) -> Decoded:
-    """Samples a batch of images at ``law``; arguments as for `spd_core.decode.causal.decode_causal_plain`."""
-    return _Decoding(target, draft, law, method, labels_B, draws).run()
+    """Samples images at ``law``, at most ``slots`` of them at once.
+
+    Caches, paths and contexts are held per slot, so memory grows with ``slots``; with the images grow their tokens and
+    draft records only.
+
+    Args:
+        target, draft: the models.
+        law: what is sampled; ``num_iter`` is not used.
+        method: how.
+        labels_B: int64 class labels; below 0: no class.
+        draws: the images' random numbers.
+        slots: images decoded together, at least 1; None: all.
+    """
+    return _Decoding(target, draft, law, method, labels_B, draws, slots or len(labels_B)).run()
 
 
 def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,8 +92,8 @@ def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> tuple[Tens
         room_A: tokens that each image still lacked before the round.
 
     Returns:
-        active image and place [T] of the tokens that the target draws itself, the first refused or else the one after
-        the last draft, and how many tokens each image advances.
+        slot and place [T] of the tokens that the target draws itself, the first refused or else the one after the last
+        draft, and how many tokens each image advances.
     """
     kept_A = torch.minimum(first_refusal(accepted_AG), drafted_A)
     draws_A = kept_A < room_A
@@ -111,34 +131,75 @@ def predictions(head: BoundHead, states_TKD: Tensor, path: PathLaw) -> Tensor:
 
 
 class _Decoding:
-    """One batch on its way."""
+    """Images on their way through the slots."""
 
     def __init__(
-        self, target: Causal, draft: Causal, law: SamplerLaw, method: Speculative, labels: Tensor, draws: Draws
+        self,
+        target: Causal,
+        draft: Causal,
+        law: SamplerLaw,
+        method: Speculative,
+        labels: Tensor,
+        draws: Draws,
+        slots: int,
     ) -> None:
-        self.law, self.method, self.draws = law, method, draws
+        self.law, self.method, self.labels, self.draws, self.slots = law, method, labels, draws, slots
         self.meter = Meter(labels.device)
         self.length, self.dims = target.config.seq_len, target.config.token_dim
         self.path = PathLaw(law, self.length)
-        self.reader, self.draft_reader = (ContextReader(model, law, labels) for model in (target, draft))
+        self.active = torch.arange(len(labels), device=labels.device)[:slots]  # [A] image of each slot
+        self.made = torch.zeros_like(self.active)  # [A] tokens decided
+        self.seated = len(self.active)  # images that have been given a slot
+        self.reader, self.draft_reader = (ContextReader(model, law, labels[:slots]) for model in (target, draft))
         self.head, self.draft_head = LawHead(target.head, law), LawHead(draft.head, law)
-        self.canvas = Canvas.empty(target, len(labels), self.reader.copies)
-        self.active = torch.arange(len(labels), device=labels.device)  # [A] image of each active row
-        self.made = torch.zeros_like(labels)  # [A] tokens decided
+        self.canvas = Canvas.empty(target, len(self.active), self.reader.copies)  # by slot
+        self.left = self.active[:0]  # [E] images still to be finished
+        self.left_canvas = _of_rows(self.canvas, self.left)
+        self.tokens = torch.zeros(len(labels), self.length, self.dims, device=labels.device)
         self.rounds = torch.zeros_like(labels)
         self.records: list[DraftRecords] = []
 
     def run(self) -> Decoded:
         while len(self.active):
             self._round()
-            going = (self.made < self.length).nonzero()[:, 0]
-            if len(going) < len(self.active):
-                self.active, self.made = self.active[going], self.made[going]
-                self.reader.keep(going)
-                self.draft_reader.keep(going)
-        tokens = finish(self.head, self.path, self.canvas, self.draws, self.method.head_window, self.meter)
+            ended = (self.made == self.length).nonzero()[:, 0]
+            if len(ended):
+                self._leave(ended)
+                self._refill(ended)
+        while len(self.left):
+            self._finish()
         drafts = DraftRecords.concatenate(self.records)
-        return Decoded(tokens, self.rounds.cpu(), drafts, dict(self.meter.counts), self.meter.seconds())
+        return Decoded(self.tokens, self.rounds.cpu(), drafts, dict(self.meter.counts), self.meter.seconds())
+
+    def _leave(self, ended: Tensor) -> None:
+        """Takes the images of slots ``ended`` out; once as many as there are slots have left, they are finished."""
+        self.left = torch.cat([self.left, self.active[ended]])
+        self.left_canvas = _joined(self.left_canvas, _of_rows(self.canvas, ended))
+        if len(self.left) >= self.slots:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Finishes those images that have left, in request order, as many as there are slots."""
+        order = torch.argsort(self.left)
+        now, later = order[: self.slots], order[self.slots :]
+        images, canvas = self.left[now], _of_rows(self.left_canvas, now)
+        draws = Draws(self.draws.seeds[images])
+        self.tokens[images] = finish(self.head, self.path, canvas, draws, self.method.head_window, self.meter)
+        self.left, self.left_canvas = self.left[later], _of_rows(self.left_canvas, later)
+
+    def _refill(self, free: Tensor) -> None:
+        """Gives the slots ``free`` to the next images that wait; drops those that nobody waits for."""
+        taken = free[: len(self.labels) - self.seated]
+        images = torch.arange(self.seated, self.seated + len(taken), device=free.device)
+        self.seated += len(taken)
+        self.active[taken], self.made[taken] = images, 0
+        for reader in (self.reader, self.draft_reader):
+            reader.restart(taken, self.labels[images])
+        if len(taken) < len(free):
+            going = (self.made < self.length).nonzero()[:, 0]
+            self.active, self.made, self.canvas = self.active[going], self.made[going], _of_rows(self.canvas, going)
+            for reader in (self.reader, self.draft_reader):
+                reader.keep(going)
 
     def _round(self) -> None:
         room_A = self.length - self.made
@@ -165,10 +226,14 @@ class _Decoding:
         self.made = self.made + advance_A
 
     def _noise(self, places: int) -> PathNoise:
-        """Noise of the next ``places`` tokens of every active image, row-major; past the image's end it is padding."""
+        """Noise of the next ``places`` tokens of every slot, slot by slot; past the image's end it is padding."""
         token = self.made[:, None] + torch.arange(places, device=self.made.device)
         image = self.active.repeat_interleave(places)
         return noise_above(self.draws, image, token.flatten(), self.path, self.dims)
+
+    def _previous(self, first_A: Tensor, count: int) -> Tensor:
+        slot = torch.arange(len(self.active), device=first_A.device)
+        return previous_tokens(self.canvas.states, slot, first_A, count)
 
     def _of(self, noise: PathNoise, row: Tensor, place: Tensor) -> PathNoise:
         at = row * (len(noise.start) // len(self.active)) + place
@@ -181,7 +246,7 @@ class _Decoding:
             # The first pass also reads the position before: after a round without refusal the draft has not seen it.
             first = self.made + place if place else (self.made - 1).clamp(min=0)
             count = 1 if place else 2
-            z_read = self.draft_reader.read(previous_tokens(self.canvas.states, self.active, first, count), first)
+            z_read = self.draft_reader.read(self._previous(first, count), first)
             row = (drafted_A > place).nonzero()[:, 0]
             z = z_read[:, row, self.made[row] + place - first[row]]
             at = self.made[row] + place
@@ -189,7 +254,7 @@ class _Decoding:
             own = self._of(noise, row, here)
             bound = self.draft_head.bind(z.flatten(0, 1), self.path.scale(at))
             path = draft_walk(bound, own.start, self.path, own, self.method.stride)
-            self.canvas.states[self.active[row], at] = path.end
+            self.canvas.states[row, at] = path.end
             if path.trace is not None:
                 parts.append(Drafted(row, here, path.end, path.trace, z))
             self.meter.add(
@@ -205,11 +270,11 @@ class _Decoding:
 
     def _contexts(self, places: int) -> Tensor:
         """Step 2a: the target's contexts [G, A, places, Z] of the drafts and of the token after them."""
-        z = self.reader.read(previous_tokens(self.canvas.states, self.active, self.made, places), self.made)
+        z = self.reader.read(self._previous(self.made, places), self.made)
         position = self.made[:, None] + torch.arange(places, device=z.device)
         row, place = (position < self.length).nonzero(as_tuple=True)
         # Later drafts may fall; their contexts are then written again in a later round.
-        self.canvas.z[:, self.active[row], position[row, place]] = z[:, row, place]
+        self.canvas.z[:, row, position[row, place]] = z[:, row, place]
         rows = len(self.active) * places * self.reader.copies
         self.meter.add(target_context_calls=1, target_context_rows=rows)
         return z
@@ -226,12 +291,12 @@ class _Decoding:
             own = own_draws(self.draws, image, token, self.law)
             coupled = path_above(bound, self.path, self._of(noise, row, place), own, self.method.head_window)
             self.meter.add(target_head_calls=coupled.calls, target_head_rows=coupled.rows * self.reader.copies)
-            self.canvas.x0[image, token] = coupled.x0
+            self.canvas.x0[row, token] = coupled.x0
             return judge_coupled(rule, drafted.end, coupled.end), coupled
         trace = drafted.trace
         x0 = predictions(bound, trace.states, self.path)
         self.meter.add(target_head_calls=1, target_head_rows=x0.shape[0] * x0.shape[1] * self.reader.copies)
-        self.canvas.x0[image, token] = x0[:, -1]
+        self.canvas.x0[row, token] = x0[:, -1]
         k = steps_down(self.path.first, self.path.handoff + 1, x0.device)
         log_ratio = path_log_ratio(trace.noise, bound.shift(k, trace.x0, x0))
         uniform = self.draws.uniforms(Purpose.ACCEPT, image, token)[:, 0]
@@ -246,7 +311,7 @@ class _Decoding:
         z: Tensor,
         noise: PathNoise,
     ) -> None:
-        """Step 4: tokens at ``place_T`` of active rows ``row_T`` from the target itself, written to the canvas."""
+        """Step 4: tokens at ``place_T`` of slots ``row_T`` from the target itself, written to the canvas."""
         index = torch.full((len(self.active), z.shape[2]), -1, device=row_T.device)
         if drafted is not None:
             index[drafted.row, drafted.place] = torch.arange(len(drafted.row), device=row_T.device)
@@ -265,7 +330,7 @@ class _Decoding:
         self._write(row_T, place_T, *made.split(self.dims, dim=-1))
 
     def _write(self, row: Tensor, place: Tensor, end: Tensor, x0: Tensor) -> None:
-        at = (self.active[row], self.made[row] + place)
+        at = (row, self.made[row] + place)
         self.canvas.states[at], self.canvas.x0[at] = end, x0
 
     def _propose(
@@ -328,3 +393,12 @@ class _Decoding:
         row, place = drafted.row[tested], drafted.place[tested]
         columns = (verdict.log_ratio[tested], verdict.accepted[tested], verdict.excess[tested])
         self.records.append(DraftRecords(self.active[row], self.made[row] + place, place, *columns))
+
+
+def _of_rows(canvas: Canvas, rows: Tensor) -> Canvas:
+    return Canvas(canvas.states[rows], canvas.x0[rows], canvas.z[:, rows])
+
+
+def _joined(first: Canvas, second: Canvas) -> Canvas:
+    states, x0 = (torch.cat([getattr(canvas, name) for canvas in (first, second)]) for name in ("states", "x0"))
+    return Canvas(states, x0, torch.cat([first.z, second.z], dim=1))

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import pytest
 import torch
-from safetensors.torch import save
 
-from spd_core.codec import PixelCodec
 from spd_core.decode import decode
 from spd_core.draws import Draws
 from spd_core.law import Cspd, Plain, Speculative
-from spd_core.models.causal import Causal, CausalConfig
-from spd_core.pairs.pair import PairCard, PairError, load_card, load_pair
-from tests.tiny_causal import LAW, perturbed, tiny_causal
+from spd_core.models.causal import Causal
+from spd_core.pairs.pair import PairError, load_card, load_pair
+from tests.tiny_causal import LAW, make_tiny_causal_pair
 from tests.tiny_pair import make_tiny_pair
-
-CONFIG = CausalConfig(
-    img_size=6, vae_stride=1, patch_size=2, vae_embed_dim=1, class_num=3,
-    embed_dim=16, depth=1, num_heads=2, head_depth=1, head_width=16,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("causal")
-    target = tiny_causal(CONFIG)
-    digests = {}
-    for part, model in (("target", target), ("draft", perturbed(target, 0.005))):
-        raw = save(model.state_dict())
-        (folder / f"{part}.safetensors").write_bytes(raw)
-        digests[part] = hashlib.sha256(raw).hexdigest()
-    card = PairCard(
-        name="tiny-ar", family="causal", target=CONFIG, draft=CONFIG, law=LAW, licence="MIT", data="none",
-        codec=PixelCodec(size=6, padded=6, channels=1, patch_size=2), class_names=("a", "b", "c"), sha256=digests,
-    )  # fmt: skip
-    (folder / "pair.json").write_text(card.model_dump_json())
-    return folder
+    return make_tiny_causal_pair(tmp_path_factory.mktemp("causal"))
 
 
 def test_a_causal_pair_loads_and_decodes(folder):

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from spd_core.draws import Draws, Purpose
-from spd_core.law import Cspd, Plain
-from spd_core.pairs.pair import PairError
+from spd_core.law import Cspd, Plain, Speculative
+from spd_core.pairs.pair import PairError, load_card
+from tests import tiny_causal
 from tests.tiny_pair import CODEC, make_tiny_pair
 from workers.encode import decode_image
 from workers.engine import Engine
 from workers.null import null_images
 from workers.parquet import acceptance_bytes, data_bytes
-from workers.records import ImageFormat
+from workers.records import ImageFormat, ShardTask
 
 
 def test_null_images_follow_from_the_seed_alone():
@@ -89,6 +90,55 @@ def test_drafts_are_rows_of_their_images(settings, task):
     assert np.array_equal(alone.image + 4, drafts.image[late])
     assert np.array_equal(alone.token, drafts.token[late])
     assert np.array_equal(alone.log_ratio, drafts.log_ratio[late])
+
+
+@pytest.fixture
+def refilled(settings, tmp_path):
+    """A causal pair and a shard of 13 images, decoded three at a time."""
+    folder = tiny_causal.make_tiny_causal_pair(tmp_path / "causal")
+    task = ShardTask(
+        shard=0,
+        attempt=0,
+        request_ids=tuple(f"{i:08d}" for i in range(13)),
+        labels=tuple(i % 3 for i in range(13)),
+        seeds=tuple(range(50, 63)),
+    )
+    update = {
+        "pair": str(folder),
+        "pair_sha256": load_card(str(folder)).sha256,
+        "law": tiny_causal.LAW,
+        "method": Speculative(gamma=2, stride=1),
+        "batch": 3,
+    }
+    return settings.model_copy(update=update), task
+
+
+def test_a_speculative_shard_refills_its_slots(refilled):
+    settings, task = refilled
+    engine = Engine(settings)
+    result, again = engine.make(task), Engine(settings).make(task)
+    assert data_bytes(task, result) == data_bytes(task, again)
+    assert acceptance_bytes(task, result) == acceptance_bytes(task, again)
+    assert result.guarantee == "exact"
+    assert {"context", "head", "draft", "residual", "finish", "encode", "codec"} <= set(result.seconds)
+    assert 0 < result.accepted.sum() < result.drafted.sum()
+    # Batch by batch, the slowest image of each batch decides.
+    assert result.counts["target_context_calls"] < sum(result.rounds[i : i + 3].max() for i in range(0, 13, 3))
+
+
+def test_an_image_of_a_speculative_shard_is_what_it_is_alone(refilled):
+    settings, task = refilled
+    engine = Engine(settings)
+    result = engine.make(task)
+    names = ("request_ids", "labels", "seeds")
+    for image in range(13):
+        alone = engine.make(task.model_copy(update={name: getattr(task, name)[image : image + 1] for name in names}))
+        assert np.abs(decode_image(alone.images[0], 1) - decode_image(result.images[image], 1).astype(int)).max() <= 1
+        assert alone.rounds.tolist() == [result.rounds[image]]
+        mine = result.drafts.image == image
+        for name in ("token", "draft_index", "accepted"):
+            assert np.array_equal(getattr(alone.drafts, name), getattr(result.drafts, name)[mine]), name
+        assert alone.drafts.log_ratio == pytest.approx(result.drafts.log_ratio[mine], abs=1e-3)
 
 
 def test_other_weights_than_the_plans_are_refused(settings):
