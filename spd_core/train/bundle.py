@@ -16,6 +16,12 @@ from spd_core.models.mar import MarConfig
 from spd_core.pairs.pair import PairCard
 from spd_core.train.recipes import LAWS, RECIPES
 
+#: Fields of a recipe that the card holds already.
+_ELSEWHERE = frozenset({"model", "target", "law"})
+#: The part of the pair that a run makes, and what the card calls the run, where they differ from the run's name.
+_PARTS = {"distil": "draft"}
+_TITLES = {"distil": "draft, distilled"}
+
 
 def _weights(run: Path) -> tuple[bytes, dict[str, Any]]:
     """Float16 safetensors bytes of a run's EMA weights at its last checkpoint, and the run's facts."""
@@ -24,7 +30,7 @@ def _weights(run: Path) -> tuple[bytes, dict[str, Any]]:
     curve = [json.loads(line) for line in (run / "loss.jsonl").read_text().splitlines()]
     recipe = json.loads(saved["recipe"])
     facts = {
-        "recipe": {name: value for name, value in recipe.items() if name != "model"},
+        "recipe": {name: value for name, value in recipe.items() if name not in _ELSEWHERE},
         "steps_done": saved["step"],
         "hours": round(saved["seconds"] / 3600, 2),
         "final_loss": round(curve[-1]["loss"], 4),
@@ -38,40 +44,57 @@ def bundle(name: str, runs: dict[str, Path], out: Path, machine: str) -> PairCar
 
     Args:
         name: pair name; its recipes give the model configurations.
-        runs: training folder of each part, ``target`` and ``draft``.
+        runs: training folder of each part, ``target`` and ``draft``; ``distil``, if it is there, gives the draft's
+            weights.
         out: the pair folder.
         machine: what the training ran on, in words.
+
+    Raises:
+        ValueError: if the distillation was given other weights than those of the other runs.
     """
+    made = {run: _weights(folder) for run, folder in runs.items()}
+    digests = {run: hashlib.sha256(raw).hexdigest() for run, (raw, _) in made.items()}
+    training = {run: {"machine": machine, **facts} for run, (_, facts) in made.items()}
+    if "distil" in runs:
+        _check_distil(training["distil"]["recipe"], runs, digests)
+    source = {"target": "target", "draft": "distil" if "distil" in runs else "draft"}
+    parts = {part: run for part, run in source.items() if run in runs}
     out.mkdir(parents=True, exist_ok=True)
-    digests, training = {}, {}
-    for part, run in runs.items():
-        raw, facts = _weights(run)
-        (out / f"{part}.safetensors").write_bytes(raw)
-        digests[part] = hashlib.sha256(raw).hexdigest()
-        training[part] = {"machine": machine, **facts}
+    for part, run in parts.items():
+        (out / f"{part}.safetensors").write_bytes(made[run][0])
     card = PairCard(
         name=name,
         family="mar" if isinstance(RECIPES[name, "target"].model, MarConfig) else "causal",
         target=RECIPES[name, "target"].model,
-        draft=RECIPES[name, "draft"].model if "draft" in runs else None,
+        draft=RECIPES[name, "draft"].model if "draft" in parts else None,
         codec=PixelCodec(),
         class_names=FASHION_CLASSES,
         law=LAWS[name],
         reference="fashion-mnist",
         licence="MIT",
         data="Fashion-MNIST training set, 60,000 images 28x28 (Zalando Research, MIT licence)",
-        sha256=digests,
+        sha256={part: digests[run] for part, run in parts.items()},
         training=training,
     )
     (out / "pair.json").write_text(card.model_dump_json(indent=1) + "\n")
     return card
 
 
+def _check_distil(recipe: dict[str, Any], runs: dict[str, Path], digests: dict[str, str]) -> None:
+    for run, digest in (("target", recipe["target_sha256"]), ("draft", recipe["initial_sha256"])):
+        if run in runs and digest != digests[run]:
+            raise ValueError(
+                f"distil: was given {run} weights with sha256 {digest[:12]}, "
+                f"allowed: {digests[run][:12]} of {runs[run]}"
+            )
+
+
 def _training_rows(card: PairCard, parameters: dict[str, int]) -> list[str]:
     return [
-        f"| {part} | {parameters[part] / 1e6:.2f} M | {facts['steps_done']:,} x {facts['recipe']['batch']} images "
+        f"| {_TITLES.get(run, run)} | {parameters[_PARTS.get(run, run)] / 1e6:.2f} M "
+        f"| {facts['steps_done']:,} x {facts['recipe']['batch']} images "
         f"| {facts['hours']} h, {facts['machine']} | {facts['final_loss']} |"
-        for part, facts in card.training.items()
+        for run, facts in card.training.items()
     ]
 
 
@@ -90,6 +113,7 @@ def _figure_rows(card: PairCard) -> list[str]:
 def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
     """The card for people, written beside pair.json; ``parameters`` counts those of each part."""
     law = card.law
+    commands = ", then ".join(f"`{part}`" for part in [*list(card.training)[1:], "bundle"])
     lines = [
         f"# {card.name}",
         "",
@@ -102,9 +126,15 @@ def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
         "|---|---|---|---|---|",
         *_training_rows(card, parameters),
         "",
-        f"`spd train {card.name} --part target --out DIR` (then `draft`, then `bundle`) is the recipe; every knob and "
+        f"`spd train {card.name} --part target --out DIR` (then {commands}) is the recipe; every knob and "
         "the loss curve are in `pair.json`. The last loss is the mean over the last stretch between two checkpoints.",
     ]
+    if "distil" in card.training:
+        lines += [
+            "",
+            "`distil` fits the draft to its target. Its loss is the KL of a token's path above the hand-off in nats, "
+            "without what holding a prediction costs.",
+        ]
     if "bench" in card.figures:
         lines += [
             "",
@@ -131,7 +161,7 @@ def record_figures(folder: Path, bench: dict[str, Any], command: str) -> PairCar
     card = PairCard.model_validate_json(path.read_bytes())
     card = card.model_copy(update={"figures": {"command": command, "bench": bench}})
     path.write_text(card.model_dump_json(indent=1) + "\n")
-    parts = {part: load_file(folder / f"{part}.safetensors") for part in card.training}
+    parts = {part: load_file(folder / f"{part}.safetensors") for part in card.sha256}
     parameters = {part: sum(tensor.numel() for tensor in weights.values()) for part, weights in parts.items()}
     (folder / "README.md").write_text(card_as_markdown(card, parameters))
     return card

@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Recipe(Settings, ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The untrained model."""
+        """The model that training starts from."""
 
     @abstractmethod
     def loss(self, model: nn.Module, tokens_BND: Tensor, labels_B: Tensor, rng: np.random.Generator) -> Tensor:
@@ -69,6 +70,12 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def _differing(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Fields in which two recipes differ, the number of steps aside."""
+    names = (saved.keys() | given.keys()) - {"steps"}
+    return sorted(name for name in names if saved.get(name) != given.get(name))
+
+
 def train(recipe: Recipe, tokens_nND: Tensor, labels_n: Tensor, out: Path, save_every: int = 500) -> Path:
     """Trains to the recipe's last step and returns the path of the EMA weights (safetensors, float16).
 
@@ -88,8 +95,11 @@ def train(recipe: Recipe, tokens_nND: Tensor, labels_n: Tensor, out: Path, save_
     checkpoint, start, seconds = out / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
-        if json.loads(saved["recipe"]) | {"steps": 0} != recipe.model_dump(mode="json") | {"steps": 0}:
-            raise ValueError(f"recipe: got another one than that of {checkpoint}, allowed: a new folder or the same")
+        if other := _differing(json.loads(saved["recipe"]), recipe.model_dump(mode="json")):
+            raise ValueError(
+                f"recipe: got another one than that of {checkpoint} ({', '.join(other)}), "
+                "allowed: a new folder or the same"
+            )
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         ema, start, seconds = saved["ema"], saved["step"], saved["seconds"]

@@ -6,6 +6,7 @@ from spd_core.law import SamplerLaw
 from spd_core.models.causal import CausalConfig
 from spd_core.models.mar import MarConfig
 from spd_core.train.causal import CausalRecipe
+from spd_core.train.distil import DistilRecipe
 from spd_core.train.mar import MarRecipe
 
 
@@ -25,6 +26,9 @@ def _fashion_ar(dims: int, depth: int, heads: int, head_depth: int, head_width: 
     )  # fmt: skip
 
 
+FASHION_AR_TARGET = _fashion_ar(256, 6, 4, 6, 128)
+FASHION_AR_DRAFT = _fashion_ar(128, 2, 4, 2, 128)
+
 #: The law each bundled pair is meant to be sampled at. The causal pair hands its tokens over at a noise std of 0.155,
 #: 90 of the 100 steps down: the level its context networks are trained with.
 LAWS = {
@@ -32,17 +36,26 @@ LAWS = {
     "fashion-ar": SamplerLaw(num_iter=64, head_steps=100, start_level=999, handoff_level=91, cfg=1.0),
 }
 
-RECIPES: dict[tuple[str, str], MarRecipe | CausalRecipe] = {
+RECIPES: dict[tuple[str, str], MarRecipe | CausalRecipe | DistilRecipe] = {
     ("fashion-mar", "target"): MarRecipe(
         model=_fashion_mar(256, 3, 4, 4, 3, 128), batch=64, steps=7000, head_repeats=2, ema=0.999
     ),
     ("fashion-mar", "draft"): MarRecipe(
         model=_fashion_mar(96, 1, 2, 3, 2, 64), batch=64, steps=10_000, head_repeats=2, ema=0.999
     ),
-    ("fashion-ar", "target"): CausalRecipe(
-        model=_fashion_ar(256, 6, 4, 6, 128), batch=64, steps=10_000, head_repeats=2, ema=0.999
-    ),
-    ("fashion-ar", "draft"): CausalRecipe(
-        model=_fashion_ar(128, 2, 4, 2, 128), batch=64, steps=10_000, head_repeats=2, ema=0.999
+    ("fashion-ar", "target"): CausalRecipe(model=FASHION_AR_TARGET, batch=64, steps=10_000, head_repeats=2, ema=0.999),
+    ("fashion-ar", "draft"): CausalRecipe(model=FASHION_AR_DRAFT, batch=64, steps=10_000, head_repeats=2, ema=0.999),
+    # Starts from the draft. Its anchors are those of the method's default stride.
+    ("fashion-ar", "distil"): DistilRecipe(
+        model=FASHION_AR_DRAFT,
+        target=FASHION_AR_TARGET,
+        law=LAWS["fashion-ar"],
+        batch=64,
+        steps=3000,
+        lr=5e-4,
+        warmup=100,
+        head_repeats=2,
+        ema=0.995,
+        clip=10.0,  # the loss is in nats
     ),
 }

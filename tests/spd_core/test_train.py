@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spd_core.law import SamplerLaw
+from spd_core.law import SamplerLaw, Speculative
 from spd_core.train import loop
 from spd_core.train.causal import CausalRecipe, handed_over, loss_of
 from spd_core.train.loop import batches, train
@@ -100,7 +100,10 @@ def test_recipes_fit_their_laws():
         assert isinstance(LAWS[pair], SamplerLaw)
         if isinstance(recipe, CausalRecipe):
             assert recipe.handoff_level == LAWS[pair].handoff_level
-    target, draft = (RECIPES["fashion-ar", part].build() for part in ("target", "draft"))
+    target, draft, distil = (RECIPES["fashion-ar", part] for part in ("target", "draft", "distil"))
+    assert (distil.target, distil.model, distil.law) == (target.model, draft.model, LAWS["fashion-ar"])
+    assert distil.stride == Speculative().stride
+    target, draft = target.build(), draft.build()
     sizes = [sum(p.numel() for p in model.parameters()) for model in (target, draft)]
     assert 4e6 < sizes[0] < 8e6
     assert sizes[1] < sizes[0] / 6
