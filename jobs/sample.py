@@ -79,15 +79,12 @@ def run(pair: str, n: int, label: int | None, seed: int, method: str | None, ove
     classes = len(loaded.card.class_names)
     labels = torch.tensor([index % classes if label is None else label for index in range(n)], device=device)
     seeds = torch.tensor([image_seed(seed, request_id(index)) for index in range(n)], device=device)
-    began, tokens = time.perf_counter(), []
-    for start in range(0, n, spec.batch):
-        at = slice(start, start + spec.batch)
-        tokens.append(decode(loaded, spec.law, spec.method, labels[at], Draws(seeds[at])).tokens)
-    all_tokens = torch.cat(tokens)
-    images = loaded.to_images(all_tokens).numpy()
+    began = time.perf_counter()
+    tokens = decode(loaded, spec.law, spec.method, labels, Draws(seeds), spec.batch).tokens
+    images = loaded.to_images(tokens).numpy()
     log.info("%d images in %.1f s", n, time.perf_counter() - began)
     if path.suffix == ".png":
         columns = classes if label is None and classes <= n <= 50 * classes else math.ceil(math.sqrt(n))
         grid(images, min(columns, 50)).save(path)
     else:
-        np.savez(path, images=images, labels=labels.cpu().numpy(), tokens=all_tokens.cpu().numpy())
+        np.savez(path, images=images, labels=labels.cpu().numpy(), tokens=tokens.cpu().numpy())
