@@ -1,10 +1,9 @@
 """``spd bench``: speed, acceptance and distance of decoding methods, in one run.
 
 Method. Speed: every entry decodes the same images (same ids, same random numbers) batch by batch in turn, so that drift
-of the machine is shared; the ratio to plain decoding at the same law is the median of the pairwise ratios. Quality: the
+of the machine is shared; the ratio to plain decoding at the same law is the median of the pairwise ratios. For a causal
+pair the calls that decoding consists of are timed too, and the cost model predicts the ratio from them. Quality: the
 first ``n`` images of each entry at the largest batch, made by ``--processes`` processes; no time is taken from them.
-
-Shape legend: B images of a batch, n images of an entry.
 """
 
 from __future__ import annotations
@@ -12,183 +11,173 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import statistics
-import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from jobs.bench_calls import measure_calls, predicted_speedup
+from jobs.bench_entries import (
+    DELTAS,
+    GAMMAS,
+    PAPER_GAMMAS,
+    Entry,
+    Naive,
+    ablation_entries,
+    causal_entries,
+    mar_entries,
+)
+from jobs.bench_measure import Bench, Tally, Timed, loaded, measure_quality, measure_speed, speed_figures
 from jobs.bench_table import Row, as_json, as_markdown
-from jobs.plan import describe_machine, request_id
+from jobs.plan import describe_machine
 from jobs.spec import SpecError, load_spec
-from spd_core.decode import Decoded, decode
-from spd_core.draws import Draws, image_seed
-from spd_core.law import Cspd, Plain, SamplerLaw
-from spd_core.pairs.pair import Pair, load_pair
+from spd_core.law import HEAD_WINDOWS, Acceptance, Plain, SamplerLaw, Speculative
+from spd_core.pairs.pair import PairCard, load_card
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the table: a law and a method."""
-
-    law: SamplerLaw
-    method: Plain | Cspd
+#: Arguments that mean something for one family only.
+_OF_FAMILY = {
+    "mar": ("ablation", "num_iter", "paper_gamma"),
+    "causal": ("stride", "delta", "radius", "deepen"),
+}
 
 
-@dataclass(frozen=True)
-class QualityBatch:
-    """What one batch of an entry adds to its quality figures."""
+@dataclass
+class Run:
+    """A benchmark and what it has measured so far."""
 
-    features: Tensor  #: [B, F]
-    agrees: Tensor  #: bool [B]
-    tested: int
-    accepted: int
-    rounds: int
+    bench: Bench
+    card: PairCard
+    entries: list[Entry]
+    batches: list[int]
+    speed: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  #: by batch size, as the entries
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)  #: by entry, where measured
+    files: tuple[str | None, str | None] = (None, None)  #: JSON, markdown
 
+    def measure(self, repeats: int) -> None:
+        """Speed, and for a causal pair call times, at every batch size."""
+        tokens = self.card.target.seq_len
+        for batch in self.batches:
+            timed = measure_speed(self.bench, self.entries, batch, repeats)
+            self.speed[batch] = speed_figures(self.entries, timed, batch, tokens)
+            if self.card.family == "causal":
+                self._predict(batch, timed)
+            self.write()
 
-def main_entries(law: SamplerLaw, iterations: list[int], gammas: list[int], paper_gammas: list[int]) -> list[Entry]:
-    """Plain at several iteration counts, then cspd at the law's own, released and paper variant."""
-    plain = [Entry(law.model_copy(update={"num_iter": n}), Plain()) for n in iterations]
-    released = [Entry(law, Cspd(variant="released", gamma=g)) for g in gammas]
-    return plain + released + [Entry(law, Cspd(variant="paper", gamma=g)) for g in paper_gammas]
+    def _predict(self, batch: int, timed: list[Timed]) -> None:
+        pair, calls = loaded(self.bench), {}
+        for entry, own, figures in zip(self.entries, timed, self.speed[batch], strict=True):
+            method, rule = entry.method, entry.acceptance
+            if not isinstance(method, Plain | Speculative) or (rule is not None and rule.rule == "coupled"):
+                continue
+            # What a draft must pass does not change what its calls cost.
+            key = method if isinstance(method, Plain) else method.model_copy(update={"acceptance": Acceptance()})
+            if key not in calls:
+                calls[key] = measure_calls(pair, entry.law, key, batch, self.bench.seed)
+            acceptance = Tally.total(own.tallies).acceptance(getattr(method, "gamma", 0))
+            figures["calls"] = asdict(calls[key])
+            figures["predicted_speedup"] = predicted_speedup(
+                calls[key], method, acceptance, self.card.target.seq_len, batch
+            )
+            log.info("%s, batch %d: call times", entry.label, batch)
 
+    def assess(self, entries: list[Entry], n: int, processes: int) -> None:
+        """Quality of some of the entries."""
+        for entry, figures in zip(
+            entries, measure_quality(self.bench, entries, n, max(self.batches), processes), strict=True
+        ):
+            self.quality[_key(entry)] = figures
+            self.write()  # a run that is cut off keeps what it has measured
 
-def ablation_entries(law: SamplerLaw, gamma: int) -> list[Entry]:
-    """The paper's two ablations: noise alignment and pre-fill share."""
-    aligned = [Entry(law, Cspd(gamma=gamma, aligned=value)) for value in (True, False)]
-    prefill = [Entry(law, Cspd(gamma=gamma, prefill=share)) for share in (0.0, 0.15)]
-    return [Entry(law, Plain()), *aligned, *prefill]
+    def rows(self) -> list[Row]:
+        return [
+            Row.model_validate(
+                {**self._described(entry), "batch": batch, **figures, **self.quality.get(_key(entry), {})}
+            )
+            for batch, measured in self.speed.items()
+            for entry, figures in zip(self.entries, measured, strict=True)
+        ]
 
+    def _described(self, entry: Entry) -> dict[str, Any]:
+        method, rule = entry.method, entry.acceptance
+        return {
+            "pair": self.card.name,
+            "family": self.card.family,
+            "deepen": self.bench.deepen,
+            "law": entry.law,
+            "label": entry.label,
+            "method": method.name,
+            "settings": method.model_dump(mode="json", exclude={"name"}),
+            "guarantee": method.guarantee,
+            "threads": self.bench.threads,
+            "gamma": getattr(method, "gamma", None),
+            "stride": getattr(method, "stride", None),
+            "head_window": entry.head_window,
+            "rule": rule and rule.rule,
+            "delta": rule.delta if rule and rule.rule == "annealed" else None,
+            "radius": rule.radius if rule and rule.rule == "coupled" else None,
+        }
 
-def _requests(pair: Pair, seed: int, start: int, count: int) -> tuple[Tensor, Tensor]:
-    index = range(start, start + count)
-    labels = torch.tensor([i % len(pair.card.class_names) for i in index], device=pair.device)
-    seeds = torch.tensor([image_seed(seed, request_id(i)) for i in index], device=pair.device)
-    return labels, seeds
+    @property
+    def machine(self) -> dict[str, str]:
+        machine = {"cpu": describe_machine(), "device": self.bench.device, "torch": torch.__version__}
+        if self.bench.device == "cuda":
+            machine["gpu"] = torch.cuda.get_device_name()
+        return machine
 
-
-def _decode(pair: Pair, entry: Entry, seed: int, start: int, count: int) -> tuple[Decoded, float]:
-    labels, seeds = _requests(pair, seed, start, count)
-    if pair.device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    decoded = decode(pair, entry.law, entry.method, labels, Draws(seeds))
-    if pair.device.type == "cuda":
-        torch.cuda.synchronize()
-    return decoded, time.perf_counter() - began
-
-
-@lru_cache(maxsize=1)
-def _loaded(name: str, device: str, threads: int) -> Pair:
-    torch.set_num_threads(threads)
-    return load_pair(name, device)
-
-
-def _quality_batch(
-    name: str, device: str, threads: int, entry: Entry, seed: int, start: int, count: int
-) -> QualityBatch:
-    from spd_core.quality.features import FeatureExtractor
-    from spd_core.quality.labels import label_agreement
-
-    pair = _loaded(name, device, threads)
-    decoded, _ = _decode(pair, entry, seed, start, count)
-    images, labels = pair.to_images(decoded.tokens), _requests(pair, seed, start, count)[0]
-    return QualityBatch(
-        FeatureExtractor(device)(images).cpu(),
-        label_agreement(images, labels.cpu(), pair.card.reference).cpu(),
-        len(decoded.drafts.accepted),
-        int(decoded.drafts.accepted.sum()),
-        int(decoded.rounds.sum()),
-    )
-
-
-def measure_quality(
-    name: str, pair: Pair, entries: list[Entry], n: int, batch: int, seed: int, processes: int, threads: int
-) -> Iterator[dict[str, Any]]:
-    """Distance, floor, label agreement and acceptance of each entry over its first ``n`` images, entry by entry."""
-    from spd_core.quality.evaluate import evaluate
-
-    starts = range(0, n, batch)
-    labels = torch.arange(n) % len(pair.card.class_names)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        make = map if processes == 1 else pool.map
-        for entry in entries:
-            given = [(name, str(pair.device), threads, entry, seed, start, min(batch, n - start)) for start in starts]
-            parts = list(make(_quality_batch, *zip(*given, strict=True)))
-            features, agrees = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "agrees"))
-            quality = evaluate(features, labels, agrees, pair.card.reference)
-            tested = sum(part.tested for part in parts)
-            log.info("%s at %d iterations: quality of %d images", entry.method.name, entry.law.num_iter, n)
-            yield {
-                "acceptance": sum(part.accepted for part in parts) / tested if tested else None,
-                "tokens_per_round": n * pair.card.target.seq_len / sum(part.rounds for part in parts),
-                "distance": quality.frechet,
-                "distance_interval": quality.frechet_interval,
-                "floor": quality.floor,
-                "label_agreement": quality.label_agreement,
-                "n": n,
-            }
+    def write(self) -> None:
+        """The files asked for, with what is measured so far."""
+        rows, (as_file, table) = self.rows(), self.files
+        if as_file:
+            Path(as_file).write_text(json.dumps(as_json(rows, self.machine), indent=1) + "\n")
+        if table:
+            Path(table).write_text(as_markdown(rows, self.machine))
 
 
-def measure_speed(pair: Pair, entries: list[Entry], batch: int, repeats: int, seed: int) -> list[dict[str, Any]]:
-    """Images/s, ratio to plain at the same law and head calls of each entry at one batch size."""
-    for entry in entries:  # warm-up of allocator and kernels
-        _decode(pair, Entry(entry.law.model_copy(update={"num_iter": 2}), entry.method), seed, 0, batch)
-    times: list[list[float]] = [[] for _ in entries]
-    last: list[Decoded] = []
-    for repeat in range(repeats):
-        last = []
-        for index, entry in enumerate(entries):
-            decoded, spent = _decode(pair, entry, seed, repeat * batch, batch)
-            times[index].append(spent)
-            last.append(decoded)
-    tokens = pair.card.target.seq_len
-    base = {entry.law: times[i] for i, entry in enumerate(entries) if isinstance(entry.method, Plain)}
-    rows = []
-    for entry, own, decoded in zip(entries, times, last, strict=True):
-        ratios = [plain / mine for plain, mine in zip(base[entry.law], own, strict=True)]
-        full = base[entries[0].law]
-        rows.append(
-            {
-                "images_per_s": batch / statistics.median(own),
-                "speedup_vs_plain": statistics.median(ratios),
-                "speedup_range": (min(ratios), max(ratios)),
-                "speedup_vs_full": statistics.median(p / mine for p, mine in zip(full, own, strict=True)),
-                "head_calls_per_token": decoded.counts["target_head_calls"] / tokens,
-                "head_rows_per_token": decoded.counts["target_head_rows"] / (tokens * batch),
-                "seconds_split": {name: round(value, 3) for name, value in decoded.seconds.items()},
-            }
-        )
-    return rows
+def _key(entry: Entry) -> str:
+    return f"{entry.law.model_dump_json()} {entry.method.model_dump_json()}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the subcommand."""
     parser.add_argument("--pair", default="fashion-mar", help="bundled pair or a folder that holds one")
+    parser.add_argument("--gamma", type=int, nargs="+", metavar="G", help="draft lengths; default 4 8, MAR 4 8 16 32")
     parser.add_argument(
-        "--ablation", action="store_true", help="noise alignment and pre-fill instead of the main table"
+        "--head-window",
+        type=int,
+        nargs="+",
+        metavar="L",
+        help="windows of head self-speculation, one a slice of the path",
     )
     parser.add_argument(
-        "--num-iter", type=int, nargs="+", metavar="I", help="plain decoding at these; default: law's, /2, /4, /8"
+        "--ablation", action="store_true", default=None, help="MAR: noise alignment and pre-fill of cspd instead"
     )
     parser.add_argument(
-        "--gamma", type=int, nargs="+", default=[4, 8, 16, 32], metavar="G", help="draft lengths of cspd, released"
+        "--num-iter", type=int, nargs="+", metavar="I", help="MAR: plain decoding at these; default law's, /2, /4, /8"
     )
     parser.add_argument(
-        "--paper-gamma", type=int, nargs="*", default=[8], metavar="G", help="draft lengths of cspd, paper"
+        "--paper-gamma", type=int, nargs="*", metavar="G", help="MAR: draft lengths of cspd, paper; default 8"
+    )
+    parser.add_argument("--stride", type=int, metavar="K", help="causal: steps the draft holds a prediction")
+    parser.add_argument(
+        "--delta", type=float, nargs="*", metavar="D", help="causal: annealed acceptance with these; default 2 4 8 16"
+    )
+    parser.add_argument("--radius", type=float, nargs="*", metavar="R", help="causal: coupled acceptance with these")
+    parser.add_argument(
+        "--deepen", type=int, metavar="K", help="causal: a heavier target, K idle blocks after each block; same law"
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], metavar="B", help="batch sizes")
     parser.add_argument(
         "--n", type=int, default=1000, help="images per entry for distance and agreement; 0: speed only"
+    )
+    parser.add_argument(
+        "--quality-of",
+        nargs="+",
+        metavar="TEXT",
+        help="distance and agreement only of entries with one of these texts in their name in the table; "
+        "default: all but the naive loop, whose images are plain's",
     )
     parser.add_argument("--repeats", type=int, default=3, help="timed batches per entry and batch size")
     parser.add_argument("--processes", type=int, default=1, help="processes that make the quality images")
@@ -199,91 +188,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", metavar="FILE", help="write the table as markdown")
 
 
+def _check_family(args: argparse.Namespace, family: str) -> None:
+    for other, names in _OF_FAMILY.items():
+        for name in names:
+            value = getattr(args, name)
+            if value is not None and other != family:
+                flag, got = f"--{name.replace('_', '-')}", "set" if value is True else value
+                raise SpecError(f"{flag}: got {got} for {args.pair}, allowed: a pair of the {other} family")
+
+
 def _checked(args: argparse.Namespace) -> None:
-    for name in ("num_iter", "gamma", "paper_gamma", "batch", "repeats", "processes", "threads"):
+    whole = ("num_iter", "gamma", "paper_gamma", "head_window", "stride", "batch", "repeats", "processes", "threads")
+    least = {**dict.fromkeys((*whole, "delta"), 1), "radius": 0, "deepen": 1}
+    for name, lowest in least.items():
         values = getattr(args, name)
         for value in values if isinstance(values, list) else [values]:
-            if value is not None and value < 1:
-                raise SpecError(f"--{name.replace('_', '-')}: got {value}, allowed: 1 or more")
+            if value is not None and value < lowest:
+                raise SpecError(f"--{name.replace('_', '-')}: got {value}, allowed: {lowest} or more")
     if args.n != 0 and args.n < 2:
         raise SpecError(f"--n: got {args.n}, allowed: 0 (speed only) or at least 2")
     for path in (args.json, args.markdown):
         if path and not Path(path).parent.is_dir():
             raise SpecError(f"--json/--markdown: got {path!r}, allowed: a file in a folder that exists")
+    _check_family(args, load_card(args.pair).family)
 
 
-_NOT_MEASURED: dict[str, Any] = dict.fromkeys(
-    ("distance", "distance_interval", "floor", "label_agreement", "acceptance", "tokens_per_round", "n")
-)
+def _entries(args: argparse.Namespace, card: PairCard, law: SamplerLaw) -> list[Entry]:
+    windows = [tuple(args.head_window)] if args.head_window else HEAD_WINDOWS[card.family]
+    gammas = list(args.gamma or GAMMAS[card.family])
+    if card.family == "causal":
+        deltas, radii = list(DELTAS) if args.delta is None else args.delta, args.radius or []
+        stride = args.stride or Speculative().stride
+        return causal_entries(law, gammas, deltas, radii, windows, stride, card.draft is not None)
+    if args.ablation:
+        return ablation_entries(law, gammas[0] if len(gammas) == 1 else 8)
+    iterations = args.num_iter or [law.num_iter // part for part in (1, 2, 4, 8)]
+    iterations = list(dict.fromkeys([law.num_iter, *(n for n in iterations if n >= 1)]))
+    paper_gammas = list(PAPER_GAMMAS) if args.paper_gamma is None else args.paper_gamma
+    return mar_entries(law, iterations, gammas, paper_gammas, windows)
 
 
-def _machine(pair: Pair) -> dict[str, str]:
-    machine = {"cpu": describe_machine(), "device": pair.device.type, "torch": torch.__version__}
-    if pair.device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name()
-    return machine
-
-
-def _rows(
-    args: argparse.Namespace,
-    pair: Pair,
-    entries: list[Entry],
-    speed: dict[int, list[dict[str, Any]]],
-    quality: list[dict[str, Any]],
-) -> list[Row]:
-    return [
-        Row(
-            pair=pair.card.name,
-            law=entry.law,
-            method=entry.method.name,
-            settings=entry.method.model_dump(mode="json", exclude={"name"}),
-            gamma=getattr(entry.method, "gamma", None),
-            batch=batch,
-            threads=args.threads,
-            **figures,
-            **known,
-        )
-        for batch in args.batch
-        for entry, figures, known in zip(entries, speed[batch], quality, strict=True)
-    ]
-
-
-def _write(
-    args: argparse.Namespace,
-    pair: Pair,
-    entries: list[Entry],
-    speed: dict[int, list[dict[str, Any]]],
-    quality: list[dict[str, Any]],
-) -> None:
-    rows, machine = _rows(args, pair, entries, speed, quality), _machine(pair)
-    if args.json:
-        Path(args.json).write_text(json.dumps(as_json(rows, machine), indent=1) + "\n")
-    if args.markdown:
-        Path(args.markdown).write_text(as_markdown(rows, machine))
+def _assessed(entries: list[Entry], texts: list[str] | None) -> list[Entry]:
+    """The entries whose quality is measured."""
+    if texts is None:
+        return [entry for entry in entries if not isinstance(entry.method, Naive)]
+    for text in texts:
+        if not any(text in entry.label for entry in entries):
+            names = "; ".join(dict.fromkeys(entry.label for entry in entries))
+            raise SpecError(f"--quality-of: got {text!r}, allowed: a part of {names}")
+    return [entry for entry in entries if any(text in entry.label for text in texts)]
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table and writes the files asked for."""
     _checked(args)
-    spec = load_spec(None, [f"pair={args.pair}", f"seed={args.seed}", *args.set])
+    law = load_spec(None, [f"pair={args.pair}", f"seed={args.seed}", "method=plain", *args.set]).law
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pair = _loaded(args.pair, device, args.threads)
-    law = spec.law
-    if args.ablation:
-        entries = ablation_entries(law, args.gamma[0] if len(args.gamma) == 1 else 8)
-    else:
-        iterations = args.num_iter or [law.num_iter, law.num_iter // 2, law.num_iter // 4, law.num_iter // 8]
-        iterations = list(dict.fromkeys([law.num_iter, *(n for n in iterations if n >= 1)]))
-        entries = main_entries(law, iterations, args.gamma, args.paper_gamma)
-    speed = {batch: measure_speed(pair, entries, batch, args.repeats, args.seed) for batch in args.batch}
-    quality = [_NOT_MEASURED for _ in entries]
-    _write(args, pair, entries, speed, quality)
-    if args.n and pair.card.reference:
-        found = measure_quality(
-            args.pair, pair, entries, args.n, max(args.batch), args.seed, args.processes, args.threads
-        )
-        for index, figures in enumerate(found):
-            quality[index] = figures
-            _write(args, pair, entries, speed, quality)  # a run that is cut off keeps what it has measured
-    log.info("\n%s", as_markdown(_rows(args, pair, entries, speed, quality), _machine(pair)))
+    bench = Bench(args.pair, device, args.threads, args.seed, args.deepen or 0)
+    card = loaded(bench).card
+    entries = _entries(args, card, law)
+    assessed = _assessed(entries, args.quality_of)
+    run = Run(bench, card, entries, args.batch, files=(args.json, args.markdown))
+    run.measure(args.repeats)
+    if args.n and card.reference:
+        run.assess(assessed, args.n, args.processes)
+    log.info("\n%s", as_markdown(run.rows(), run.machine))
     return 0

@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
-from spd_core.law import SamplerLaw, Settings
+from spd_core.law import Guarantee, HeadWindow, SamplerLaw, Settings
+
+Bounds = tuple[float, float]
 
 
 class Row(Settings):
-    """One law, method and batch size."""
+    """One law, method and batch size. Drafts and certificate: of the n images, of the timed ones where n is None."""
 
     pair: str
+    family: Literal["mar", "causal"]
+    deepen: int = Field(0, description="blocks that work and change nothing, added after each of the target's")
     law: SamplerLaw
+    label: str = Field(description="the method's name in the table")
     method: str
     settings: dict[str, Any] = Field(description="the method's other knobs")
+    guarantee: Guarantee
     batch: int
     threads: int
     gamma: int | None
+    stride: int | None
+    head_window: HeadWindow
+    rule: str | None = Field(description="acceptance rule")
+    delta: float | None
+    radius: float | None
     images_per_s: float = Field(description="median over the repeats")
     speedup_vs_plain: float = Field(description="to plain at the same law, median of pairwise ratios")
-    speedup_range: tuple[float, float]
+    speedup_range: Bounds
     speedup_vs_full: float = Field(description="to plain at the first row's law: across laws where iterations differ")
+    predicted_speedup: float | None = Field(
+        None, description="over plain by the cost model from calls and this row's acceptance in the timed batches"
+    )
+    calls: dict[str, float] | None = Field(None, description="seconds, `spd_core.decode.cost.CallTimes`")
     acceptance: float | None = Field(description="accepted share of the verified drafts")
+    acceptance_by_place: list[float] | None = Field(description="by place in the block, where those before stood")
     tokens_per_round: float | None = Field(description="tokens per target pass over an image")
-    head_calls_per_token: float = Field(description="sequential target-head calls per token of an image")
+    head_calls_per_token: float = Field(
+        description="sequential target-head calls per token of an image; causal: those above the hand-off"
+    )
     head_rows_per_token: float
+    finish_calls: float = Field(description="sequential target-head calls below the hand-off, once for all tokens")
+    finish_rows_per_token: float
+    certificate_per_image: float | None = Field(
+        None, description="bounds the total variation between an image's law and the target's"
+    )
+    certificate_per_image_interval: Bounds | None = Field(None, description="95 %")
+    certificate_per_token: float | None = None
+    certificate_per_token_interval: Bounds | None = None
     seconds_split: dict[str, float] = Field(description="of the last timed batch")
-    distance: float | None = Field(description="Frechet distance at n images; a property of law and method, not batch")
-    distance_interval: tuple[float, float] | None
-    floor: float | None = Field(description="the same distance of as many real images")
-    label_agreement: float | None
-    n: int | None
+    distance: float | None = Field(
+        None, description="Frechet distance at n images; a property of law and method, not batch"
+    )
+    distance_interval: Bounds | None = None
+    floor: float | None = Field(None, description="the same distance of as many real images")
+    label_agreement: float | None = None
+    label_agreement_interval: Bounds | None = None
+    n: int | None = None
 
 
 def as_json(rows: list[Row], machine: dict[str, str]) -> dict[str, Any]:
@@ -44,51 +73,102 @@ def _cell(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _method(row: Row) -> str:
-    if row.method != "cspd":
-        return row.method
-    noise = "" if row.settings["aligned"] else ", unaligned"
-    return f"cspd {row.settings['variant']}, gamma {row.gamma}, pre-fill {row.settings['prefill']:g}{noise}"
+def _with_bounds(value: float | None, bounds: Bounds | None, digits: int) -> str:
+    if value is None or bounds is None:
+        return _cell(value, digits)
+    return f"{value:.{digits}f} ({bounds[0]:.{digits}f} to {bounds[1]:.{digits}f})"
+
+
+def _table(heads: list[str], lines: list[list[str]]) -> list[str]:
+    """A markdown table without the columns that say nothing in any line."""
+    kept = [i for i in range(len(heads)) if any(line[i] != "-" for line in lines)]
+    rows = [heads, ["---"] * len(heads), *lines]
+    return [f"| {' | '.join(row[i] for i in kept)} |" for row in rows]
+
+
+def _speed(rows: list[Row], causal: bool) -> list[str]:
+    heads = [
+        "method", "guarantee", "iterations", "images/s", "x plain", "x full", "predicted", "acceptance",
+        "tokens/target pass", "head calls/token", "head rows/token", "finish calls", "distance", "label agreement",
+    ]  # fmt: skip
+    lines = [
+        [
+            row.label,
+            row.guarantee.value,
+            "-" if causal else str(row.law.num_iter),
+            _cell(row.images_per_s, 3),
+            _cell(row.speedup_vs_plain, 2),
+            "-" if causal else _cell(row.speedup_vs_full, 2),
+            _cell(row.predicted_speedup, 2),
+            _cell(row.acceptance, 3),
+            _cell(row.tokens_per_round, 2),
+            _cell(row.head_calls_per_token, 1),
+            _cell(row.head_rows_per_token, 1),
+            _cell(row.finish_calls, 1) if causal else "-",
+            _cell(row.distance, 2),
+            _cell(row.label_agreement, 3),
+        ]
+        for row in rows
+    ]
+    return _table(heads, lines)
+
+
+def _certificates(rows: list[Row]) -> list[str]:
+    heads = ["method", "delta", "x plain", "acceptance", "certificate per image (95 %)", "per token (95 %)"]
+    lines = [
+        [
+            row.label,
+            f"{row.delta:g}",
+            _cell(row.speedup_vs_plain, 2),
+            _cell(row.acceptance, 3),
+            _with_bounds(row.certificate_per_image, row.certificate_per_image_interval, 3),
+            _with_bounds(row.certificate_per_token, row.certificate_per_token_interval, 4),
+        ]
+        for row in rows
+        if row.delta is not None
+    ]
+    return ["", *_table(heads, lines)] if lines else []
+
+
+def _calls(rows: list[Row]) -> list[str]:
+    timed = [row for row in rows if row.calls is not None]
+    if not timed:
+        return []
+    names = list(timed[0].calls or {})
+    lines = {
+        row.label: [row.label, *(_cell(1000 * (row.calls or {})[name] or None, 2) for name in names)] for row in timed
+    }
+    return [
+        "",
+        "Milliseconds a call, as the cost model gets them:",
+        "",
+        *_table(["method", *names], list(lines.values())),
+    ]
 
 
 def as_markdown(rows: list[Row], machine: dict[str, str]) -> str:
-    """One table per batch size, with machine, law and method above it."""
-    law = rows[0].law
+    """Tables per batch size, with machine, law and method above them."""
+    law, causal = rows[0].law, rows[0].family == "causal"
+    guidance = "no guidance" if law.cfg == 1 else f"cfg {law.cfg:g} ({law.cfg_schedule})"
+    steps = f"{law.head_steps} head steps from level {law.start_level}"
+    deeper = f", target with {rows[0].deepen} idle blocks after each of its own" if rows[0].deepen else ""
     lines = [
-        f"Machine: {', '.join(machine.values())}; {rows[0].threads} torch thread(s).",
-        f"Law: {law.head_steps} head steps from level {law.start_level}, cfg {law.cfg:g} ({law.cfg_schedule}), "
-        f"temperature {law.temperature:g}, {law.dtype}; iterations in the table.",
-        "Speed: median of batches decoded in turn; x plain is against plain at the same law (same iterations), "
-        "x full against plain at the first row's iterations.",
+        f"Machine: {', '.join(machine.values())}; {rows[0].threads} torch thread(s). Pair: {rows[0].pair}{deeper}.",
+        f"Law: {steps}{f', hand-off at {law.handoff_level}' if causal else ''}, {guidance}, "
+        f"temperature {law.temperature:g}, {law.dtype}{'' if causal else '; iterations in the table'}.",
+        "Speed: median of batches decoded in turn; x plain is against plain at the same law"
+        + (
+            ", predicted is what the cost model makes of measured call times and acceptance."
+            if causal
+            else " (same iterations), x full against plain at the first row's iterations."
+        ),
     ]
-    if rows[0].n:
+    measured = next((row for row in rows if row.n), None)
+    if measured is not None:
         lines.append(
-            f"Distance: Frechet, EfficientNet-Lite0 features, n = {rows[0].n}; floor {_cell(rows[0].floor, 2)}."
+            f"Distance: Frechet, EfficientNet-Lite0 features, n = {measured.n}; floor {_cell(measured.floor, 2)}."
         )
     for batch in dict.fromkeys(row.batch for row in rows):
-        lines += [
-            "",
-            f"Batch {batch}",
-            "",
-            "| method | iterations | images/s | x plain | x full | acceptance | tokens/target pass | head calls/token "
-            "| head rows/token | distance | label agreement |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        for row in rows:
-            if row.batch != batch:
-                continue
-            cells = (
-                _method(row),
-                str(row.law.num_iter),
-                _cell(row.images_per_s, 3),
-                _cell(row.speedup_vs_plain, 2),
-                _cell(row.speedup_vs_full, 2),
-                _cell(row.acceptance, 3),
-                _cell(row.tokens_per_round, 2),
-                _cell(row.head_calls_per_token, 1),
-                _cell(row.head_rows_per_token, 1),
-                _cell(row.distance, 2),
-                _cell(row.label_agreement, 3),
-            )
-            lines.append(f"| {' | '.join(cells)} |")
+        own = [row for row in rows if row.batch == batch]
+        lines += ["", f"Batch {batch}", "", *_speed(own, causal), *_certificates(own), *_calls(own)]
     return "\n".join(lines) + "\n"

@@ -1,50 +1,118 @@
 """Cost model: when does which way of decoding a causal pair win, given measured times of its calls?
 
-All times in seconds at one batch size, per token of the batch where not said otherwise. Verification evaluates the
-target at least as often as plain decoding does: on a device that is already compute-bound no exact method can win,
-and the model shows it, the verification of gamma tokens then costing as much as gamma tokens decoded plainly.
+A batch of B images is decoded from a handful of calls, each of them one sequential piece of work for the whole batch.
+The model counts how often each call runs and adds up; it is fed with measured times (`CallTimes`) and with the measured
+acceptance of the drafts, and has no constant of its own. Beside a measured table it is a check: where they disagree,
+one is wrong.
+
+Verification evaluates the target at least as often as plain decoding does: on a device that is already compute-bound no
+exact method can win, and the model shows it, the verification of gamma tokens then costing as much as gamma tokens
+decoded plainly.
+
+Left out: the bookkeeping of a round, the cheaper rounds at an image's end, and the cost of later proposals of a refused
+token above that of the first (they come in larger numbers).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True)
 class CallTimes:
-    """Measured times, seconds."""
+    """Measured seconds of one call for a batch, its random numbers included.
 
-    context: float  #: one pass of the target's context network over one token
-    head: float  #: the target's head calls of one token, one a step
-    head_windowed: float  #: the same by head self-speculation
-    drafted: float  #: one drafted token: the draft's context pass and its head calls
-    verification: float  #: one target pass over gamma drafts and one head call over all their steps
-    residual: float  #: one token from the residual, until a proposal is kept
-
-
-def tokens_per_round(gamma: int, acceptance: float) -> float:
-    """Expected tokens of a round: the drafts before the first refusal and the target's own token after them.
-
-    Args:
-        gamma: drafts of a round.
-        acceptance: probability that a draft stands given that those before it stood.
+    "Own" is the way of the decoding in question: with head self-speculation where it has windows, else like "head".
     """
-    return float(sum(acceptance**place for place in range(gamma + 1)))
+
+    context: float  #: one pass of the target's context network, one token of every image
+    head: float  #: the target's head down to the hand-off for one token of every image, one head call a step
+    own: float  #: the same in the decoding's own way
+    finish: float  #: the target's head below the hand-off, all tokens of every image at once, one head call a step
+    own_finish: float  #: the same in the decoding's own way
+    drafted: float = 0.0  #: one drafted token of every image: the draft's context pass and its head calls
+    verification: float = 0.0  #: one context pass over gamma drafts and the next token, one head call over all states
+    residual: float = 0.0  #: proposals for a refused token of every image, once, and their test
 
 
-def plain(times: CallTimes) -> float:
-    """Seconds per token of plain decoding."""
-    return times.context + times.head
+@dataclass(frozen=True)
+class Drafting:
+    """What a round of speculative decoding drafts, and how it fares."""
+
+    acceptance: Sequence[float]  #: per place of the block: share of the drafts that stand where those before stood
+    proposals: int  #: residual proposals of a refused token made at once
+
+    @property
+    def standing(self) -> list[float]:
+        """Probability that the first 0, 1, ..., gamma drafts of a round stand."""
+        return [1.0, *np.cumprod(self.acceptance).tolist()]
+
+    @property
+    def pooled(self) -> float:
+        """Accepted share of the tested drafts."""
+        standing = self.standing
+        return sum(standing[1:]) / sum(standing[:-1]) if len(standing) > 1 else 1.0
 
 
-def plain_windowed(times: CallTimes) -> float:
-    """Seconds per token of plain decoding with head self-speculation."""
-    return times.context + times.head_windowed
+def tokens_per_round(acceptance: Sequence[float]) -> float:
+    """Expected tokens of a round: the drafts before the first refusal and the target's own token after them."""
+    return sum(Drafting(acceptance, 1).standing)
 
 
-def speculative(times: CallTimes, gamma: int, acceptance: float, windowed: bool = True) -> float:
-    """Seconds per token of speculative decoding; a round ends with a residual token or, unrefused, an own token."""
-    own = times.head_windowed if windowed else times.head
-    stood = acceptance**gamma
-    per_round = gamma * times.drafted + times.verification + (1 - stood) * times.residual + stood * own
-    return per_round / tokens_per_round(gamma, acceptance)
+def rounds_needed(acceptance: Sequence[float], tokens: int, batch: int) -> float:
+    """Expected rounds until every image of a batch has all its tokens; rounds and images taken as independent."""
+    standing = Drafting(acceptance, 1).standing
+    advance = -np.diff([*standing, 0.0])  # of 1, 2, ..., gamma + 1 tokens
+    lacking = np.zeros(tokens + 1)
+    lacking[tokens] = 1.0
+    expected = 0.0
+    for _ in range(tokens):  # at least one token a round
+        expected += 1.0 - (1.0 - lacking[1:].sum()) ** batch
+        after = np.zeros_like(lacking)
+        for step, probability in enumerate(advance, start=1):
+            after[: tokens + 1 - step] += probability * lacking[step:]
+            after[0] += probability * lacking[1:step].sum()
+        lacking = after
+    return float(expected)
+
+
+def residual_attempts(drafting: Drafting, batch: int) -> float:
+    """Expected attempts until each refused token of a batch has kept a proposal, given that there is one.
+
+    A proposal is kept with the total variation between draft and target, the refused share of the drafts. Each attempt
+    makes four times the proposals of the one before.
+    """
+    refused = max(1.0, batch * (1.0 - drafting.standing[-1]))
+    open_share, proposals, attempts = 1.0, drafting.proposals, 0.0
+    while open_share > 1e-9:
+        attempts += 1.0 - (1.0 - open_share) ** refused
+        open_share *= drafting.pooled**proposals
+        proposals *= 4
+    return attempts
+
+
+def plain(times: CallTimes, tokens: int) -> float:
+    """Seconds of a batch decoded plainly, one head call a step."""
+    return tokens * (times.context + times.head) + times.finish
+
+
+def own_plain(times: CallTimes, tokens: int) -> float:
+    """Seconds of a batch decoded plainly in its own way."""
+    return tokens * (times.context + times.own) + times.own_finish
+
+
+def speculative(times: CallTimes, drafting: Drafting, tokens: int, batch: int) -> float:
+    """Seconds of a batch decoded speculatively.
+
+    A round drafts gamma tokens, verifies them and ends with a residual token or, where nothing was refused, with a
+    token of the target's own.
+    """
+    stood = drafting.standing[-1]
+    ending = stood * times.own
+    if stood < 1.0:
+        ending += (1.0 - stood) * residual_attempts(drafting, batch) * times.residual
+    per_round = len(drafting.acceptance) * times.drafted + times.verification + ending
+    return rounds_needed(drafting.acceptance, tokens, batch) * per_round + times.own_finish

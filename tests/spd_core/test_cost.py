@@ -1,34 +1,105 @@
-"""The cost model's limits."""
+"""The cost model: its counts against simulation, and its limits."""
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 
-from spd_core.decode.cost import CallTimes, plain, plain_windowed, speculative, tokens_per_round
+from spd_core.decode.cost import (
+    CallTimes,
+    Drafting,
+    own_plain,
+    plain,
+    residual_attempts,
+    rounds_needed,
+    speculative,
+    tokens_per_round,
+)
 
-TIMES = CallTimes(context=2.0, head=30.0, head_windowed=8.0, drafted=3.0, verification=6.0, residual=9.0)
+TIMES = CallTimes(
+    context=2.0, head=30.0, own=8.0, finish=9.0, own_finish=5.0, drafted=3.0, verification=6.0, residual=9.0
+)
+TOKENS = 64
 
 
 def test_tokens_per_round_is_the_geometric_sum():
-    assert tokens_per_round(0, 0.7) == 1
-    assert tokens_per_round(8, 0.0) == 1
-    assert tokens_per_round(8, 1.0) == 9
-    assert tokens_per_round(8, 0.7) == pytest.approx((1 - 0.7**9) / 0.3)
+    assert tokens_per_round([]) == 1
+    assert tokens_per_round([0.0] * 8) == 1
+    assert tokens_per_round([1.0] * 8) == 9
+    assert tokens_per_round([0.7] * 8) == pytest.approx((1 - 0.7**9) / 0.3)
+    assert tokens_per_round([0.5, 0.8]) == pytest.approx(1 + 0.5 + 0.4)
+
+
+def _simulated_rounds(acceptance, tokens, batch, rng):
+    rounds = []
+    for _ in range(batch):
+        made = count = 0
+        while made < tokens:
+            stood = next((i for i, share in enumerate(acceptance) if rng.random() >= share), len(acceptance))
+            made, count = made + stood + 1, count + 1
+        rounds.append(count)
+    return max(rounds)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("acceptance", [[0.7] * 4, [0.5, 0.9, 0.3], []])
+def test_rounds_are_those_of_a_simulation(acceptance, batch):
+    rng = np.random.default_rng(0)
+    found = [_simulated_rounds(acceptance, 20, batch, rng) for _ in range(3000)]
+    error = np.std(found) / len(found) ** 0.5
+    assert rounds_needed(acceptance, 20, batch) == pytest.approx(np.mean(found), abs=4 * error + 1e-9)
+
+
+def test_rounds_have_their_limits():
+    assert rounds_needed([], TOKENS, 3) == TOKENS
+    assert rounds_needed([1.0] * 8, TOKENS, 3) == pytest.approx(8), "64 tokens, 9 a round"
+    assert rounds_needed([0.7] * 8, TOKENS, 8) > rounds_needed([0.7] * 8, TOKENS, 1)
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+def test_attempts_are_those_of_a_simulation(batch):
+    """One draft a round, always refused but for the share that a proposal must miss."""
+    rng, drafting = np.random.default_rng(0), Drafting([0.8], 2)
+    refused = round(batch * 0.2) or 1
+    found = []
+    for _ in range(5000):
+        attempts, still_open, proposals = 0, refused, 2
+        while still_open:
+            still_open = int((rng.random((still_open, proposals)) < 0.8).all(axis=1).sum())
+            attempts, proposals = attempts + 1, proposals * 4
+        found.append(attempts)
+    found_mean, error = np.mean(found), np.std(found) / len(found) ** 0.5
+    assert residual_attempts(drafting, refused / 0.2) == pytest.approx(found_mean, abs=4 * error)
+    assert residual_attempts(Drafting([0.0], 4), 1) == 1
 
 
 def test_speculation_without_drafts_is_plain_decoding():
-    times = CallTimes(**{**vars(TIMES), "verification": TIMES.context})
-    assert speculative(times, 0, 0.9) == plain_windowed(times)
-    assert speculative(times, 0, 0.9, windowed=False) == plain(times)
+    times = dataclasses.replace(TIMES, verification=TIMES.context)
+    assert speculative(times, Drafting([], 4), TOKENS, 1) == pytest.approx(own_plain(times, TOKENS))
+    bare = dataclasses.replace(times, own=times.head, own_finish=times.finish)
+    assert speculative(bare, Drafting([], 4), TOKENS, 1) == pytest.approx(plain(bare, TOKENS))
 
 
 def test_more_acceptance_never_costs_time():
-    seconds = [speculative(TIMES, 8, acceptance / 10) for acceptance in range(11)]
+    seconds = [speculative(TIMES, Drafting([acceptance / 10] * 8, 4), TOKENS, 1) for acceptance in range(11)]
     assert seconds == sorted(seconds, reverse=True)
-    assert speculative(TIMES, 8, 1.0) < plain_windowed(TIMES) < speculative(TIMES, 8, 0.0)
+    assert seconds[-1] < own_plain(TIMES, TOKENS) < seconds[0]
 
 
 def test_nothing_wins_where_a_verification_costs_its_tokens():
     """Compute-bound: gamma + 1 tokens at once cost as much as one after the other."""
-    bound = CallTimes(context=2.0, head=30.0, head_windowed=30.0, drafted=1.0, verification=9 * 32.0, residual=30.0)
-    assert all(speculative(bound, 8, acceptance) > plain(bound) for acceptance in (0.5, 0.9, 1.0))
+    bound = CallTimes(
+        context=2.0, head=30.0, own=30.0, finish=9.0, own_finish=9.0,
+        drafted=1.0, verification=9 * 32.0, residual=30.0,
+    )  # fmt: skip
+    for acceptance in (0.5, 0.9, 1.0):
+        assert speculative(bound, Drafting([acceptance] * 8, 4), TOKENS, 1) > plain(bound, TOKENS)
+
+
+def test_a_heavy_context_pass_is_where_speculation_wins():
+    heavy = dataclasses.replace(TIMES, context=40.0, verification=44.0)
+    drafting = Drafting([0.7] * 8, 4)
+    gain = own_plain(heavy, TOKENS) / speculative(heavy, drafting, TOKENS, 1)
+    assert gain > 1.15 > own_plain(TIMES, TOKENS) / speculative(TIMES, drafting, TOKENS, 1)

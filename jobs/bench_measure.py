@@ -1,0 +1,230 @@
+"""Measurements of `spd bench`: time, calls and drafts of every entry, and the quality of its images.
+
+Shape legend: B images of a batch, n images of an entry, G drafts of a block at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.bench_entries import Entry, Naive
+from jobs.plan import request_id
+from spd_core.decode import Decoded, decode
+from spd_core.decode.naive import decode_naive
+from spd_core.draws import Draws, image_seed
+from spd_core.law import Guarantee
+from spd_core.models.causal import Causal
+from spd_core.models.deepen import deepened
+from spd_core.pairs.pair import Pair, load_pair
+from spd_core.train.acceptance import mean_interval
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every measurement of a run shares; a process can make the pair from it."""
+
+    pair: str
+    device: str
+    threads: int
+    seed: int
+    deepen: int  #: identity blocks added after each of the target's
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What some images of an entry say of its drafts."""
+
+    tested: Tensor  #: int64 [G] by place in the block
+    accepted: Tensor  #: int64 [G]
+    rounds: int
+    excess: Tensor  #: float64 [images]
+
+    @staticmethod
+    def of(decoded: Decoded) -> Tally:
+        drafts = decoded.drafts
+        tested, accepted = (
+            torch.bincount(places) for places in (drafts.draft_index, drafts.draft_index[drafts.accepted])
+        )
+        accepted = torch.nn.functional.pad(accepted, (0, len(tested) - len(accepted)))
+        excess = torch.zeros(len(decoded.rounds), dtype=torch.float64).index_add(
+            0, drafts.image, drafts.excess.double()
+        )
+        return Tally(tested, accepted, int(decoded.rounds.sum()), excess)
+
+    @staticmethod
+    def total(parts: list[Tally]) -> Tally:
+        places = max(len(part.tested) for part in parts)
+        tested, accepted = (
+            torch.stack([torch.nn.functional.pad(column, (0, places - len(column))) for column in columns]).sum(dim=0)
+            for columns in ([part.tested for part in parts], [part.accepted for part in parts])
+        )
+        return Tally(tested, accepted, sum(part.rounds for part in parts), torch.cat([part.excess for part in parts]))
+
+    def acceptance(self, gamma: int) -> list[float]:
+        """Accepted share by place; 0 where no draft was ever tested."""
+        shares = (self.accepted / self.tested.clamp(min=1)).tolist()
+        return shares + [0.0] * (gamma - len(shares))
+
+    def figures(self, entry: Entry, tokens: int) -> dict[str, Any]:
+        """The row's fields that speak of drafts and of the certificate, for images of ``tokens`` tokens."""
+        tested = int(self.tested.sum())
+        figures: dict[str, Any] = {
+            "acceptance": int(self.accepted.sum()) / tested if tested else None,
+            "acceptance_by_place": self.acceptance(len(self.tested)) if tested else None,
+            "tokens_per_round": len(self.excess) * tokens / self.rounds,
+        }
+        if entry.method.guarantee == Guarantee.TV and len(self.excess) > 1:
+            bill = mean_interval(self.excess)
+            figures["certificate_per_image"] = bill.value
+            figures["certificate_per_image_interval"] = (max(0.0, bill.low), bill.high)
+            figures["certificate_per_token"] = bill.value / tokens
+            figures["certificate_per_token_interval"] = (max(0.0, bill.low) / tokens, bill.high / tokens)
+        return figures
+
+
+@dataclass
+class Timed:
+    """The timed batches of an entry, in the order in which all entries took turns."""
+
+    seconds: list[float] = field(default_factory=list)
+    tallies: list[Tally] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    split: dict[str, float] = field(default_factory=dict)  #: of the last batch
+
+    def add(self, decoded: Decoded, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.tallies.append(Tally.of(decoded))
+        self.counts.update(decoded.counts)
+        self.split = {name: round(value, 4) for name, value in decoded.seconds.items()}
+
+
+@dataclass(frozen=True)
+class QualityBatch:
+    """What one batch of an entry adds to its quality figures."""
+
+    features: Tensor  #: [B, F]
+    agrees: Tensor  #: bool [B]
+    tally: Tally
+
+
+@lru_cache(maxsize=1)
+def loaded(bench: Bench) -> Pair:
+    """The pair of a run, its target deepened if asked for; sets torch's threads."""
+    torch.set_num_threads(bench.threads)
+    pair = load_pair(bench.pair, bench.device)
+    if not bench.deepen or not isinstance(pair.target, Causal):
+        return pair
+    return Pair(pair.card, deepened(pair.target, bench.deepen), pair.draft, pair.device, pair.vae)
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a steady clock once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def requests(pair: Pair, seed: int, start: int, count: int) -> tuple[Tensor, Draws]:
+    """Labels and random numbers of requests ``start`` on: those a job with this seed has."""
+    index = range(start, start + count)
+    labels = torch.tensor([i % len(pair.card.class_names) for i in index], device=pair.device)
+    return labels, Draws(torch.tensor([image_seed(seed, request_id(i)) for i in index], device=pair.device))
+
+
+def _decode(pair: Pair, entry: Entry, seed: int, start: int, count: int) -> tuple[Decoded, float]:
+    given = requests(pair, seed, start, count)
+    began = now(pair.device)
+    if isinstance(entry.method, Naive):
+        decoded = decode_naive(pair.target, entry.law, *given)
+    else:
+        decoded = decode(pair, entry.law, entry.method, *given)
+    return decoded, now(pair.device) - began
+
+
+def measure_speed(bench: Bench, entries: list[Entry], batch: int, repeats: int) -> list[Timed]:
+    """Decodes ``repeats`` batches by every entry in turn, the same images by all."""
+    pair = loaded(bench)
+    for entry in entries:  # warm-up of allocator and kernels; a causal model has no iterations to cut
+        _decode(pair, Entry(entry.law.model_copy(update={"num_iter": 2}), entry.method), bench.seed, 0, batch)
+    timed = [Timed() for _ in entries]
+    for repeat in range(repeats):
+        for own, entry in zip(timed, entries, strict=True):
+            own.add(*_decode(pair, entry, bench.seed, repeat * batch, batch))
+    return timed
+
+
+def speed_figures(entries: list[Entry], timed: list[Timed], batch: int, tokens: int) -> list[dict[str, Any]]:
+    """The rows' fields from the timed batches; ratios are medians of the pairwise ones."""
+    base = {entry.law: own.seconds for entry, own in zip(entries, timed, strict=True) if entry.is_base}
+    full, rows = base[entries[0].law], []
+    for entry, own in zip(entries, timed, strict=True):
+        ratios = [plain / mine for plain, mine in zip(base[entry.law], own.seconds, strict=True)]
+        per_token, per_row = len(own.seconds) * tokens, len(own.seconds) * tokens * batch
+        rows.append(
+            {
+                "images_per_s": batch / statistics.median(own.seconds),
+                "speedup_vs_plain": statistics.median(ratios),
+                "speedup_range": (min(ratios), max(ratios)),
+                "speedup_vs_full": statistics.median(p / mine for p, mine in zip(full, own.seconds, strict=True)),
+                "head_calls_per_token": own.counts["target_head_calls"] / per_token,
+                "head_rows_per_token": own.counts["target_head_rows"] / per_row,
+                "finish_calls": own.counts["finish_head_calls"] / len(own.seconds),
+                "finish_rows_per_token": own.counts["finish_head_rows"] / per_row,
+                "seconds_split": own.split,
+                **Tally.total(own.tallies).figures(entry, tokens),
+            }
+        )
+    return rows
+
+
+def _quality_batch(bench: Bench, entry: Entry, start: int, count: int) -> QualityBatch:
+    from spd_core.quality.features import FeatureExtractor
+    from spd_core.quality.labels import label_agreement
+
+    pair = loaded(bench)
+    decoded, _ = _decode(pair, entry, bench.seed, start, count)
+    images, labels = pair.to_images(decoded.tokens), requests(pair, bench.seed, start, count)[0]
+    return QualityBatch(
+        FeatureExtractor(bench.device)(images).cpu(),
+        label_agreement(images, labels.cpu(), pair.card.reference).cpu(),
+        Tally.of(decoded),
+    )
+
+
+def measure_quality(bench: Bench, entries: list[Entry], n: int, batch: int, processes: int) -> Iterator[dict[str, Any]]:
+    """Distance, floor, label agreement and drafts of each entry over its first ``n`` images, entry by entry."""
+    from spd_core.quality.evaluate import evaluate
+
+    card, starts = loaded(bench).card, range(0, n, batch)
+    labels = torch.arange(n) % len(card.class_names)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        make = map if processes == 1 else pool.map
+        for entry in entries:
+            given = [(bench, entry, start, min(batch, n - start)) for start in starts]
+            parts = list(make(_quality_batch, *zip(*given, strict=True)))
+            features, agrees = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "agrees"))
+            quality = evaluate(features, labels, agrees, card.reference)
+            log.info("%s at %d iterations: quality of %d images", entry.label, entry.law.num_iter, n)
+            yield {
+                **Tally.total([part.tally for part in parts]).figures(entry, card.target.seq_len),
+                "distance": quality.frechet,
+                "distance_interval": quality.frechet_interval,
+                "floor": quality.floor,
+                "label_agreement": quality.label_agreement,
+                "label_agreement_interval": quality.label_agreement_interval,
+                "n": n,
+            }
