@@ -28,7 +28,7 @@ from spd_core.law import Guarantee
 from spd_core.models.causal import Causal
 from spd_core.models.deepen import deepened
 from spd_core.pairs.pair import Pair, load_pair
-from spd_core.train.acceptance import mean_interval
+from spd_core.quality.intervals import mean_interval
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from jobs.spec import SpecError
 from spd_core.codec import PixelCodec
 from spd_core.data import load_fashion_mnist
 from spd_core.law import Speculative
-from spd_core.quality.intervals import Interval
-from spd_core.train.acceptance import TeacherForced, mean_interval, teacher_forced
+from spd_core.quality.intervals import Interval, mean_interval
+from spd_core.train.acceptance import TeacherForced, teacher_forced
 from spd_core.train.bundle import bundle, record_figures
 from spd_core.train.distil import DistilRecipe, load_causal
 from spd_core.train.mar import train
@@ -33,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--part",
-        choices=["target", "draft", "distil", "acceptance", "bundle"],
-        help="of a pair: train one, fit the draft to the target, print what the target accepts, or make the folder",
+        choices=["target", "draft", "distil", "acceptance", "bundle", "figures"],
+        help="of a pair: train one, fit the draft to the target, print what the target accepts, make the folder, "
+        "or put measured figures into its card",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of checkpoint, loss curve and weights")
     parser.add_argument("--bench", metavar="FILE", help="for figures: what `spd bench --json FILE` wrote")

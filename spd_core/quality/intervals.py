@@ -1,4 +1,4 @@
-"""Intervals of quality figures: delete-group jackknife for distances, Wilson for shares.
+"""Intervals of figures: delete-group jackknife for distances, Wilson for shares, Student's t for means.
 
 A bootstrap does not serve for distances between distributions: a resample holds an image twice, so it looks less varied
 than the sample it came from, and the distance of every resample is too large. The jackknife leaves images out instead.
@@ -55,6 +55,14 @@ def jackknife_interval(value: float, variance: float, low: float = -math.inf) ->
     error = math.sqrt(variance)
     reach = float(t.ppf(0.5 + CONFIDENCE / 2, GROUPS - 1)) * error
     return Interval(value, error, max(low, value - reach), value + reach)
+
+
+def mean_interval(values_n: Tensor) -> Interval:
+    """Of independent figures, at least two: their mean by Student's t."""
+    count = len(values_n)
+    value, error = float(values_n.mean()), float(values_n.std() / math.sqrt(count))
+    reach = float(t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
+    return Interval(value, error, value - reach, value + reach)
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:

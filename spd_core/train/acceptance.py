@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import t
 from torch import Tensor
 
 from spd_core.accept import path_log_ratio
@@ -23,7 +22,6 @@ from spd_core.diffusion import respaced_timesteps
 from spd_core.draws import Draws, image_seed
 from spd_core.law import SamplerLaw
 from spd_core.models.causal import Causal
-from spd_core.quality.intervals import CONFIDENCE, Interval
 from spd_core.train.causal import handed_over
 
 #: Images whose paths are held in memory at once.
@@ -94,11 +92,3 @@ def _of_images(
     # The mean of the log ratio's noisy part is zero, so it is left out.
     path_kl = 0.5 * shift.square().sum(dim=(-2, -1))
     return accepted.view(-1, length).mean(dim=1), path_kl.view(-1, length).mean(dim=1)
-
-
-def mean_interval(values_n: Tensor) -> Interval:
-    """Of independent figures, at least two: their mean by Student's t."""
-    count = len(values_n)
-    value, error = float(values_n.mean()), float(values_n.std() / count**0.5)
-    reach = float(t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
-    return Interval(value, error, value - reach, value + reach)

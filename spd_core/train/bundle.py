@@ -98,29 +98,45 @@ def _training_rows(card: PairCard, parameters: dict[str, int]) -> list[str]:
     ]
 
 
+def _law_words(card: PairCard) -> str:
+    law = card.law
+    begun = f"{law.num_iter} iterations, " if card.family == "mar" else ""
+    handed = f", hand-off at {law.handoff_level}" if card.family == "causal" else ""
+    guidance = "no guidance" if law.cfg == 1 else f"guidance {law.cfg:g} ({law.cfg_schedule})"
+    steps = f"{law.head_steps} head steps from level {law.start_level}"
+    return f"Law: {begun}{steps}{handed}, {guidance}, temperature {law.temperature:g}, {law.dtype}."
+
+
 def _figure_rows(card: PairCard) -> list[str]:
-    rows = [row for row in card.figures["bench"]["rows"] if row["method"] == "plain"]
-    batch = max(row["batch"] for row in rows)
-    return [
-        f"| {row['law']['num_iter']} | {row['images_per_s']:.2f} | {row['distance']:.1f} "
-        f"({row['distance_interval'][0]:.1f} to {row['distance_interval'][1]:.1f}) | {row['floor']:.1f} "
-        f"| {row['label_agreement']:.3f} | {row['n']} |"
-        for row in rows
-        if row["batch"] == batch and row["distance"] is not None
+    """The table's lines, plain decoding with one head call a step; none if no image was looked at."""
+    rows = [
+        row
+        for row in card.figures["bench"]["rows"]
+        if row["method"] == "plain" and row["distance"] is not None and not row["settings"].get("head_window")
     ]
+    batch = max((row["batch"] for row in rows), default=0)
+    lines = []
+    for row in rows:
+        if row["batch"] == batch:
+            bounds = row["distance_interval"]
+            between = f" ({bounds[0]:.1f} to {bounds[1]:.1f})" if bounds else ""
+            first = f"{row['law']['num_iter']} iterations" if card.family == "mar" else "plain"
+            lines.append(
+                f"| {first} | {row['images_per_s']:.2f} | {row['distance']:.1f}{between} | {row['floor']:.1f} "
+                f"| {row['label_agreement']:.3f} | {row['n']} |"
+            )
+    return lines
 
 
 def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
     """The card for people, written beside pair.json; ``parameters`` counts those of each part."""
-    law = card.law
     commands = ", then ".join(f"`{part}`" for part in [*list(card.training)[1:], "bundle"])
     lines = [
         f"# {card.name}",
         "",
         f"Trained on {card.data}. Licence of the weights: {card.licence}.",
         "",
-        f"Law: {law.num_iter} iterations, {law.head_steps} head steps from level {law.start_level}, "
-        f"guidance {law.cfg:g} ({law.cfg_schedule}), temperature {law.temperature:g}, {law.dtype}.",
+        _law_words(card),
         "",
         "| part | parameters | training | time | final loss |",
         "|---|---|---|---|---|",
@@ -135,16 +151,17 @@ def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
             "`distil` fits the draft to its target. Its loss is the KL of a token's path above the hand-off in nats, "
             "without what holding a prediction costs.",
         ]
-    if "bench" in card.figures:
+    figures = _figure_rows(card) if "bench" in card.figures else []
+    if figures:
         lines += [
             "",
             f"Plain decoding, measured by `{card.figures['command']}` on {card.figures['bench']['machine']['cpu']}, "
             "one thread, largest batch of the run. The distance is a Frechet distance on EfficientNet-Lite0 features "
             "(not the published FID); the floor is that of as many real test images.",
             "",
-            "| iterations | images/s | distance (95 %) | floor | label agreement | n |",
+            "| decoding | images/s | distance (95 %) | floor | label agreement | n |",
             "|---|---|---|---|---|---|",
-            *_figure_rows(card),
+            *figures,
         ]
     return "\n".join(lines) + "\n"
 
@@ -156,7 +173,12 @@ def record_figures(folder: Path, bench: dict[str, Any], command: str) -> PairCar
         folder: of the pair.
         bench: content of the JSON file.
         command: the command that printed it.
+
+    Raises:
+        ValueError: if the content is of another kind.
     """
+    if not isinstance(bench, dict) or "rows" not in bench or "machine" not in bench:
+        raise ValueError("--bench: got another file, allowed: one that `spd bench --json` wrote")
     path = folder / "pair.json"
     card = PairCard.model_validate_json(path.read_bytes())
     card = card.model_copy(update={"figures": {"command": command, "bench": bench}})

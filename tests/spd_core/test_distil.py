@@ -16,8 +16,9 @@ from spd_core.diffusion import diffusion, step_table
 from spd_core.draws import Draws
 from spd_core.law import Speculative
 from spd_core.models.causal import CausalConfig
+from spd_core.quality.intervals import mean_interval
 from spd_core.train import distil
-from spd_core.train.acceptance import mean_interval, teacher_forced
+from spd_core.train.acceptance import teacher_forced
 from spd_core.train.causal import handed_over
 from spd_core.train.distil import DistilRecipe, anchors, load_causal, loss_of
 from spd_core.train.loop import train
