@@ -244,9 +244,10 @@ def aggregate(store: Store, plan: Plan, records: dict[int, CommitRecord]) -> Jso
         "law": spec["law"],
         "method": spec["method"],
         "guarantee": plan.guarantee,
+        "calibration": plan.calibration.model_dump(mode="json") if plan.calibration else None,
         "seed": spec["seed"],
         "pair": {**plan.pair.model_dump(), "sha256": plan.pair_sha256},
-        "plan": plan.model_dump(mode="json", exclude={"class_names", "pair", "pair_sha256", "spec"}),
+        "plan": plan.model_dump(mode="json", exclude={"calibration", "class_names", "pair", "pair_sha256", "spec"}),
         "spec": spec,
     }
     if not ordered:

@@ -55,6 +55,19 @@ def _figures(report: Json) -> list[str]:
     return ["| figure | value |", "|---|---|", *(f"| {name} | {_line(value)} |" for name, value in rows)]
 
 
+def _choice(plan: Plan) -> list[str]:
+    if plan.calibration is None:
+        return []
+    chosen, measured = plan.calibration.chosen, len(plan.calibration.rows)
+    how = "the measurements were lost with a damaged plan"
+    if chosen is not None:
+        how = (
+            f"the fastest of {measured} that one worker measured, {words.number(chosen.images_per_s)} images/s at "
+            f"batch {chosen.batch}; guarantee at least `{plan.calibration.method.guarantee}` was asked for"
+        )
+    return [f"- Chosen by `method: auto`: {how}"]
+
+
 def render_card(plan: Plan, report: Json) -> str:
     """The card as Markdown."""
     spec, pair = plan.spec, report["pair"]
@@ -77,6 +90,7 @@ def render_card(plan: Plan, report: Json) -> str:
             "",
             f"- Law: {words.law_in_words(spec['law'])}",
             f"- Method: {_line(words.method_in_words(spec['method']))}",
+            *_choice(plan),
             f"- Guarantee `{plan.guarantee}`: {words.GUARANTEES[plan.guarantee]}",
             f"- Pair: {_line(pair['name'])}",
             *hashes,

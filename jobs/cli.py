@@ -65,13 +65,12 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from jobs.estimate import estimate, estimate_lines
-    from jobs.plan import make_plan
     from jobs.spec import load_spec
     from spd_core.pairs.pair import load_card
 
     spec = load_spec(args.spec, _overrides(args))
-    plan = make_plan(spec)
-    _say("\n".join(estimate_lines(plan, estimate(load_card(spec.pair), plan, spec))))
+    card = load_card(spec.pair)
+    _say("\n".join(estimate_lines(card, spec, estimate(card, spec))))
     return _OK
 
 

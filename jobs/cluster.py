@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jobs.plan import usable_cpus
 from jobs.spec import SpecError, Workers
+from workers.machine import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -97,3 +97,24 @@ def worker_count(ray: Any, workers: Workers) -> int:
             f"(this one has {have.get(what[:-1], 0):g})"
         )
     return count
+
+
+def reserved(workers: Workers) -> dict[str, Any]:
+    """Ray options of one actor; Ray itself restarts and repeats nothing."""
+    return {
+        "num_cpus": workers.num_cpus,
+        "num_gpus": workers.num_gpus,
+        "accelerator_type": workers.accelerator_type,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+    }
+
+
+def no_room(ray: Any, workers: Workers) -> str:
+    """Why no actor came up in time, as far as the cluster's size tells."""
+    have = ray.cluster_resources()
+    return (
+        f"no worker came up in {workers.start_timeout_s:g} s (workers.start_timeout_s): each needs "
+        f"{workers.num_cpus:g} CPUs and {workers.num_gpus:g} GPUs, the cluster has "
+        f"{have.get('CPU', 0):g} and {have.get('GPU', 0):g}"
+    )

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from jobs.auto import decide, decided_before
+from jobs.calibration import Calibration
 from jobs.cluster import running_ray, worker_count
 from jobs.commits import Committed, drop_damaged, find_damage, read_committed
 from jobs.finish import finish
@@ -18,7 +20,8 @@ from jobs.fleet import Fleet, JobError
 from jobs.manifest import check_manifest
 from jobs.plan import Plan, check_weights, make_plan, public_url, store_plan, stored_plan
 from jobs.progress import Progress
-from jobs.spec import Spec, SpecError
+from jobs.spec import FixedSpec, Spec, SpecError
+from spd_core.pairs.pair import load_card
 from workers import layout
 from workers.records import WorkerSettings
 from workers.store import Store
@@ -54,7 +57,7 @@ def _stoppable() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _settings(spec: Spec, plan: Plan, store: Store) -> WorkerSettings:
+def _settings(spec: FixedSpec, plan: Plan, store: Store) -> WorkerSettings:
     return WorkerSettings(
         output=store.url,  # absolute: a worker's current folder is not the driver's
         storage_options=spec.storage_options,
@@ -65,7 +68,7 @@ def _settings(spec: Spec, plan: Plan, store: Store) -> WorkerSettings:
         batch=spec.batch,
         image=spec.image,
         features=spec.features,
-        device="cuda" if spec.workers.num_gpus > 0 else "cpu",
+        device=spec.workers.device,
         threads=spec.workers.threads,
         fingerprint=plan.fingerprint,
         shards=plan.shards,
@@ -85,7 +88,7 @@ def _refuse_foreign_files(store: Store) -> None:
             )
 
 
-def _make_shards(spec: Spec, store: Store, plan: Plan, committed: Committed) -> tuple[Plan, int]:
+def _make_shards(spec: FixedSpec, store: Store, plan: Plan, committed: Committed) -> tuple[Plan, int]:
     """Starts Ray, makes what is missing or damaged, and returns the plan that holds and the images made.
 
     Nothing is written or dropped before a worker has loaded its models: until then the spec may still prove wrong.
@@ -128,29 +131,18 @@ def generate(spec: Spec) -> dict[str, Any]:
     """
     began = time.monotonic()
     with _stoppable():
-        plan = make_plan(spec)
         store = Store(spec.output, spec.storage_options)
-        stored = stored_plan(store, plan)
-        plan = stored or plan
-        committed = read_committed(store, plan)
-        if stored is None and not committed.records:
-            _refuse_foreign_files(store)
-        find_damage(store, committed)
-        if committed.records:
-            logger.info("%d of %d shards are committed", len(committed.records), plan.shards)
-        made, work = 0, bool(committed.damaged or _missing(plan, committed))
-        if work or stored is None:
-            store.check_writable()
-        if work:
-            check_weights(spec.pair, plan.pair_sha256)
-            plan, made = _make_shards(spec, store, plan, committed)
-            committed = read_committed(store, plan)
-            if lost := [*committed.damaged, *_missing(plan, committed)]:
-                raise JobError(f"output: the commit record of shard {lost[0]} is gone; the same command resumes")
+        decided = decided_before(spec, store)
+        if decided is not None:
+            plan, made = _generate(*decided, store)
         else:
-            plan = store_plan(store, plan)
-        if work or check_manifest(store, plan, list(committed.records.values())):
-            finish(spec.output, spec.storage_options)
+            # What would stop the job later must not cost a measurement first.
+            _refuse_foreign_files(store)
+            store.check_writable()
+            check_weights(spec.pair, load_card(spec.pair).sha256)
+            logger.info("starting Ray and the worker that measures")
+            with running_ray(spec.workers) as ray, _stoppable():
+                plan, made = _generate(*decide(ray, spec), store)
     return {
         "output": public_url(spec.output),
         "images": plan.rows,
@@ -158,3 +150,30 @@ def generate(spec: Spec) -> dict[str, Any]:
         "made": made,
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def _generate(spec: FixedSpec, calibration: Calibration | None, store: Store) -> tuple[Plan, int]:
+    """`generate` with the method decided; the plan that holds and the images made."""
+    plan = make_plan(spec, calibration)
+    stored = stored_plan(store, plan)
+    plan = stored or plan
+    committed = read_committed(store, plan)
+    if stored is None and not committed.records:
+        _refuse_foreign_files(store)
+    find_damage(store, committed)
+    if committed.records:
+        logger.info("%d of %d shards are committed", len(committed.records), plan.shards)
+    made, work = 0, bool(committed.damaged or _missing(plan, committed))
+    if work or stored is None:
+        store.check_writable()
+    if work:
+        check_weights(spec.pair, plan.pair_sha256)
+        plan, made = _make_shards(spec, store, plan, committed)
+        committed = read_committed(store, plan)
+        if lost := [*committed.damaged, *_missing(plan, committed)]:
+            raise JobError(f"output: the commit record of shard {lost[0]} is gone; the same command resumes")
+    else:
+        plan = store_plan(store, plan)
+    if work or check_manifest(store, plan, list(committed.records.values())):
+        finish(spec.output, spec.storage_options)
+    return plan, made

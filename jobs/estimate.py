@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 
-from jobs.plan import Plan, usable_cpus
+from jobs.auto import choices_of, measured_in_words
+from jobs.plan import public_url
 from jobs.progress import duration
-from jobs.spec import Spec
+from jobs.spec import FixedSpec, Spec
 from jobs.words import law_in_words, method_in_words, number, size
-from spd_core.law import SamplerLaw, Settings
+from spd_core.law import Choice, SamplerLaw, Settings
 from spd_core.pairs.pair import PairCard
+from workers.machine import usable_cpus
 
 _FEATURE_BYTES = 1280 * 2
 
@@ -23,12 +26,12 @@ class Estimate(Settings):
     shards: int
     bytes_at_most: int = Field(description="pixels as they are and features; images compress below that")
     workers: int
-    images_per_s_per_worker: float | None
+    images_per_s_per_worker: float | None = Field(description="None also while the method is still to be measured")
     seconds: float | None = Field(description="without the start of the workers")
     cost: float | None = Field(description="at workers.price_per_hour")
 
 
-def measured_rate(card: PairCard, spec: Spec) -> float | None:
+def measured_rate(card: PairCard, spec: FixedSpec) -> float | None:
     """Images per second of one CPU worker in the card's benchmark rows at this law and method, nearest batch."""
     # Compared as models: a knob that is newer than the figures counts with its default.
     rows: list[dict[str, Any]] = [
@@ -43,20 +46,21 @@ def measured_rate(card: PairCard, spec: Spec) -> float | None:
     return float(min(rows, key=lambda row: abs(row["batch"] - spec.batch))["images_per_s"])
 
 
-def estimate(card: PairCard, plan: Plan, spec: Spec) -> Estimate:
-    """The estimate of a plan; a worker count of 0 is taken as this machine's CPUs."""
+def estimate(card: PairCard, spec: Spec) -> Estimate:
+    """The estimate of a spec; a worker count of 0 is taken as this machine's CPUs."""
     height, width, channels = card.image_shape
     per_image = height * width * channels + (_FEATURE_BYTES if spec.features else 0)
     cpus = max(spec.workers.num_cpus, float(spec.workers.threads))
-    workers = min(spec.workers.count or max(1, int(usable_cpus() / cpus)), plan.shards)
-    rate = measured_rate(card, spec)
-    seconds = plan.rows / (rate * workers) if rate else None
+    workers = min(spec.workers.count or max(1, int(usable_cpus() / cpus)), spec.shards)
+    rate = measured_rate(card, spec) if isinstance(spec, FixedSpec) else None
+    rows = spec.requests.count
+    seconds = rows / (rate * workers) if rate else None
     price = spec.workers.price_per_hour
     cost = price * workers * seconds / 3600 if price is not None and seconds is not None else None
     return Estimate(
-        rows=plan.rows,
-        shards=plan.shards,
-        bytes_at_most=plan.rows * per_image,
+        rows=rows,
+        shards=spec.shards,
+        bytes_at_most=rows * per_image,
         workers=workers,
         images_per_s_per_worker=rate,
         seconds=seconds,
@@ -64,18 +68,40 @@ def estimate(card: PairCard, plan: Plan, spec: Spec) -> Estimate:
     )
 
 
-def estimate_lines(plan: Plan, guess: Estimate) -> list[str]:
+def _method_lines(card: PairCard, spec: Spec) -> list[str]:
+    if isinstance(spec, FixedSpec):
+        return [f"method       {method_in_words(spec.method.model_dump())}, guarantee {spec.method.guarantee}"]
+    options = choices_of(spec, card)
+    return [
+        f"method       auto, guarantee at least {spec.method.guarantee}: the fastest, before the plan is written",
+        f"measured     {measured_in_words(spec, options)}, by one worker:",
+        *(f"             {line}" for line in _listed(options)),
+    ]
+
+
+def _listed(options: Sequence[Choice]) -> list[str]:
+    """Each method on a line, with the batch sizes it is measured at."""
+    batches: dict[str, list[str]] = {}
+    for choice in options:
+        name = f"{method_in_words(choice.method.model_dump())}, guarantee {choice.method.guarantee}"
+        batches.setdefault(name, []).append(str(choice.batch))
+    return [f"{name}, batch {', '.join(sizes)}" for name, sizes in batches.items()]
+
+
+def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
     """The estimate as text."""
-    unknown = "unknown: the pair's card has no figures at this law and method"
+    fixed = isinstance(spec, FixedSpec)
+    unknown = "the pair's card has no figures at this law and method" if fixed else "the method is still to be measured"
     lines = [
-        f"output       {plan.spec['output']}",
-        f"images       {guess.rows:,} of {len(plan.class_names)} classes, {guess.shards:,} shards",
-        f"law          {law_in_words(plan.spec['law'])}",
-        f"method       {method_in_words(plan.spec['method'])}, guarantee {plan.guarantee}",
+        f"output       {public_url(spec.output)}",
+        f"images       {guess.rows:,} of {len(card.class_names)} classes, {guess.shards:,} shards",
+        f"law          {law_in_words(spec.law.model_dump())}",
+        *_method_lines(card, spec),
         f"bytes        at most about {size(guess.bytes_at_most)} before compression",
         f"workers      {guess.workers}",
-        f"time         {unknown if guess.seconds is None else 'about ' + duration(guess.seconds)}",
+        f"time         {f'unknown: {unknown}' if guess.seconds is None else 'about ' + duration(guess.seconds)}",
     ]
-    if plan.spec["workers"]["price_per_hour"] is not None:
+    if spec.workers.price_per_hour is not None:
         lines.append(f"cost         {'unknown' if guess.cost is None else 'about ' + number(guess.cost)}")
-    return [*lines, f"fingerprint  {plan.fingerprint}"]
+    fingerprint = spec.fingerprint(card.sha256) if isinstance(spec, FixedSpec) else "follows from the method"
+    return [*lines, f"fingerprint  {fingerprint}"]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.cluster import no_room, reserved
 from jobs.commits import read_record
 from jobs.plan import Plan, task_of
 from jobs.spec import SpecError, Workers
@@ -51,14 +52,15 @@ class _Slot:
     queue: deque[_Job] = field(default_factory=deque)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Last line of an error, without Ray's traceback of the actor."""
     cause = getattr(error, "cause", None)
     lines = str(cause if isinstance(cause, BaseException) else error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def _raise_if_hopeless(error: BaseException) -> None:
+def raise_if_hopeless(error: BaseException) -> None:
+    """Raises the cause of a Ray error instead, if it is one that no other worker could do better with."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, _HOPELESS):
         raise cause from error
@@ -85,17 +87,7 @@ class Fleet:
         self._slots = [self._new_slot() for _ in range(count)]
 
     def _new_slot(self) -> _Slot:
-        actor = (
-            self._ray.remote(Worker)
-            .options(
-                num_cpus=self._workers.num_cpus,
-                num_gpus=self._workers.num_gpus,
-                accelerator_type=self._workers.accelerator_type,
-                max_restarts=0,
-                max_task_retries=0,
-            )
-            .remote(self._settings)
-        )
+        actor = self._ray.remote(Worker).options(**reserved(self._workers)).remote(self._settings)
         return _Slot(actor, actor.ready.remote(), time.monotonic())
 
     def wait_for_first(self) -> None:
@@ -166,11 +158,11 @@ class Fleet:
         try:
             self._ray.get(slot.starting, timeout=_FETCH_S)
         except self._ray.exceptions.RayError as error:
-            _raise_if_hopeless(error)
+            raise_if_hopeless(error)
             self._failed_starts += 1
             if self._failed_starts >= self._workers.max_attempts:
-                raise JobError(f"{self._failed_starts} workers in a row failed: {_reason(error)}") from error
-            logger.warning("a worker did not come up and is replaced: %s", _reason(error))
+                raise JobError(f"{self._failed_starts} workers in a row failed: {reason_of(error)}") from error
+            logger.warning("a worker did not come up and is replaced: %s", reason_of(error))
             self._replace(slot)
             return
         self._failed_starts = 0
@@ -181,14 +173,14 @@ class Fleet:
         try:
             record = CommitRecord.model_validate(self._ray.get(job.ref, timeout=_FETCH_S))
         except self._ray.exceptions.RayTaskError as error:
-            _raise_if_hopeless(error)
+            raise_if_hopeless(error)
             slot.queue.popleft()
             slot.since = time.monotonic()
-            return self._judge(job, _reason(error), pending)
+            return self._judge(job, reason_of(error), pending)
         except self._ray.exceptions.RayError as error:
             # A node that the cloud took back says nothing about the shard.
             blame = not getattr(error, "preempted", False)
-            return self._lose(slot, f"its worker is lost: {_reason(error)}", pending, blame)
+            return self._lose(slot, f"its worker is lost: {reason_of(error)}", pending, blame)
         slot.queue.popleft()
         slot.since = time.monotonic()
         return [record]
@@ -237,17 +229,9 @@ class Fleet:
             waited = time.monotonic() - slot.since
             if slot.starting is not None and waited > self._workers.start_timeout_s:
                 if all(other.starting is not None for other in self._slots):
-                    raise JobError(self._no_room())
+                    raise JobError(no_room(self._ray, self._workers))
                 logger.warning("a worker did not come up in %.0f s; asking again", waited)
                 self._replace(slot)
             elif slot.queue and pending is not None and waited > self._workers.shard_timeout_s:
                 records += self._lose(slot, f"no answer for {waited:.0f} s (workers.shard_timeout_s)", pending)
         return records
-
-    def _no_room(self) -> str:
-        have = self._ray.cluster_resources()
-        return (
-            f"no worker came up in {self._workers.start_timeout_s:g} s (workers.start_timeout_s): each needs "
-            f"{self._workers.num_cpus:g} CPUs and {self._workers.num_gpus:g} GPUs, the cluster has "
-            f"{have.get('CPU', 0):g} and {have.get('GPU', 0):g}"
-        )

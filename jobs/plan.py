@@ -5,19 +5,21 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
-import os
 import platform
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, model_validator
 
-from jobs.spec import UNFIXED, Spec, SpecError, fingerprint_of
+from jobs.calibration import Calibration
+from jobs.spec import UNFIXED, FixedSpec, SpecError, fingerprint_of
 from spd_core.draws import image_seed
-from spd_core.law import Settings
+from spd_core.law import Choice, Settings
 from spd_core.pairs.pair import PairError, load_card, pair_folder
 from workers import layout
+from workers.machine import describe_machine as describe_machine
 from workers.records import ShardTask
 from workers.sealed import canonical_json, seal, unseal
 from workers.store import Conflict, Store, StoreError
@@ -43,6 +45,7 @@ class Plan(Settings):
     pair: PairFacts
     pair_sha256: dict[str, str]
     guarantee: str
+    calibration: Calibration | None = Field(None, description="how method and batch were chosen; None: the spec did it")
     shards: int = Field(gt=0)
     rows: int = Field(gt=0, description="images of the dataset")
     class_names: tuple[str, ...]
@@ -57,7 +60,15 @@ class Plan(Settings):
             raise ValueError("the fingerprint is not that of the spec")
         if self.rows != self.spec["requests"]["count"] or self.shards != -(-self.rows // self.spec["shard_size"]):
             raise ValueError("shards or rows are not those of the spec")
+        chosen = self.calibration and self.calibration.chosen
+        if chosen and Choice(method=chosen.method, batch=chosen.batch) != self.choice:
+            raise ValueError("method or batch are not those that the calibration chose")
         return self
+
+    @property
+    def choice(self) -> Choice:
+        """The method and batch size of every worker and every resume."""
+        return Choice(method=self.spec["method"], batch=self.spec["batch"])
 
     def to_bytes(self) -> bytes:
         """Canonical sealed JSON: the same plan gives the same bytes."""
@@ -80,21 +91,6 @@ def package_version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def usable_cpus() -> int:
-    """Cores this process may run on, which a container or taskset can make fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def describe_machine() -> str:
-    """Processor, usable cores and system of this machine in one line."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
-    return f"{model}, {usable_cpus()} usable cores, {platform.system()} {platform.machine()}"
 
 
 def public_url(url: str) -> str:
@@ -121,8 +117,12 @@ def check_weights(pair: str, sha256: dict[str, str]) -> None:
             raise PairError(f"pair: {path} has sha256 {digest[:12]}..., allowed: {expected[:12]}... (its card)")
 
 
-def make_plan(spec: Spec) -> Plan:
+def make_plan(spec: FixedSpec, calibration: Calibration | None = None) -> Plan:
     """The plan of a spec; reads the pair's card, not its weights.
+
+    Args:
+        spec: with its method and batch decided.
+        calibration: how they were.
 
     Raises:
         PairError: unknown pair or damaged card.
@@ -135,6 +135,7 @@ def make_plan(spec: Spec) -> Plan:
         pair=PairFacts(name=card.name, licence=card.licence, data=card.data, reference=card.reference),
         pair_sha256=card.sha256,
         guarantee=str(spec.method.guarantee),
+        calibration=calibration,
         shards=spec.shards,
         rows=spec.requests.count,
         class_names=card.class_names,
@@ -153,20 +154,31 @@ def request_id(index: int) -> str:
     return f"{index:08d}"
 
 
+@dataclass(frozen=True)
+class Requests:
+    """Some requests of a job, in order."""
+
+    ids: tuple[str, ...]
+    labels: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+def requests_of(
+    indices: Sequence[int], labels: Sequence[int] | Literal["balanced"], classes: int, seed: int
+) -> Requests:
+    """The requests with these indices; ``labels`` and ``seed`` as in the spec."""
+    cycle = range(classes) if labels == "balanced" else labels
+    ids = tuple(request_id(index) for index in indices)
+    return Requests(
+        ids, tuple(cycle[index % len(cycle)] for index in indices), tuple(image_seed(seed, name) for name in ids)
+    )
+
+
 def task_of(plan: Plan, shard: int, attempt: int) -> ShardTask:
     """The requests of one shard, made when they are needed: no list of a job's requests ever exists."""
-    indices = plan.rows_of(shard)
-    labels = plan.spec["requests"]["labels"]
-    if labels == "balanced":
-        labels = range(len(plan.class_names))
-    ids = tuple(request_id(index) for index in indices)
-    return ShardTask(
-        shard=shard,
-        attempt=attempt,
-        request_ids=ids,
-        labels=tuple(labels[index % len(labels)] for index in indices),
-        seeds=tuple(image_seed(plan.spec["seed"], name) for name in ids),
-    )
+    labels, seed = plan.spec["requests"]["labels"], plan.spec["seed"]
+    made = requests_of(plan.rows_of(shard), labels, len(plan.class_names), seed)
+    return ShardTask(shard=shard, attempt=attempt, request_ids=made.ids, labels=made.labels, seeds=made.seeds)
 
 
 def parse_plan(raw: bytes) -> Plan | None:
@@ -204,13 +216,10 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def differences(stored: Plan, new: Plan) -> list[str]:
-    """``field: got new, stored old`` for every fixed field in which two plans differ."""
+def changed(stored: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """``field: got new, stored old`` for every field in which two nested mappings differ."""
     nothing = "nothing"
-    old, now = (
-        _flat({**{k: v for k, v in plan.spec.items() if k not in UNFIXED}, "pair_sha256": plan.pair_sha256})
-        for plan in (stored, new)
-    )
+    old, now = _flat(stored), _flat(new)
     return [
         f"{key}: got {_shown(now.get(key, nothing))}, stored {_shown(old.get(key, nothing))}"
         for key in {**now, **old}
@@ -218,10 +227,23 @@ def differences(stored: Plan, new: Plan) -> list[str]:
     ]
 
 
+def refusal(found: list[str]) -> SpecError:
+    """The error of a resume with another spec, from the `changed` fields."""
+    return SpecError(f"{'; '.join(found[:3])}; allowed: the stored value, or another output")
+
+
+def differences(stored: Plan, new: Plan) -> list[str]:
+    """`changed` over every fixed field of two plans."""
+    old, now = (
+        {**{k: v for k, v in plan.spec.items() if k not in UNFIXED}, "pair_sha256": plan.pair_sha256}
+        for plan in (stored, new)
+    )
+    return changed(old, now)
+
+
 def _check_same(stored: Plan, new: Plan) -> Plan:
     if stored.fingerprint != new.fingerprint:
-        found = "; ".join(differences(stored, new)[:3])
-        raise SpecError(f"{found}; allowed: the stored value, or another output")
+        raise refusal(differences(stored, new))
     return stored
 
 

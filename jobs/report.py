@@ -77,9 +77,20 @@ def render(report: Json, grid: dict[int, list[str]]) -> str:
     }
     names: dict[int, str] = {row["label"]: row["name"] for row in report.get("classes", [])}
     page: str = environment.get_template("report.html").render(
-        r=report, grid=grid, names=names, guarantees=words.GUARANTEES, split=_time_split(report)
+        r=report,
+        grid=grid,
+        names=names,
+        guarantees=words.GUARANTEES,
+        split=_time_split(report),
+        calibrated=_fastest_first(report["calibration"]),
     )
     return page
+
+
+def _fastest_first(calibration: Json | None) -> list[Json]:
+    """Rows of the calibration by speed, those that failed last."""
+    rows: list[Json] = calibration["rows"] if calibration else []
+    return sorted(rows, key=lambda row: -(row["images_per_s"] or 0.0))
 
 
 def _time_split(report: Json) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.plan import request_id
-from jobs.spec import Spec, SpecError, load_spec
+from jobs.spec import FixedSpec, Spec, SpecError, load_spec
 from spd_core.decode import decode
 from spd_core.draws import Draws, image_seed
 from spd_core.law import Null
@@ -74,6 +74,8 @@ def run(pair: str, n: int, label: int | None, seed: int, method: str | None, ove
     spec = _spec(pair, n, label, seed, method, overrides)
     if isinstance(spec.method, Null):
         raise SpecError("--method: got 'null', allowed: a method that makes tokens")
+    if not isinstance(spec, FixedSpec):
+        raise SpecError("--method: got 'auto', allowed: a method by name; only `spd generate` measures")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_pair(spec.pair, device, draft=spec.method.uses_draft)
     classes = len(loaded.card.class_names)

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from spd_core.law import Cspd, Method, SamplerLaw, Settings
+from spd_core.candidates import admissible
+from spd_core.law import Auto, Choice, Cspd, Method, MethodRequest, SamplerLaw, Settings, Speculative
 from spd_core.pairs.pair import PairCard, PairError, load_card
 from workers.records import ImageFormat
 
@@ -44,9 +46,14 @@ class Workers(Settings):
     max_attempts: int = Field(5, ge=1, description="tries at one shard before the job fails")
     price_per_hour: float | None = Field(None, ge=0, description="of one actor, for the cost in the report")
 
+    @property
+    def device(self) -> str:
+        """Torch device of an actor."""
+        return "cuda" if self.num_gpus > 0 else "cpu"
+
 
 class Spec(Settings):
-    """A job: one dataset."""
+    """A job: one dataset. What it leaves to a measurement is decided in a `FixedSpec`."""
 
     name: str = Field("fashion", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the dataset")
     output: str = Field("", description="fsspec URL the dataset goes to; empty: out/<name>")
@@ -55,8 +62,15 @@ class Spec(Settings):
     seed: int = Field(0, ge=0, lt=2**63, description="every random draw of an image follows from it and the request id")
     requests: Requests = Requests()
     law: SamplerLaw = Field(description="what is sampled; fields left out are those of the pair's card")
-    method: Method = Field(default_factory=Cspd, description="how it is decoded: plain, cspd, speculative or null")
-    batch: int = Field(32, ge=1, le=65536, description="images decoded together; part of the plan: it moves rounding")
+    method: MethodRequest = Field(
+        default_factory=Cspd,
+        description="how it is decoded: plain, cspd, speculative or null; auto: the fastest, measured before the plan",
+    )
+    batch: int | Literal["auto"] = Field(
+        32,
+        description="images decoded together (1 to 65536); part of the plan: it moves rounding; auto, with method auto "
+        "only: the fastest",
+    )
     shard_size: int = Field(64, ge=1, description="images per shard: the unit of work, retry and commit")
     image: ImageFormat = ImageFormat()
     features: bool = Field(True, description="write image features and label agreement, for distance and report")
@@ -74,6 +88,14 @@ class Spec(Settings):
             raw = {**raw, "method": {"name": Cspd().name, **method}}
         return raw
 
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _batch_in_range(cls, value: Any) -> Any:
+        if value == "auto" or (type(value) is int and 1 <= value <= 65536):
+            return value
+        # Not two bounds of a union, whose error would name the branches of the type instead of the field.
+        raise PydanticCustomError("batch", "a whole number from 1 to 65536, or auto")
+
     @field_validator("output")
     @classmethod
     def _no_trailing_slash(cls, value: str) -> str:
@@ -83,13 +105,25 @@ class Spec(Settings):
     def shards(self) -> int:
         return -(-self.requests.count // self.shard_size)
 
+    def decided(self, choice: Choice) -> FixedSpec:
+        """This spec with a method and a batch size."""
+        given = {name: getattr(self, name) for name in Spec.model_fields}
+        return FixedSpec(**{**given, "method": choice.method, "batch": choice.batch})
+
+
+class FixedSpec(Spec):
+    """A spec that leaves nothing open: everything that decides a byte of the dataset is in it."""
+
+    method: Method
+    batch: int = Field(ge=1, le=65536)
+
     def fingerprint(self, pair_sha256: dict[str, str]) -> str:
         """sha256 over everything that decides a byte of the dataset; a resume must match it."""
         return fingerprint_of(self.model_dump(mode="json", exclude={"storage_options"}), pair_sha256)
 
 
 def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str]) -> str:
-    """`Spec.fingerprint` of a dumped spec, so that a plan stored by another version of the program can be checked."""
+    """`FixedSpec.fingerprint` of a dumped spec, so that a plan of another version of the program can be checked."""
     fixed = {key: value for key, value in spec.items() if key not in UNFIXED}
     canonical = json.dumps({**fixed, "pair_sha256": pair_sha256}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -98,14 +132,24 @@ def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str]) -> str:
 def one_line(error: ValidationError) -> str:
     """First problem of a validation error as ``field: got value, allowed: ...``."""
     problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"]) or "spec"
+    where = problem["loc"]
+    if where[:1] == ("method",):
+        where = ("method", *where[2:])  # the second part is the method's name, no field
+    path = ".".join(str(part) for part in where) or "spec"
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown field, got {problem['input']!r}, allowed: the fields that `spd spec` lists"
-    return f"{path}: got {problem['input']!r}, allowed: {problem['msg']}"
+    return f"{path}: got {problem['input']!r}, allowed: {problem['msg'].removeprefix('Value error, ')}"
 
 
 #: Methods that each family of models can be decoded with.
-_METHODS_OF = {"mar": ("plain", "cspd", "null"), "causal": ("plain", "speculative", "null")}
+_METHODS_OF = {"mar": ("plain", "cspd", "null", "auto"), "causal": ("plain", "speculative", "null", "auto")}
+
+
+def _check_auto(method: Auto, card: PairCard, pair: str) -> None:
+    rules = {m.acceptance.rule for m in admissible(card, method) if isinstance(m, Speculative)}
+    for knob, unset, rule in (("delta", 1.0, "annealed"), ("radius", 0.0, "coupled")):
+        if (value := getattr(method, knob)) != unset and rule not in rules:
+            raise SpecError(f"method.{knob}: got {value:g}, allowed: {unset:g} ({pair} has no {rule} acceptance)")
 
 
 def _check_against_card(spec: Spec, card: PairCard) -> None:
@@ -114,7 +158,13 @@ def _check_against_card(spec: Spec, card: PairCard) -> None:
         raise SpecError(
             f"method: got {spec.method.name!r}, allowed: {allowed} (the {card.family} family of {spec.pair})"
         )
-    if spec.method.uses_draft and card.draft is None:
+    if isinstance(spec.method, Auto):
+        _check_auto(spec.method, card, spec.pair)
+    elif spec.batch == "auto":
+        raise SpecError(
+            f"batch: got 'auto', allowed: a number with method {spec.method.name}; auto goes with method auto"
+        )
+    elif spec.method.uses_draft and card.draft is None:
         raise SpecError(f"method: got {spec.method.name!r}, allowed: plain or null ({spec.pair} has no draft)")
     classes = len(card.class_names)
     for label in () if spec.requests.labels == "balanced" else spec.requests.labels:
@@ -124,6 +174,9 @@ def _check_against_card(spec: Spec, card: PairCard) -> None:
 
 def make_spec(raw: dict[str, Any]) -> Spec:
     """Validates raw values; the law's missing fields come from the pair's card.
+
+    Returns:
+        a `FixedSpec` unless the method is auto.
 
     Raises:
         SpecError: one line that names the field, the value and what is allowed.
@@ -139,7 +192,9 @@ def make_spec(raw: dict[str, Any]) -> Spec:
     except ValidationError as error:
         raise SpecError(one_line(error)) from error
     _check_against_card(spec, card)
-    return spec
+    if isinstance(spec.method, Auto) or spec.batch == "auto":
+        return spec
+    return spec.decided(Choice(method=spec.method, batch=spec.batch))
 
 
 def load_spec(path: str | None, overrides: list[str]) -> Spec:

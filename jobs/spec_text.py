@@ -8,14 +8,15 @@ import yaml
 from pydantic import BaseModel
 
 from jobs.spec import Spec, SpecError, make_spec
-from spd_core.law import Cspd, Null, Plain, SamplerLaw, Speculative
+from spd_core.law import Auto, Cspd, Null, Plain, SamplerLaw, Speculative
 
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "pattern": "matches"}
 
 
 def _defaults() -> Spec:
     try:
-        return make_spec({})
+        fixed = make_spec({})
+        return Spec(**{name: getattr(fixed, name) for name in Spec.model_fields})
     except SpecError:
         # Without the default pair's card, the law's own defaults.
         return Spec(law=SamplerLaw())
@@ -48,8 +49,9 @@ def _lines(model: BaseModel, indent: str) -> list[str]:
 
 def _method_lines() -> list[str]:
     lines = ["", "# Methods and their fields; `method: plain` is short for one with its defaults."]
-    for method in (Plain(), Cspd(), Speculative(), Null()):
-        lines.append(f"# method {method.name}, guarantee {method.guarantee}: {(method.__doc__ or '').strip()}")
+    for method in (Plain(), Cspd(), Speculative(), Null(), Auto()):
+        floor = "at least " if isinstance(method, Auto) else ""
+        lines.append(f"# method {method.name}, guarantee {floor}{method.guarantee}: {(method.__doc__ or '').strip()}")
         lines += [f"#   {line.strip()}" for line in _lines(method, "") if not line.startswith("name:")]
     return lines
 

@@ -77,5 +77,17 @@ def law_in_words(law: dict[str, Any]) -> str:
 
 def method_in_words(method: dict[str, Any]) -> str:
     """One line for a dumped method: its name and every knob."""
-    knobs = ", ".join(f"{name} {value}" for name, value in method.items() if name != "name")
+    knobs = ", ".join(_knobs({name: value for name, value in method.items() if name != "name"}))
     return f"{method['name']} ({knobs})" if knobs else str(method["name"])
+
+
+def _knobs(values: dict[str, Any]) -> list[str]:
+    texts = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            texts += _knobs(value)
+        elif isinstance(value, list | tuple):
+            texts.append(f"{name} {'/'.join(map(str, value)) or 'off'}")
+        else:
+            texts.append(f"{name} {value}")
+    return texts

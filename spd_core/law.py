@@ -16,6 +16,10 @@ class Guarantee(StrEnum):
     W_INF = "w_inf"  #: every token within a stated radius
     NONE = "none"  #: only the measured distance
 
+    def admits(self, other: Guarantee) -> bool:
+        """Whether ``other`` promises at least as much: exact above all, none below all, tv and w_inf side by side."""
+        return other in (self, Guarantee.EXACT) or self is Guarantee.NONE
+
 
 class Settings(BaseModel):
     """Base of every settings model: frozen, unknown fields refused, defaults validated."""
@@ -180,3 +184,54 @@ def _named(value: Any) -> Any:
 
 #: A decoding method; ``"cspd"`` is short for ``{"name": "cspd"}``.
 Method = Annotated[Annotated[Plain | Cspd | Speculative | Null, Field(discriminator="name")], BeforeValidator(_named)]
+
+
+class Auto(Settings):
+    """The fastest of the admissible methods, measured by one worker before the plan is written and fixed in it."""
+
+    name: Literal["auto"] = "auto"
+    guarantee: Guarantee = Field(
+        Guarantee.EXACT,
+        description="the least that is asked for; exact: only exact methods; tv or w_inf: these too; none: all",
+    )
+    delta: float = Field(
+        1.0, ge=1.0, le=1e6, description="guarantee tv or none: annealed acceptance at this delta too; 1: without it"
+    )
+    radius: float = Field(
+        0.0, ge=0.0, description="guarantee w_inf or none: coupled acceptance at this radius too; 0: without it"
+    )
+    seconds: float = Field(
+        120.0,
+        gt=0.0,
+        le=86_400.0,
+        description="about how long the measurement takes; a large batch on a slow device needs more",
+    )
+
+    @model_validator(mode="after")
+    def _knob_of_its_guarantee(self) -> Self:
+        if self.delta != 1.0 and not self.guarantee.admits(Guarantee.TV):
+            raise ValueError(f"delta belongs to guarantee tv or none, got {self.delta:g} with {self.guarantee}")
+        if self.radius != 0.0 and not self.guarantee.admits(Guarantee.W_INF):
+            raise ValueError(f"radius belongs to guarantee w_inf or none, got {self.radius:g} with {self.guarantee}")
+        return self
+
+
+#: What a spec may ask for; a plan holds a `Method`.
+MethodRequest = Annotated[
+    Annotated[Plain | Cspd | Speculative | Null | Auto, Field(discriminator="name")], BeforeValidator(_named)
+]
+
+
+class Choice(Settings):
+    """A method and the images decoded together: what a measurement compares and a plan fixes."""
+
+    method: Method
+    batch: int = Field(ge=1, le=65536)
+
+
+#: Windows of head self-speculation worth trying, by family: long ones for few sequential calls, short ones for few
+#: rows.
+HEAD_WINDOWS: dict[Literal["mar", "causal"], tuple[tuple[int, ...], ...]] = {
+    "mar": ((8,), (4,)),
+    "causal": ((24, 20, 16, 12, 8), (12, 10, 8, 6, 4)),
+}

@@ -22,7 +22,7 @@ from spd_core.law import Null
 from spd_core.pairs.pair import Pair, PairCard, PairError, load_card, load_pair
 from workers.encode import encode_image
 from workers.null import null_images
-from workers.records import ShardTask, WorkerSettings
+from workers.records import PairSettings, ShardTask, WorkerSettings
 from workers.result import DraftRows, ShardResult
 
 
@@ -43,7 +43,7 @@ class Engine:
         self.device = torch.device(settings.device)
         if self.device.type == "cpu":
             torch.set_num_threads(settings.threads)
-        self.card = _planned_card(settings)
+        self.card = planned_card(settings)
         self._pair: Pair | None = None
         if not isinstance(settings.method, Null):
             self._pair = load_pair(settings.pair, self.device, draft=settings.method.uses_draft)
@@ -107,7 +107,12 @@ class Engine:
         return label_agreement(images_BHWC, labels_B, self.card.reference).cpu()
 
 
-def _planned_card(settings: WorkerSettings) -> PairCard:
+def planned_card(settings: PairSettings) -> PairCard:
+    """The card of the settings' pair.
+
+    Raises:
+        PairError: it is not there, or its weights are not those of the settings.
+    """
     card = load_card(settings.pair)
     if card.sha256 != settings.pair_sha256:
         shown, planned = (

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from spd_core.law import Method, SamplerLaw, Settings
+from spd_core.law import Choice, Method, SamplerLaw, Settings
 
 
 class ImageFormat(Settings):
@@ -16,20 +16,25 @@ class ImageFormat(Settings):
     quality: int = Field(95, ge=1, le=100, description="of jpeg")
 
 
-class WorkerSettings(Settings):
+class PairSettings(Settings):
+    """What it takes to load and run the models of a job."""
+
+    pair: str
+    pair_sha256: dict[str, str] = Field(description="weights the job was planned with; others are refused")
+    law: SamplerLaw
+    device: str = Field(description="torch device, e.g. cpu or cuda")
+    threads: int = Field(ge=1, description="torch threads of a worker on a CPU")
+
+
+class WorkerSettings(PairSettings):
     """What every worker of a job needs to know; the same object for all of them."""
 
     output: str = Field(description="fsspec URL of the output")
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the fsspec file system")
-    pair: str
-    pair_sha256: dict[str, str] = Field(description="weights the plan was made with; others are refused")
-    law: SamplerLaw
     method: Method
     batch: int = Field(gt=0, description="images decoded together")
     image: ImageFormat
     features: bool = Field(description="write image features and label agreement")
-    device: str = Field(description="torch device, e.g. cpu or cuda")
-    threads: int = Field(ge=1, description="torch threads of a worker on a CPU")
     fingerprint: str = Field(description="of the plan, copied into every commit record")
     shards: int = Field(gt=0, description="shards of the job")
 
@@ -42,6 +47,15 @@ class ShardTask(Settings):
     request_ids: tuple[str, ...]
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
+
+
+class TrialTask(Settings):
+    """Requests to decode for the time it takes."""
+
+    choice: Choice
+    labels: tuple[int, ...]
+    seeds: tuple[int, ...]
+    limit_s: float = Field(description="decoding is cut off after it")
 
 
 class FileRecord(Settings):

@@ -8,7 +8,6 @@ import yaml
 
 from jobs.cli import main
 from jobs.estimate import estimate, estimate_lines
-from jobs.plan import make_plan
 from jobs.spec import SpecError, load_spec, make_spec
 from jobs.spec_text import spec_as_yaml
 from spd_core.pairs.pair import load_card
@@ -38,7 +37,7 @@ def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
     [
         ("colour=red", "colour: unknown field, got 'red', allowed: the fields that `spd spec` lists"),
         ("law.nosuch=1", "law.nosuch: unknown field"),
-        ("method=speculative", "method: got 'speculative', allowed: plain, cspd, null (the mar family"),
+        ("method=speculative", "method: got 'speculative', allowed: plain, cspd, null, auto (the mar family"),
         ("method.gamma=-1", "gamma: got -1, allowed: Input should be greater than or equal to 1"),
         ("requests.labels=[0,3]", "requests.labels: got 3, allowed: 0..2"),
         ("requests.count=many", "requests.count: got 'many', allowed:"),
@@ -153,11 +152,11 @@ def test_estimate_takes_the_nearest_measured_batch(pair):
     row = {"method": "cspd", "settings": settings, "law": spec.law.model_dump(), "batch": 1, "images_per_s": 1.0}
     others = [{**row, "batch": 24, "images_per_s": 5.0}, {**row, "method": "plain", "images_per_s": 9.0}]
     card = load_card(pair).model_copy(update={"figures": {"bench": {"rows": [row, *others]}}})
-    guess = estimate(card, make_plan(spec), spec)
+    guess = estimate(card, spec)
     assert guess.images_per_s_per_worker == 5.0
     assert guess.seconds == pytest.approx(10.0)
     assert guess.cost == pytest.approx(36.0 * 2 * 10 / 3600)
-    assert any("about 10.0 s" in line for line in estimate_lines(make_plan(spec), guess))
+    assert any("about 10.0 s" in line for line in estimate_lines(card, spec, guess))
 
 
 def test_spec_text_is_the_default_spec():

@@ -1,0 +1,189 @@
+"""``method: auto``: what the plan of a spec that asks for it is fixed to, remembered or measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.calibration import Calibration, TrialFailed, calibrate
+from jobs.cluster import no_room, reserved
+from jobs.fleet import JobError, raise_if_hopeless, reason_of
+from jobs.plan import changed, parse_plan, refusal, requests_of
+from jobs.progress import duration
+from jobs.spec import FixedSpec, Spec, SpecError
+from jobs.words import method_in_words
+from spd_core.candidates import choices
+from spd_core.decode.trial import Trial
+from spd_core.law import Auto, Choice
+from spd_core.pairs.pair import PairCard, load_card
+from workers import layout
+from workers.records import PairSettings, TrialTask
+from workers.shard import DamagedCommit, read_commit
+from workers.store import Store
+from workers.trial import Trier
+
+logger = logging.getLogger(__name__)
+
+#: Actors that may be lost under one choice before it is left out.
+_ACTORS = 2
+
+Decided = tuple[FixedSpec, Calibration | None]
+
+
+def choices_of(spec: Spec, card: PairCard) -> tuple[Choice, ...]:
+    """What a spec that asks for auto leaves to the measurement; empty if it asks for a method."""
+    if not isinstance(spec.method, Auto):
+        return ()
+    return choices(card, spec.method, spec.batch, min(spec.shard_size, spec.requests.count))
+
+
+def decided_before(spec: Spec, store: Store) -> Decided | None:
+    """What is fixed already, by the spec itself or by an earlier run of the same spec; None: it must be measured.
+
+    Raises:
+        SpecError: the output holds a job whose spec asked for something else.
+        StoreError: the output cannot be read.
+    """
+    if isinstance(spec, FixedSpec):
+        return spec, None
+    stored = parse_plan(store.read(layout.PLAN)) if store.exists(layout.PLAN) else None
+    if stored is None:
+        return _of_commits(spec, store)
+    asked = {name: spec.model_dump(mode="json")[name] for name in ("method", "batch")}
+    kept = stored.calibration
+    before = kept.model_dump(mode="json", include={"method", "batch"}) if kept else stored.spec
+    if found := changed({name: before[name] for name in asked}, asked):
+        raise refusal(found)
+    return spec.decided(stored.choice), kept
+
+
+def _of_commits(spec: Spec, store: Store) -> Decided | None:
+    """The choice under which shards were committed, when the plan that named it is lost or damaged.
+
+    A commit record holds the plan's fingerprint, and each choice has its own.
+    """
+    card = load_card(spec.pair)
+    paths = {layout.commit(shard): shard for shard in range(spec.shards)}
+    for path in sorted(store.list(layout.COMMITS)):
+        try:
+            record = read_commit(store, paths[path]) if path in paths else None
+        except DamagedCommit:
+            continue
+        if record is None:
+            continue
+        for choice in choices_of(spec, card):
+            fixed = spec.decided(choice)
+            if fixed.fingerprint(card.sha256) == record.fingerprint:
+                return fixed, _calibration(spec, rows=(), machine={}, seconds=0.0)
+        raise SpecError(f"output: {path} belongs to another job, allowed: another output")
+    return None
+
+
+def _calibration(spec: Spec, **measured: Any) -> Calibration:
+    return Calibration.model_validate({"method": spec.method, "batch": spec.batch, **measured})
+
+
+def decide(ray: Any, spec: Spec) -> Decided:
+    """Measures on one worker and fixes the spec to the fastest choice.
+
+    Args:
+        ray: the ray module, connected.
+        spec: with method auto.
+
+    Raises:
+        PairError: the worker refuses the pair.
+        JobError: no worker comes up, or every method fails.
+    """
+    card = load_card(spec.pair)
+    options, trials = choices_of(spec, card), _RayTrials(ray, spec, card)
+    logger.info("method auto: measuring %s", measured_in_words(spec, options))
+    try:
+        trials.start()
+        best, rows, seconds = calibrate(options, trials.measure, _budget(spec))
+    except TrialFailed as error:
+        raise JobError(f"method auto: {error}") from error
+    finally:
+        trials.stop()
+    name = method_in_words(best.method.model_dump())
+    logger.info("method auto: %s at batch %d, after %s", name, best.batch, duration(seconds))
+    return spec.decided(best), _calibration(spec, rows=rows, machine=trials.machine, seconds=seconds)
+
+
+def _budget(spec: Spec) -> float:
+    return spec.method.seconds if isinstance(spec.method, Auto) else 0.0
+
+
+def measured_in_words(spec: Spec, options: Sequence[Choice]) -> str:
+    """How much is measured, and in what time."""
+    methods, batches = (len({getattr(choice, name) for choice in options}) for name in ("method", "batch"))
+    sizes = f"{batches} batch sizes" if batches > 1 else f"batch {options[0].batch}"
+    return f"{methods} methods at {sizes}, about {duration(_budget(spec))}"
+
+
+class _RayTrials:
+    """Takes the trials to an actor with the resources of the job's workers; a lost one is replaced."""
+
+    def __init__(self, ray: Any, spec: Spec, card: PairCard) -> None:
+        self._ray, self._spec, self._card = ray, spec, card
+        self._actor: Any = None
+        self.machine: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Returns when the actor is up.
+
+        Raises:
+            PairError: it refuses the pair.
+            JobError: it does not come up.
+        """
+        workers = self._spec.workers
+        settings = PairSettings(
+            pair=self._spec.pair,
+            pair_sha256=self._card.sha256,
+            law=self._spec.law,
+            device=workers.device,
+            threads=workers.threads,
+        )
+        self._actor = self._ray.remote(Trier).options(**reserved(workers)).remote(settings)
+        try:
+            self.machine = self._ray.get(self._actor.ready.remote(), timeout=workers.start_timeout_s)
+        except self._ray.exceptions.GetTimeoutError as error:
+            raise JobError(no_room(self._ray, workers)) from error
+        except self._ray.exceptions.RayError as error:
+            raise_if_hopeless(error)
+            raise JobError(f"the worker that measures did not come up: {reason_of(error)}") from error
+
+    def stop(self) -> None:
+        if self._actor is not None:
+            self._ray.kill(self._actor, no_restart=True)
+            self._actor = None
+
+    def measure(self, choice: Choice, lap: int, limit_s: float) -> Trial:
+        """One trial on the real requests of the lap's shard.
+
+        Raises:
+            TrialFailed: the decoder failed, or took two actors with it.
+        """
+        task = self._task(choice, lap, limit_s)
+        for _ in range(_ACTORS):
+            if self._actor is None:
+                self.start()
+            try:
+                trial: Trial = self._ray.get(
+                    self._actor.run.remote(task), timeout=limit_s + self._spec.workers.shard_timeout_s
+                )
+            except self._ray.exceptions.RayTaskError as error:
+                raise TrialFailed(reason_of(error)) from error
+            except self._ray.exceptions.RayError as error:
+                logger.warning("the worker that measures is lost: %s", reason_of(error))
+                self.stop()
+                continue
+            return trial
+        raise TrialFailed(f"{_ACTORS} workers were lost over it")
+
+    def _task(self, choice: Choice, lap: int, limit_s: float) -> TrialTask:
+        wanted = self._spec.requests
+        size = min(self._spec.shard_size, wanted.count)
+        indices = [(lap * size + place) % wanted.count for place in range(size)]
+        made = requests_of(indices, wanted.labels, len(self._card.class_names), self._spec.seed)
+        return TrialTask(choice=choice, labels=made.labels, seeds=made.seeds, limit_s=limit_s)

@@ -1,0 +1,163 @@
+"""Which way of decoding is fastest: a knock-out of short measurements, and the table that is kept of it."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from spd_core.decode.trial import Trial
+from spd_core.law import Auto, Choice, Guarantee, Method, Settings
+
+logger = logging.getLogger(__name__)
+
+#: Choices of the last round, and how often each has its turn there.
+FINALISTS = 3
+LAPS = 3
+#: Share of the time that the last round gets.
+_FINAL_SHARE = 2 / 3
+
+
+class CalibrationRow(Settings):
+    """One choice and what was measured of it."""
+
+    method: Method
+    batch: int
+    guarantee: Guarantee
+    images_per_s: float | None = Field(description="median of the trials; None: it failed")
+    trials: tuple[float, ...] = Field(description="images/s of each turn in the last round it was in")
+    images: float = Field(description="images of these trials; of those that were cut off, the share made")
+    problem: str = Field("", description="why it failed")
+    chosen: bool = False
+
+
+class Calibration(Settings):
+    """How the method and batch size of a plan were chosen."""
+
+    method: Auto = Field(description="what the spec asked for")
+    batch: int | Literal["auto"] = Field(description="what the spec asked for")
+    rows: tuple[CalibrationRow, ...] = Field(description="empty: lost with a damaged plan; the choice is not")
+    machine: dict[str, str] = Field(description="of the worker that measured")
+    seconds: float = Field(description="time of all trials")
+
+    @model_validator(mode="after")
+    def _one_is_chosen(self) -> Calibration:
+        if self.rows and sum(row.chosen for row in self.rows) != 1:
+            raise ValueError("not exactly one row is chosen")
+        return self
+
+    @property
+    def chosen(self) -> CalibrationRow | None:
+        return next((row for row in self.rows if row.chosen), None)
+
+
+class TrialFailed(Exception):
+    """One choice cannot be measured; the others can."""
+
+
+#: Measures a choice in the numbered lap, every choice on the same requests, for at most so many seconds.
+Measure = Callable[[Choice, int, float], Trial]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of the knock-out."""
+
+    size: int  #: choices in it, at most
+    laps: int  #: turns of each
+    limit_s: float  #: of one turn
+
+
+def rounds(count: int, seconds: float) -> list[Round]:
+    """The rounds for ``count`` choices: all once, the better third once ..., the best few several times in turn."""
+    sizes = [count]
+    while sizes[-1] > FINALISTS:
+        sizes.append(max(FINALISTS, sizes[-1] // 3))
+    *early, last = sizes
+    final = seconds * (_FINAL_SHARE if early else 1.0)
+    result = [Round(size, 1, (seconds - final) / len(early) / size) for size in early]
+    return [*result, Round(last, LAPS, final / (last * LAPS))]
+
+
+class _KnockOut:
+    """The state between the rounds."""
+
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        self.choices = list(choices)
+        self.standing = list(choices)
+        self.trials: dict[Choice, list[Trial]] = {}  # of the last round that a choice was in
+        self.problems: dict[Choice, str] = {}
+        self.lap = 0
+        self.seconds = 0.0
+
+    def rate(self, choice: Choice) -> float:
+        return statistics.median(trial.images_per_s for trial in self.trials[choice])
+
+    def run(self, each: Round, measure: Measure) -> None:
+        if self.trials:
+            self.standing = sorted(self.standing, key=self.rate, reverse=True)[: each.size]
+        self.trials |= {choice: [] for choice in self.standing}
+        for _ in range(each.laps):
+            self.lap += 1
+            for choice in list(self.standing):
+                try:
+                    trial = measure(choice, self.lap, each.limit_s)
+                except TrialFailed as error:
+                    logger.warning("%s at batch %d is left out: %s", choice.method.name, choice.batch, error)
+                    self.problems[choice] = str(error)
+                    self.standing.remove(choice)
+                    continue
+                self.trials[choice].append(trial)
+                self.seconds += trial.seconds
+
+    def row(self, choice: Choice, chosen: bool) -> CalibrationRow:
+        failed = choice in self.problems
+        trials = self.trials[choice]
+        return CalibrationRow(
+            method=choice.method,
+            batch=choice.batch,
+            guarantee=choice.method.guarantee,
+            images_per_s=None if failed else self.rate(choice),
+            trials=tuple(trial.images_per_s for trial in trials),
+            images=sum(trial.images for trial in trials),
+            problem=self.problems.get(choice, ""),
+            chosen=chosen,
+        )
+
+
+def calibrate(
+    choices: Sequence[Choice], measure: Measure, seconds: float
+) -> tuple[Choice, tuple[CalibrationRow, ...], float]:
+    """Finds the fastest choice.
+
+    1. Warm up: the first choice once, for as short as can be.
+    2. Every choice has one turn; the best third goes on, until few are left (`rounds`).
+    3. The finalists take turns, so that a drift of the machine meets all of them; the highest median wins.
+
+    Args:
+        choices: at least one.
+        measure: one turn of one choice.
+        seconds: for all turns together, about: a turn ends no earlier than at the first part of its images.
+
+    Returns:
+        the choice, a row for each choice in their order, and the seconds of all turns.
+
+    Raises:
+        TrialFailed: every choice failed.
+    """
+    state = _KnockOut(choices)
+    with suppress(TrialFailed):  # it fails again in its turn, and is told there
+        measure(choices[0], 0, 0.0)
+    for each in rounds(len(choices), seconds):
+        state.run(each, measure)
+    # Should all finalists have failed, the best of the others still beats an end of the job.
+    left = state.standing or [choice for choice in choices if choice not in state.problems]
+    if not left:
+        raise TrialFailed(f"every method failed, the first with: {state.problems[choices[0]]}")
+    best = max(left, key=state.rate)
+    return best, tuple(state.row(choice, choice == best) for choice in choices), state.seconds

@@ -1,0 +1,56 @@
+"""The worker that measures: what a Ray actor runs before there is a plan, with the job's device and threads."""
+
+from __future__ import annotations
+
+import socket
+
+import torch
+
+from spd_core.decode.trial import Trial, try_out
+from spd_core.pairs.pair import Pair, load_pair
+from workers.engine import planned_card
+from workers.machine import describe_machine
+from workers.records import PairSettings, TrialTask
+
+
+class Trier:
+    """Times ways of decoding real requests; writes nothing.
+
+    Args:
+        settings: those of the job's workers, as far as they are known.
+    """
+
+    def __init__(self, settings: PairSettings) -> None:
+        self._settings = settings
+        self._device = torch.device(settings.device)
+        self._pair: Pair | None = None
+
+    def _loaded(self) -> Pair:
+        # Not in the constructor: there an error would reach the driver as a dead actor instead of as itself.
+        if self._pair is None:
+            if self._device.type == "cpu":
+                torch.set_num_threads(self._settings.threads)
+            planned_card(self._settings)
+            self._pair = load_pair(self._settings.pair, self._device)
+        return self._pair
+
+    def ready(self) -> dict[str, str]:
+        """Loads the pair and says where: ``hostname``, ``machine``, ``device``, ``threads``, ``torch``.
+
+        Raises:
+            PairError: unknown or damaged pair, or another one than the driver's.
+        """
+        self._loaded()
+        on_gpu = self._device.type == "cuda"
+        return {
+            "hostname": socket.gethostname(),
+            "machine": describe_machine(),
+            "device": torch.cuda.get_device_name(self._device) if on_gpu else str(self._device),
+            "threads": str(self._settings.threads),
+            "torch": torch.__version__,
+        }
+
+    def run(self, task: TrialTask) -> Trial:
+        """Decodes the task's requests until all are made or its time is up."""
+        labels, seeds = (torch.tensor(column, device=self._device) for column in (task.labels, task.seeds))
+        return try_out(self._loaded(), self._settings.law, task.choice, labels, seeds, task.limit_s)
