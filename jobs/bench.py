@@ -52,6 +52,7 @@ class Run:
     card: PairCard
     entries: list[Entry]
     batches: list[int]
+    fills: int
     speed: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  #: by batch size, as the entries
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)  #: by entry, where measured
     files: tuple[str | None, str | None] = (None, None)  #: JSON, markdown
@@ -60,8 +61,8 @@ class Run:
         """Speed, and for a causal pair call times, at every batch size."""
         tokens = self.card.target.seq_len
         for batch in self.batches:
-            timed = measure_speed(self.bench, self.entries, batch, repeats)
-            self.speed[batch] = speed_figures(self.entries, timed, batch, tokens)
+            timed = measure_speed(self.bench, self.entries, batch, self.fills, repeats)
+            self.speed[batch] = speed_figures(self.entries, timed, batch, self.fills, tokens)
             if self.card.family == "causal":
                 self._predict(batch, timed)
             self.write()
@@ -79,7 +80,7 @@ class Run:
             acceptance = Tally.total(own.tallies).acceptance(getattr(method, "gamma", 0))
             figures["calls"] = asdict(calls[key])
             figures["predicted_speedup"] = predicted_speedup(
-                calls[key], method, acceptance, self.card.target.seq_len, batch
+                calls[key], method, acceptance, self.card.target.seq_len, batch, self.fills
             )
             log.info("%s, batch %d: call times", entry.label, batch)
 
@@ -112,6 +113,7 @@ class Run:
             "settings": method.model_dump(mode="json", exclude={"name"}),
             "guarantee": method.guarantee,
             "threads": self.bench.threads,
+            "fills": self.fills,
             "gamma": getattr(method, "gamma", None),
             "stride": getattr(method, "stride", None),
             "head_window": entry.head_window,
@@ -170,6 +172,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], metavar="B", help="batch sizes")
     parser.add_argument(
+        "--fills",
+        type=int,
+        default=1,
+        metavar="F",
+        help="batches in one timed decoding; with more than one, speculative decoding refills its slots",
+    )
+    parser.add_argument(
         "--n", type=int, default=1000, help="images per entry for distance and agreement; 0: speed only"
     )
     parser.add_argument(
@@ -179,7 +188,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="distance and agreement only of entries with one of these texts in their name in the table; "
         "default: all but the naive loop, whose images are plain's",
     )
-    parser.add_argument("--repeats", type=int, default=3, help="timed batches per entry and batch size")
+    parser.add_argument("--repeats", type=int, default=3, help="timed decodings per entry and batch size")
     parser.add_argument("--processes", type=int, default=1, help="processes that make the quality images")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU")
     parser.add_argument("--seed", type=int, default=0, help="job seed")
@@ -198,7 +207,18 @@ def _check_family(args: argparse.Namespace, family: str) -> None:
 
 
 def _checked(args: argparse.Namespace) -> None:
-    whole = ("num_iter", "gamma", "paper_gamma", "head_window", "stride", "batch", "repeats", "processes", "threads")
+    whole = (
+        "num_iter",
+        "gamma",
+        "paper_gamma",
+        "head_window",
+        "stride",
+        "batch",
+        "fills",
+        "repeats",
+        "processes",
+        "threads",
+    )
     least = {**dict.fromkeys((*whole, "delta"), 1), "radius": 0, "deepen": 1}
     for name, lowest in least.items():
         values = getattr(args, name)
@@ -248,7 +268,7 @@ def run(args: argparse.Namespace) -> int:
     card = loaded(bench).card
     entries = _entries(args, card, law)
     assessed = _assessed(entries, args.quality_of)
-    run = Run(bench, card, entries, args.batch, files=(args.json, args.markdown))
+    run = Run(bench, card, entries, args.batch, args.fills, files=(args.json, args.markdown))
     run.measure(args.repeats)
     if args.n and card.reference:
         run.assess(assessed, args.n, args.processes)

@@ -68,7 +68,7 @@ def measure_calls(pair: Pair, law: SamplerLaw, method: Plain | Speculative, batc
 
 
 def predicted_speedup(
-    times: CallTimes, method: Plain | Speculative, acceptance: list[float], tokens: int, batch: int
+    times: CallTimes, method: Plain | Speculative, acceptance: list[float], tokens: int, batch: int, fills: int
 ) -> float:
     """Of a method over plain decoding at the same law, by the cost model.
 
@@ -78,11 +78,12 @@ def predicted_speedup(
         acceptance: of its drafts, by place in the block.
         tokens: of an image.
         batch: images decoded together.
+        fills: images that each place in the batch makes.
     """
     if isinstance(method, Plain):
         return plain(times, tokens) / own_plain(times, tokens)
     drafting = Drafting(acceptance, method.proposals)
-    return plain(times, tokens) / speculative(times, drafting, tokens, batch)
+    return fills * plain(times, tokens) / speculative(times, drafting, tokens, batch, fills)
 
 
 def _timed(calls: Calls, device: torch.device) -> dict[str, float]:

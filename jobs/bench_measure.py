@@ -41,7 +41,7 @@ class Bench:
     device: str
     threads: int
     seed: int
-    deepen: int  #: identity blocks added after each of the target's
+    deepen: int  #: idle blocks added after each of the target's
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ class Tally:
 
 @dataclass
 class Timed:
-    """The timed batches of an entry, in the order in which all entries took turns."""
+    """The timed decodings of an entry, in the order in which all entries took turns."""
 
     seconds: list[float] = field(default_factory=list)
     tallies: list[Tally] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    split: dict[str, float] = field(default_factory=dict)  #: of the last batch
+    split: dict[str, float] = field(default_factory=dict)  #: of the last one
 
     def add(self, decoded: Decoded, seconds: float) -> None:
         self.seconds.append(seconds)
@@ -145,45 +145,48 @@ def requests(pair: Pair, seed: int, start: int, count: int) -> tuple[Tensor, Dra
     return labels, Draws(torch.tensor([image_seed(seed, request_id(i)) for i in index], device=pair.device))
 
 
-def _decode(pair: Pair, entry: Entry, seed: int, start: int, count: int) -> tuple[Decoded, float]:
-    given = requests(pair, seed, start, count)
+def _decode(pair: Pair, entry: Entry, seed: int, start: int, count: int, slots: int) -> tuple[Decoded, float]:
+    labels, draws = requests(pair, seed, start, count)
     began = now(pair.device)
     if isinstance(entry.method, Naive):
-        decoded = decode_naive(pair.target, entry.law, *given)
+        batches = zip(labels.split(slots), draws.seeds.split(slots), strict=True)
+        decoded = Decoded.concatenate([decode_naive(pair.target, entry.law, b, Draws(s)) for b, s in batches])
     else:
-        decoded = decode(pair, entry.law, entry.method, *given)
+        decoded = decode(pair, entry.law, entry.method, labels, draws, slots)
     return decoded, now(pair.device) - began
 
 
-def measure_speed(bench: Bench, entries: list[Entry], batch: int, repeats: int) -> list[Timed]:
-    """Decodes ``repeats`` batches by every entry in turn, the same images by all."""
-    pair = loaded(bench)
+def measure_speed(bench: Bench, entries: list[Entry], batch: int, fills: int, repeats: int) -> list[Timed]:
+    """Decodes ``repeats`` times ``fills`` batches by every entry in turn, the same images by all."""
+    pair, count = loaded(bench), batch * fills
     for entry in entries:  # warm-up of allocator and kernels; a causal model has no iterations to cut
-        _decode(pair, Entry(entry.law.model_copy(update={"num_iter": 2}), entry.method), bench.seed, 0, batch)
+        _decode(pair, Entry(entry.law.model_copy(update={"num_iter": 2}), entry.method), bench.seed, 0, batch, batch)
     timed = [Timed() for _ in entries]
     for repeat in range(repeats):
         for own, entry in zip(timed, entries, strict=True):
-            own.add(*_decode(pair, entry, bench.seed, repeat * batch, batch))
+            own.add(*_decode(pair, entry, bench.seed, repeat * count, count, batch))
     return timed
 
 
-def speed_figures(entries: list[Entry], timed: list[Timed], batch: int, tokens: int) -> list[dict[str, Any]]:
-    """The rows' fields from the timed batches; ratios are medians of the pairwise ones."""
+def speed_figures(
+    entries: list[Entry], timed: list[Timed], batch: int, fills: int, tokens: int
+) -> list[dict[str, Any]]:
+    """The rows' fields from the timed decodings; ratios are medians of the pairwise ones."""
     base = {entry.law: own.seconds for entry, own in zip(entries, timed, strict=True) if entry.is_base}
     full, rows = base[entries[0].law], []
     for entry, own in zip(entries, timed, strict=True):
         ratios = [plain / mine for plain, mine in zip(base[entry.law], own.seconds, strict=True)]
-        per_token, per_row = len(own.seconds) * tokens, len(own.seconds) * tokens * batch
+        batches = len(own.seconds) * fills
         rows.append(
             {
-                "images_per_s": batch / statistics.median(own.seconds),
+                "images_per_s": batch * fills / statistics.median(own.seconds),
                 "speedup_vs_plain": statistics.median(ratios),
                 "speedup_range": (min(ratios), max(ratios)),
                 "speedup_vs_full": statistics.median(p / mine for p, mine in zip(full, own.seconds, strict=True)),
-                "head_calls_per_token": own.counts["target_head_calls"] / per_token,
-                "head_rows_per_token": own.counts["target_head_rows"] / per_row,
-                "finish_calls": own.counts["finish_head_calls"] / len(own.seconds),
-                "finish_rows_per_token": own.counts["finish_head_rows"] / per_row,
+                "head_calls_per_token": own.counts["target_head_calls"] / (batches * tokens),
+                "head_rows_per_token": own.counts["target_head_rows"] / (batches * batch * tokens),
+                "finish_calls": own.counts["finish_head_calls"] / batches,
+                "finish_rows_per_token": own.counts["finish_head_rows"] / (batches * batch * tokens),
                 "seconds_split": own.split,
                 **Tally.total(own.tallies).figures(entry, tokens),
             }
@@ -196,7 +199,7 @@ def _quality_batch(bench: Bench, entry: Entry, start: int, count: int) -> Qualit
     from spd_core.quality.labels import label_agreement
 
     pair = loaded(bench)
-    decoded, _ = _decode(pair, entry, bench.seed, start, count)
+    decoded, _ = _decode(pair, entry, bench.seed, start, count, count)
     images, labels = pair.to_images(decoded.tokens), requests(pair, bench.seed, start, count)[0]
     return QualityBatch(
         FeatureExtractor(bench.device)(images).cpu(),

@@ -22,7 +22,8 @@ class Row(Settings):
     method: str
     settings: dict[str, Any] = Field(description="the method's other knobs")
     guarantee: Guarantee
-    batch: int
+    batch: int = Field(description="images decoded together")
+    fills: int = Field(description="batches in one timed decoding")
     threads: int
     gamma: int | None
     stride: int | None
@@ -35,7 +36,7 @@ class Row(Settings):
     speedup_range: Bounds
     speedup_vs_full: float = Field(description="to plain at the first row's law: across laws where iterations differ")
     predicted_speedup: float | None = Field(
-        None, description="over plain by the cost model from calls and this row's acceptance in the timed batches"
+        None, description="over plain by the cost model from calls and this row's acceptance in the timed images"
     )
     calls: dict[str, float] | None = Field(None, description="seconds, `spd_core.decode.cost.CallTimes`")
     acceptance: float | None = Field(description="accepted share of the verified drafts")
@@ -53,7 +54,7 @@ class Row(Settings):
     certificate_per_image_interval: Bounds | None = Field(None, description="95 %")
     certificate_per_token: float | None = None
     certificate_per_token_interval: Bounds | None = None
-    seconds_split: dict[str, float] = Field(description="of the last timed batch")
+    seconds_split: dict[str, float] = Field(description="of the last timed decoding")
     distance: float | None = Field(
         None, description="Frechet distance at n images; a property of law and method, not batch"
     )
@@ -156,7 +157,7 @@ def as_markdown(rows: list[Row], machine: dict[str, str]) -> str:
         f"Machine: {', '.join(machine.values())}; {rows[0].threads} torch thread(s). Pair: {rows[0].pair}{deeper}.",
         f"Law: {steps}{f', hand-off at {law.handoff_level}' if causal else ''}, {guidance}, "
         f"temperature {law.temperature:g}, {law.dtype}{'' if causal else '; iterations in the table'}.",
-        "Speed: median of batches decoded in turn; x plain is against plain at the same law"
+        f"Speed: median of decodings in turn, {rows[0].fills} batch(es) each; x plain is against plain at the same law"
         + (
             ", predicted is what the cost model makes of measured call times and acceptance."
             if causal

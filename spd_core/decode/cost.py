@@ -62,30 +62,41 @@ def tokens_per_round(acceptance: Sequence[float]) -> float:
     return sum(Drafting(acceptance, 1).standing)
 
 
-def rounds_needed(acceptance: Sequence[float], tokens: int, batch: int) -> float:
-    """Expected rounds until every image of a batch has all its tokens; rounds and images taken as independent."""
+def rounds_needed(acceptance: Sequence[float], tokens: int, slots: int, fills: int = 1) -> float:
+    """Expected rounds until every slot has made its images.
+
+    Rounds and slots are taken as independent, and every slot as making the same number of images one after another;
+    really the next image goes to the slot that is free first, so that the slots end closer together.
+
+    Args:
+        acceptance: of the drafts by place.
+        tokens: of an image; a round does not reach into the next image.
+        slots: images decoded together.
+        fills: images a slot makes.
+    """
     standing = Drafting(acceptance, 1).standing
     advance = -np.diff([*standing, 0.0])  # of 1, 2, ..., gamma + 1 tokens
-    lacking = np.zeros(tokens + 1)
-    lacking[tokens] = 1.0
+    states = np.arange(tokens * fills + 1)  # tokens that a slot lacks
+    room = (states - 1) % tokens + 1  # of them in the image at hand
+    moves = np.zeros((len(states), len(states)))
+    for step, probability in enumerate(advance, start=1):
+        np.add.at(moves, (states[1:], states[1:] - np.minimum(step, room[1:])), probability)
+    lacking = np.zeros(len(states))
+    lacking[-1] = 1.0
     expected = 0.0
-    for _ in range(tokens):  # at least one token a round
-        expected += 1.0 - (1.0 - lacking[1:].sum()) ** batch
-        after = np.zeros_like(lacking)
-        for step, probability in enumerate(advance, start=1):
-            after[: tokens + 1 - step] += probability * lacking[step:]
-            after[0] += probability * lacking[1:step].sum()
-        lacking = after
+    for _ in states[1:]:  # at least one token a round
+        expected += 1.0 - lacking[0] ** slots
+        lacking = lacking @ moves + np.eye(1, len(states))[0] * lacking[0]
     return float(expected)
 
 
-def residual_attempts(drafting: Drafting, batch: int) -> float:
-    """Expected attempts until each refused token of a batch has kept a proposal, given that there is one.
+def residual_attempts(drafting: Drafting, slots: int) -> float:
+    """Expected attempts until each refused token of a round has kept a proposal, given that there is one.
 
     A proposal is kept with the total variation between draft and target, the refused share of the drafts. Each attempt
     makes four times the proposals of the one before.
     """
-    refused = max(1.0, batch * (1.0 - drafting.standing[-1]))
+    refused = max(1.0, slots * (1.0 - drafting.standing[-1]))
     open_share, proposals, attempts = 1.0, drafting.proposals, 0.0
     while open_share > 1e-9:
         attempts += 1.0 - (1.0 - open_share) ** refused
@@ -104,8 +115,8 @@ def own_plain(times: CallTimes, tokens: int) -> float:
     return tokens * (times.context + times.own) + times.own_finish
 
 
-def speculative(times: CallTimes, drafting: Drafting, tokens: int, batch: int) -> float:
-    """Seconds of a batch decoded speculatively.
+def speculative(times: CallTimes, drafting: Drafting, tokens: int, slots: int, fills: int = 1) -> float:
+    """Seconds of ``fills`` images a slot decoded speculatively.
 
     A round drafts gamma tokens, verifies them and ends with a residual token or, where nothing was refused, with a
     token of the target's own.
@@ -113,6 +124,6 @@ def speculative(times: CallTimes, drafting: Drafting, tokens: int, batch: int) -
     stood = drafting.standing[-1]
     ending = stood * times.own
     if stood < 1.0:
-        ending += (1.0 - stood) * residual_attempts(drafting, batch) * times.residual
+        ending += (1.0 - stood) * residual_attempts(drafting, slots) * times.residual
     per_round = len(drafting.acceptance) * times.drafted + times.verification + ending
-    return rounds_needed(drafting.acceptance, tokens, batch) * per_round + times.own_finish
+    return rounds_needed(drafting.acceptance, tokens, slots, fills) * per_round + fills * times.own_finish

@@ -46,6 +46,7 @@ def causal_rows(causal, tmp_path_factory):
     """One run with every kind of entry."""
     folder = tmp_path_factory.mktemp("bench")
     given = ["--gamma", "2", "3", "--stride", "1", "--head-window", "3", "--delta", "4", "--radius", "0.5"]
+    given += ["--fills", "2"]
     files = ["--json", str(folder / "b.json"), "--markdown", str(folder / "b.md")]
     assert main(["bench", "--pair", causal, *given, "--batch", "2", "--n", "0", *files]) == 0
     return json.loads((folder / "b.json").read_text())["rows"], (folder / "b.md").read_text()
@@ -180,10 +181,12 @@ def test_a_prediction_counts_calls():
     """Every call a second: 4 tokens, one round of 3 drafts that all stand, and the token after them."""
     times = CallTimes(*[1.0] * 8)
     speculative = Speculative(gamma=3, stride=1)
-    assert predicted_speedup(times, Plain(), [], 4, 1) == 1
-    assert predicted_speedup(times, speculative, [1.0] * 3, 4, 1) == pytest.approx((4 * 2 + 1) / (3 + 1 + 1 + 1))
+    assert predicted_speedup(times, Plain(), [], 4, 1, 1) == 1
+    assert predicted_speedup(times, speculative, [1.0] * 3, 4, 1, 1) == pytest.approx((4 * 2 + 1) / (3 + 1 + 1 + 1))
+    two = 2 * (4 * 2 + 1) / (2 * (3 + 1 + 1) + 2)
+    assert predicted_speedup(times, speculative, [1.0] * 3, 4, 1, 2) == pytest.approx(two)
     refused = 4 * (3 + 1 + 1) + 1
-    assert predicted_speedup(times, speculative, [0.0] * 3, 4, 1) == pytest.approx((4 * 2 + 1) / refused)
+    assert predicted_speedup(times, speculative, [0.0] * 3, 4, 1, 1) == pytest.approx((4 * 2 + 1) / refused)
 
 
 def test_call_times_need_a_causal_pair(pair):
@@ -242,6 +245,7 @@ def test_a_deeper_target_has_the_same_images(causal, tmp_path):
         (["--batch", "-1"], "--batch"),
         (["--n", "1"], "--n"),
         (["--head-window", "0"], "--head-window"),
+        (["--fills", "0"], "--fills"),
         (["--json", "no/such/folder/b.json"], "--json"),
         (["--pair", "nothing"], "pair"),
         (["--set", "law.cfg=0"], "cfg"),

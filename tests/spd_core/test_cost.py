@@ -32,24 +32,24 @@ def test_tokens_per_round_is_the_geometric_sum():
     assert tokens_per_round([0.5, 0.8]) == pytest.approx(1 + 0.5 + 0.4)
 
 
-def _simulated_rounds(acceptance, tokens, batch, rng):
+def _simulated_rounds(acceptance, tokens, slots, fills, rng):
     rounds = []
-    for _ in range(batch):
+    for _ in range(slots):
         made = count = 0
-        while made < tokens:
+        while made < tokens * fills:
             stood = next((i for i, share in enumerate(acceptance) if rng.random() >= share), len(acceptance))
-            made, count = made + stood + 1, count + 1
+            made, count = made + min(stood + 1, tokens - made % tokens), count + 1
         rounds.append(count)
     return max(rounds)
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(("slots", "fills"), [(1, 1), (4, 1), (2, 3)])
 @pytest.mark.parametrize("acceptance", [[0.7] * 4, [0.5, 0.9, 0.3], []])
-def test_rounds_are_those_of_a_simulation(acceptance, batch):
+def test_rounds_are_those_of_a_simulation(acceptance, slots, fills):
     rng = np.random.default_rng(0)
-    found = [_simulated_rounds(acceptance, 20, batch, rng) for _ in range(3000)]
+    found = [_simulated_rounds(acceptance, 20, slots, fills, rng) for _ in range(2000)]
     error = np.std(found) / len(found) ** 0.5
-    assert rounds_needed(acceptance, 20, batch) == pytest.approx(np.mean(found), abs=4 * error + 1e-9)
+    assert rounds_needed(acceptance, 20, slots, fills) == pytest.approx(np.mean(found), abs=4 * error + 1e-9)
 
 
 def test_rounds_have_their_limits():
