@@ -45,6 +45,21 @@ def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
         ("law.head_steps=0", "law.head_steps: got 0"),
         ("nonsense", "--set: got 'nonsense', allowed: field.path=value"),
         ("seed.x=1", "seed: got {'x': 1}, allowed: Input should be a valid integer"),
+        ("batch=0", "batch: got 0, allowed: a whole number from 1 to 65536, or auto"),
+        ("batch=70000", "batch: got 70000, allowed: a whole number from 1 to 65536, or auto"),
+        ("batch=fast", "batch: got 'fast', allowed: a whole number from 1 to 65536, or auto"),
+        ("batch=auto", "batch: got 'auto', allowed: a number with method cspd; auto goes with method auto"),
+        (
+            "method={name: auto, guarantee: sure}",
+            "method.guarantee: got 'sure', allowed: Input should be 'exact', 'tv'",
+        ),
+        ("method={name: auto, seconds: 0}", "method.seconds: got 0, allowed: Input should be greater than 0"),
+        ("method={name: auto, gamma: 4}", "method.gamma: unknown field, got 4"),
+        ("method={name: auto, delta: 2}", "allowed: delta belongs to guarantee tv or none, got 2 with exact"),
+        (
+            "method={name: auto, guarantee: tv, delta: 2}",
+            "method.delta: got 2, allowed: 1 (PAIR has no annealed acceptance)",
+        ),
         ("output=[1", "output: got '[1', allowed: a YAML value"),
     ],
 )
@@ -53,7 +68,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(command, setting, message, p
     out = tmp_path / "out"
     given = ["--set", f"pair={pair}", "--output", str(out), "--set", "method.name=cspd", "--set", setting]
     assert main([command, *given]) == 2
-    assert message in one_line_error(capsys)
+    assert message.replace("PAIR", pair) in one_line_error(capsys)
     assert not out.exists()
 
 
@@ -146,6 +161,22 @@ def test_plan_writes_nothing_and_prices_what_is_known(pair, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_plan_of_auto_says_what_will_be_measured_and_invents_no_figure(pair, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["plan", "--set", f"pair={pair}", "--output", str(out), "--set", "method={name: auto, guarantee: none}"]
+    assert main([*given, "--set", "batch=auto", "--set", "shard_size=20"]) == 0
+    text = capsys.readouterr().out
+    assert "auto, guarantee at least none" in text
+    assert "7 methods at 3 batch sizes, about 2 min 00 s, by one worker" in text
+    assert "plain (head_window 8), guarantee exact, batch 1, 4, 16\n" in text
+    assert "cspd (variant released, gamma 32" in text
+    assert "time         unknown: the method is still to be measured" in text
+    assert "fingerprint  follows from the method" in text
+    assert main([*given, "--set", "batch=8"]) == 0
+    assert "7 methods at batch 8, about" in capsys.readouterr().out
+    assert not out.exists()
+
+
 def test_estimate_takes_the_nearest_measured_batch(pair):
     spec = make_spec({"pair": pair, "requests": {"count": 100}, "workers": {"count": 2, "price_per_hour": 36.0}})
     settings = spec.method.model_dump(mode="json", exclude={"name"})
@@ -163,6 +194,8 @@ def test_spec_text_is_the_default_spec():
     text = spec_as_yaml()
     raw = yaml.safe_load(text)
     assert raw["method"]["name"] == "cspd"
+    assert "# method auto, guarantee at least exact: The fastest" in text and "#   seconds: 120.0" in text
+    assert "# images decoded together (1 to 65536)" in text
     assert "# images of the dataset (>= 1)" in text and "(one of paper, released)" in text
     assert make_spec(raw) == make_spec({})
 

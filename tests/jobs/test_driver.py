@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,12 +15,16 @@ from typing import Any
 
 import pytest
 
+from jobs.auto import choices_of
+from jobs.calibration import LAPS
 from jobs.cluster import running_ray
 from jobs.driver import generate
 from jobs.plan import read_plan
 from jobs.spec import Spec, SpecError, Workers, make_spec
 from jobs.status import status
 from jobs.validate import validate
+from spd_core.pairs.pair import load_card
+from tests.jobs.test_auto import auto_spec
 from tests.tiny_pair import make_tiny_pair
 from workers import layout
 from workers.sealed import canonical_json, seal, unseal
@@ -142,6 +147,53 @@ def test_workers_with_another_pair_than_the_plans_write_nothing(pair, tmp_path):
     with pytest.raises(ValueError, match="cannot read"):
         generate(spec)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def measured(pair, tmp_path_factory, cluster) -> Spec:
+    """A finished job with method auto."""
+    spec = auto_spec(pair, tmp_path_factory.mktemp("measured") / "out", batch="auto", workers={"count": 1})
+    assert generate(spec)["made"] == 10
+    return spec
+
+
+def test_auto_fixes_a_method_and_keeps_the_table(measured, pair):
+    assert validate(measured.output).problems == ()
+    plan = read_plan(Store(measured.output))
+    rows = plan.calibration.rows
+    assert [(row.method, row.batch) for row in rows] == [
+        (choice.method, choice.batch) for choice in choices_of(measured, load_card(pair))
+    ]
+    assert plan.choice.method.name == "plain" and plan.guarantee == "exact"
+    chosen = plan.calibration.chosen
+    assert (chosen.method, chosen.batch) == (plan.choice.method, plan.choice.batch)
+    assert chosen.images_per_s == max(row.images_per_s for row in rows if len(row.trials) == LAPS)
+    assert plan.calibration.machine["device"] == "cpu"
+    assert json.loads((Path(measured.output) / layout.REPORT_JSON).read_text())["calibration"]["rows"]
+
+
+@pytest.mark.parametrize("path", [layout.data(1, 3), layout.PLAN])
+def test_a_resume_of_auto_measures_nothing(path, measured, tmp_path, monkeypatch):
+    spec = copy_of(measured, tmp_path)
+    monkeypatch.setattr("jobs.driver.decide", None)
+    (Path(spec.output) / path).unlink()
+    generate(spec)
+    assert validate(spec.output).problems == ()
+    assert data_files(spec.output) == data_files(measured.output)
+    assert read_plan(Store(spec.output)).choice == read_plan(Store(measured.output)).choice
+
+
+def test_auto_refuses_before_it_measures(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.driver.decide", None)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    with pytest.raises(SpecError, match=r"holds a README\.md of no job"):
+        generate(auto_spec(pair, tmp_path / "out"))
+    folder = make_tiny_pair(tmp_path / "pair")
+    (folder / "draft.safetensors").unlink()
+    with pytest.raises(ValueError, match="cannot read"):
+        generate(auto_spec(str(folder), tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_killing_an_actor_loses_nothing(finished, pair, tmp_path):

@@ -10,11 +10,13 @@ import yaml
 
 from jobs.card import front_matter, render_card
 from jobs.finish import finish, rewrite_report
-from jobs.plan import read_plan
+from jobs.plan import read_plan, store_plan
 from jobs.report import render, write_report
 from jobs.status import status
 from jobs.validate import validate
-from tests.jobs.tree import make_tree
+from tests.jobs.test_auto import auto_spec, planned
+from tests.jobs.tree import make_shards, make_tree
+from tests.tiny_pair import make_tiny_pair
 from workers import layout
 from workers.shard import drop_shard
 from workers.store import Store
@@ -102,6 +104,54 @@ def test_quality_figures_render(output):
         assert text in page
     card = render_card(read_plan(Store(output)), report)
     assert "| Frechet distance to real-images at N = 1,000 | 41.25 (95 % interval 36.1 to 46.2) |" in card
+
+
+@pytest.fixture
+def calibrated(tmp_path) -> str:
+    """A finished dataset whose method was measured."""
+    spec = auto_spec(str(make_tiny_pair(tmp_path / "pair")), tmp_path / "out")
+    store, plan = Store(spec.output), planned(spec, 1)
+    store_plan(store, plan)
+    make_shards(store, spec.decided(plan.choice), plan)
+    finish(store.url)
+    return store.url
+
+
+def test_report_and_card_show_how_the_method_was_chosen(calibrated):
+    assert validate(calibrated).problems == ()
+    report = json.loads((Path(calibrated) / layout.REPORT_JSON).read_text())
+    rows = report["calibration"]["rows"]
+    assert [(row["method"]["head_window"], row["chosen"]) for row in rows] == [([], False), ([8], True), ([4], False)]
+    assert report["method"] == rows[1]["method"] and report["guarantee"] == "exact"
+    page = (Path(calibrated) / layout.REPORT_HTML).read_text()
+    table = page.split("How the method was chosen")[1].split("</table>")[0]
+    shown = re.findall(r"<tr( class=\"chosen\")?><td>(.*?)(?: <span class=\"badge\">chosen</span>)?</td>", table)
+    assert shown == [
+        (' class="chosen"', "plain (head_window 8)"),
+        ("", "plain (head_window 4)"),
+        ("", "plain (head_window off)"),
+    ]
+    card = (Path(calibrated) / layout.CARD).read_text()
+    assert "- Guarantee `exact`" in card
+    assert "the fastest of 3 that one worker measured, 99 images/s at batch 2; guarantee at least `exact` was" in card
+
+
+def test_report_shows_failed_choices_and_a_lost_table(calibrated):
+    report = json.loads((Path(calibrated) / layout.REPORT_JSON).read_text())
+    report["calibration"]["rows"][0] |= {"images_per_s": None, "trials": [], "problem": HOSTILE}
+    page = render(report, {})
+    assert "failed: &lt;script&gt;" in page and "script" not in parsed(page).tags
+    report["calibration"] |= {"rows": [], "machine": {}}
+    assert "lost with a damaged plan" in render(report, {})
+    plan = read_plan(Store(calibrated))
+    lost = plan.model_copy(update={"calibration": plan.calibration.model_copy(update={"rows": ()})})
+    assert "- Chosen by `method: auto`: the measurements were lost" in render_card(lost, report)
+
+
+def test_a_method_that_was_named_has_no_table(output):
+    assert json.loads((Path(output) / layout.REPORT_JSON).read_text())["calibration"] is None
+    assert "How the method was chosen" not in (Path(output) / layout.REPORT_HTML).read_text()
+    assert "Chosen by" not in (Path(output) / layout.CARD).read_text()
 
 
 def test_card_front_matter_is_the_hubs(output):

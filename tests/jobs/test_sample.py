@@ -67,6 +67,7 @@ def test_grid_places_images_in_rows():
         (["--label", "3"], "requests.labels"),
         (["--label", "-1"], "requests.labels"),
         (["--method", "null"], "--method"),
+        (["--method", "auto"], "--method: got 'auto', allowed: a method by name"),
         (["--method", "magic"], "method"),
         (["--set", "method.gamma=-2"], "gamma"),
         (["--out", "s.gif"], "--out"),

@@ -1,0 +1,293 @@
+"""Method auto without a cluster: what a plan remembers, and what becomes of actors that are lost while they measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jobs.auto import choices_of, decide, decided_before
+from jobs.calibration import Calibration, CalibrationRow
+from jobs.fleet import JobError
+from jobs.plan import Plan, make_plan, parse_plan, read_plan, store_plan, task_of
+from jobs.spec import FixedSpec, Spec, SpecError, make_spec
+from spd_core.decode.trial import Trial
+from spd_core.law import Auto, Plain
+from spd_core.pairs.pair import PairError, load_card
+from tests.jobs.test_fleet import ActorDied, GetTimeoutError, RayError, RayTaskError, Ref
+from tests.jobs.tree import make_shards
+from tests.tiny_pair import make_tiny_pair
+from workers import layout
+from workers.records import PairSettings, TrialTask
+from workers.sealed import canonical_json, seal
+from workers.store import Store
+
+FACTS = {"hostname": "h", "machine": "m", "device": "cpu", "threads": "1", "torch": "2"}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> str:
+    return str(make_tiny_pair(tmp_path_factory.mktemp("pairs") / "tiny"))
+
+
+def auto_spec(pair: str, output: Path, **fields: object) -> Spec:
+    raw: dict[str, Any] = {"pair": pair, "output": str(output), "method": "auto", "batch": 2, "features": False}
+    return make_spec({**raw, "requests": {"count": 10}, "shard_size": 4, **fields})
+
+
+def calibration_of(spec: Spec, chosen: int) -> Calibration:
+    """A table in which each choice is as fast as its place, and ``chosen`` the fastest."""
+    rows = tuple(
+        CalibrationRow(
+            method=choice.method,
+            batch=choice.batch,
+            guarantee=choice.method.guarantee,
+            images_per_s=99.0 if place == chosen else float(place),
+            trials=(float(place),),
+            images=1.0,
+            chosen=place == chosen,
+        )
+        for place, choice in enumerate(choices_of(spec, load_card(spec.pair)))
+    )
+    assert isinstance(spec.method, Auto)
+    return Calibration(method=spec.method, batch=spec.batch, rows=rows, machine=FACTS, seconds=1.5)
+
+
+def planned(spec: Spec, chosen: int) -> Plan:
+    choice = choices_of(spec, load_card(spec.pair))[chosen]
+    return make_plan(spec.decided(choice), calibration_of(spec, chosen))
+
+
+def test_only_a_spec_with_a_method_is_fixed(pair, tmp_path):
+    spec = auto_spec(pair, tmp_path)
+    assert not isinstance(spec, FixedSpec) and isinstance(spec.method, Auto)
+    fixed = auto_spec(pair, tmp_path, method="plain")
+    assert isinstance(fixed, FixedSpec)
+    assert decided_before(fixed, Store(fixed.output)) == (fixed, None)
+    assert choices_of(fixed, load_card(pair)) == ()
+
+
+def test_a_choice_gives_the_plan_that_naming_it_gives(pair, tmp_path):
+    spec = auto_spec(pair, tmp_path, batch="auto")
+    choices = choices_of(spec, load_card(pair))
+    assert {choice.batch for choice in choices} == {1, 4}
+    plan = planned(spec, 4)
+    named = auto_spec(pair, tmp_path, method=choices[4].method.model_dump(), batch=choices[4].batch)
+    assert plan.fingerprint == make_plan(named).fingerprint
+    assert plan.choice == choices[4]
+    assert plan.spec["method"]["name"] == "plain" and plan.spec["batch"] == 4
+    assert plan.calibration.chosen.images_per_s == 99.0
+
+
+def test_a_plan_whose_table_chose_something_else_is_no_plan(pair, tmp_path):
+    spec = auto_spec(pair, tmp_path)
+    plan = planned(spec, 1)
+    assert parse_plan(plan.to_bytes()) is not None
+    raw = plan.model_dump(mode="json") | {"calibration": calibration_of(spec, 2).model_dump(mode="json")}
+    assert parse_plan(canonical_json(seal(raw))) is None
+
+
+def test_nothing_is_decided_in_an_empty_output(pair, tmp_path):
+    spec = auto_spec(pair, tmp_path / "out")
+    assert decided_before(spec, Store(spec.output)) is None
+
+
+def test_a_stored_plan_decides_for_every_later_run(pair, tmp_path):
+    spec = auto_spec(pair, tmp_path / "out")
+    store, plan = Store(spec.output), planned(spec, 1)
+    store_plan(store, plan)
+    fixed, kept = decided_before(spec, store)
+    assert kept == plan.calibration
+    again = make_plan(fixed, kept)
+    assert again.fingerprint == plan.fingerprint
+    assert store_plan(store, again).created == plan.created
+    # Who names the method that was chosen continues the same dataset, and does not lose the table.
+    named = auto_spec(pair, tmp_path / "out", method=plan.spec["method"])
+    assert store_plan(store, make_plan(*decided_before(named, store))).calibration == plan.calibration
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": {"name": "auto", "seconds": 5}}, "method.seconds: got 5.0, stored 120.0"),
+        ({"method": {"name": "auto", "guarantee": "none"}}, "method.guarantee: got 'none', stored 'exact'"),
+        ({"batch": 4}, "batch: got 4, stored 2"),
+        ({"batch": "auto"}, "batch: got 'auto', stored 2"),
+    ],
+)
+def test_asking_for_something_else_is_refused(pair, tmp_path, change, message):
+    spec = auto_spec(pair, tmp_path / "out")
+    store = Store(spec.output)
+    store_plan(store, planned(spec, 1))
+    with pytest.raises(SpecError, match=f"{message}; allowed: the stored value, or another output"):
+        decided_before(auto_spec(pair, tmp_path / "out", **change), store)
+
+
+def test_asking_for_auto_where_a_method_was_named_is_refused(pair, tmp_path):
+    named = auto_spec(pair, tmp_path / "out", method="plain")
+    store = Store(named.output)
+    store_plan(store, make_plan(named))
+    with pytest.raises(SpecError, match=r"method\.name: got 'auto', stored 'plain'"):
+        decided_before(auto_spec(pair, tmp_path / "out"), store)
+
+
+def test_another_law_is_refused_when_the_plans_are_compared(pair, tmp_path):
+    spec = auto_spec(pair, tmp_path / "out")
+    store = Store(spec.output)
+    store_plan(store, planned(spec, 1))
+    fixed, kept = decided_before(auto_spec(pair, tmp_path / "out", law={"num_iter": 4}), store)
+    with pytest.raises(SpecError, match=r"law.num_iter: got 4, stored 8"):
+        store_plan(store, make_plan(fixed, kept))
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut short"])
+def test_commit_records_tell_the_choice_of_a_lost_plan(pair, tmp_path, damage):
+    spec = auto_spec(pair, tmp_path / "out")
+    store, plan = Store(spec.output), planned(spec, 2)
+    store_plan(store, plan)
+    make_shards(store, spec.decided(plan.choice), plan)
+    store.delete(layout.PLAN)
+    if damage == "cut short":
+        store.create(layout.PLAN, plan.to_bytes()[:-40])
+    store.replace(layout.commit(0), b"{}")
+    fixed, kept = decided_before(spec, store)
+    assert (fixed.method, fixed.batch) == (plan.choice.method, plan.choice.batch)
+    assert kept.rows == () and kept.chosen is None
+    assert store_plan(store, make_plan(fixed, kept)).fingerprint == plan.fingerprint
+    assert read_plan(store).calibration == kept
+
+
+def test_commit_records_of_another_job_are_refused_before_anything_is_measured(pair, tmp_path):
+    spec = auto_spec(pair, tmp_path / "out")
+    other = auto_spec(pair, tmp_path / "out", method={"name": "cspd", "gamma": 3})
+    store = Store(spec.output)
+    make_shards(store, other, make_plan(other))
+    with pytest.raises(SpecError, match=r"_commits/00000.json belongs to another job, allowed: another output"):
+        decided_before(spec, store)
+
+
+class FakeRay:
+    """Actors that answer at once, as a script says; only what the measurement uses of Ray."""
+
+    exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError)
+
+    def __init__(self, answer: Callable[[TrialTask, int], Any], ready: Any = FACTS) -> None:
+        self.answer, self.facts = answer, ready
+        self.started: list[PairSettings] = []
+        self.options: list[dict[str, Any]] = []
+        self.killed = 0
+        self.tasks: list[TrialTask] = []
+
+    def remote(self, _trier: type) -> Any:
+        def start(settings: PairSettings) -> Any:
+            self.started.append(settings)
+            return SimpleNamespace(
+                ready=SimpleNamespace(remote=lambda: Ref(self.facts)), run=SimpleNamespace(remote=self._run)
+            )
+
+        def options(**given: Any) -> Any:
+            self.options.append(given)
+            return SimpleNamespace(remote=start)
+
+        return SimpleNamespace(options=options)
+
+    def _run(self, task: TrialTask) -> Ref:
+        self.tasks.append(task)
+        return Ref(self.answer(task, len(self.started)))
+
+    def get(self, ref: Ref, timeout: float) -> Any:
+        if isinstance(ref.outcome, Exception):
+            raise ref.outcome
+        return ref.outcome
+
+    def kill(self, actor: Any, no_restart: bool) -> None:
+        self.killed += 1
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+
+def windowed(task: TrialTask) -> bool:
+    return bool(task.choice.method.head_window)
+
+
+def faster_with_windows(task: TrialTask, _actor: int) -> Trial:
+    return Trial(sum(task.choice.method.head_window) + 1.0, 1.0)
+
+
+def test_the_fastest_is_decided_on_one_worker_with_the_jobs_resources(pair, tmp_path):
+    ray = FakeRay(faster_with_windows)
+    spec = auto_spec(pair, tmp_path, workers={"threads": 3, "num_cpus": 3, "num_gpus": 1}, seed=7)
+    fixed, calibration = decide(ray, spec)
+    assert isinstance(fixed, FixedSpec) and fixed.method == Plain(head_window=(8,)) and fixed.batch == 2
+    assert calibration.chosen.method == fixed.method and calibration.machine == FACTS
+    assert len(ray.started) == ray.killed == 1
+    assert (ray.started[0].device, ray.started[0].threads, ray.started[0].law) == ("cuda", 3, spec.law)
+    assert (ray.options[0]["num_cpus"], ray.options[0]["num_gpus"]) == (3, 1)
+
+
+def test_the_requests_are_the_jobs_own(pair, tmp_path):
+    ray = FakeRay(faster_with_windows)
+    spec = auto_spec(pair, tmp_path, seed=7)
+    fixed, _ = decide(ray, spec)
+    plan = make_plan(fixed)
+    shards = [task_of(plan, shard, 0) for shard in range(2)]
+    assert (ray.tasks[0].labels, ray.tasks[0].seeds) == (shards[0].labels, shards[0].seeds)
+    assert (ray.tasks[1].labels, ray.tasks[1].seeds) == (shards[1].labels, shards[1].seeds)
+    # The third shard has two requests left; a trial goes on with the first ones.
+    third = next(task for task in ray.tasks if task.seeds not in (shards[0].seeds, shards[1].seeds))
+    assert third.seeds[2:] == shards[0].seeds[:2]
+
+
+def test_a_decoder_that_fails_is_left_out(pair, tmp_path, caplog):
+    def answer(task: TrialTask, actor: int) -> Any:
+        return RayTaskError(RuntimeError("out of memory")) if windowed(task) else faster_with_windows(task, actor)
+
+    ray = FakeRay(answer)
+    fixed, calibration = decide(ray, auto_spec(pair, tmp_path))
+    assert fixed.method == Plain()
+    assert [row.problem for row in calibration.rows] == ["", "out of memory", "out of memory"]
+    assert len(ray.started) == 1, "the actor itself is well"
+    assert "left out: out of memory" in caplog.text
+
+
+@pytest.mark.parametrize("loss", [ActorDied("gone"), GetTimeoutError("no answer")])
+def test_a_choice_that_takes_its_actors_with_it_is_left_out(pair, tmp_path, loss):
+    ray = FakeRay(lambda task, actor: loss if windowed(task) else faster_with_windows(task, actor))
+    fixed, calibration = decide(ray, auto_spec(pair, tmp_path))
+    assert fixed.method == Plain()
+    assert [row.problem for row in calibration.rows][1:] == ["2 workers were lost over it"] * 2
+    assert len(ray.started) == ray.killed == 5
+
+
+def test_an_actor_that_is_lost_once_blames_nobody(pair, tmp_path):
+    ray = FakeRay(lambda task, actor: ActorDied("gone") if actor == 1 else faster_with_windows(task, actor))
+    fixed, calibration = decide(ray, auto_spec(pair, tmp_path))
+    assert fixed.method == Plain(head_window=(8,))
+    assert not any(row.problem for row in calibration.rows)
+    assert len(ray.started) == ray.killed == 2
+
+
+def test_if_every_method_fails_the_job_ends(pair, tmp_path):
+    ray = FakeRay(lambda *_: RayTaskError(RuntimeError("out of memory")))
+    with pytest.raises(JobError, match="method auto: every method failed, the first with: out of memory"):
+        decide(ray, auto_spec(pair, tmp_path))
+    assert ray.killed == 1
+
+
+@pytest.mark.parametrize(
+    ("ready", "error", "message"),
+    [
+        (RayTaskError(PairError("pair: corrupt")), PairError, "pair: corrupt"),
+        (ActorDied("boom"), JobError, "the worker that measures did not come up: boom"),
+        (GetTimeoutError("late"), JobError, "each needs 1 CPUs and 0 GPUs, the cluster has 1 and 0"),
+    ],
+)
+def test_a_worker_that_does_not_come_up_ends_the_job(pair, tmp_path, ready, error, message):
+    ray = FakeRay(faster_with_windows, ready=ready)
+    with pytest.raises(error, match=message):
+        decide(ray, auto_spec(pair, tmp_path))
+    assert ray.killed == 1
