@@ -100,7 +100,7 @@ def decide(ray: Any, spec: Spec) -> Decided:
     logger.info("method auto: measuring %s", measured_in_words(spec, options))
     try:
         trials.start()
-        best, rows, seconds = calibrate(options, trials.measure, _budget(spec))
+        best, rows, seconds = calibrate(options, trials.measure, budget(spec))
     except TrialFailed as error:
         raise JobError(f"method auto: {error}") from error
     finally:
@@ -110,7 +110,8 @@ def decide(ray: Any, spec: Spec) -> Decided:
     return spec.decided(best), _calibration(spec, rows=rows, machine=trials.machine, seconds=seconds)
 
 
-def _budget(spec: Spec) -> float:
+def budget(spec: Spec) -> float:
+    """Seconds that the measurement may take, about; 0: there is none."""
     return spec.method.seconds if isinstance(spec.method, Auto) else 0.0
 
 
@@ -118,7 +119,27 @@ def measured_in_words(spec: Spec, options: Sequence[Choice]) -> str:
     """How much is measured, and in what time."""
     methods, batches = (len({getattr(choice, name) for choice in options}) for name in ("method", "batch"))
     sizes = f"{batches} batch sizes" if batches > 1 else f"batch {options[0].batch}"
-    return f"{methods} methods at {sizes}, about {duration(_budget(spec))}"
+    return f"{methods} methods at {sizes}, about {duration(budget(spec))}"
+
+
+def trial_settings(spec: Spec, card: PairCard) -> PairSettings:
+    """What the worker that measures is told."""
+    return PairSettings(
+        pair=spec.pair,
+        pair_sha256=card.sha256,
+        law=spec.law,
+        device=spec.workers.device,
+        threads=spec.workers.threads,
+    )
+
+
+def trial_task(spec: Spec, card: PairCard, choice: Choice, lap: int, limit_s: float) -> TrialTask:
+    """The real requests of the lap's shard, filled up with the first ones where the job ends."""
+    wanted = spec.requests
+    size = min(spec.shard_size, wanted.count)
+    indices = [(lap * size + place) % wanted.count for place in range(size)]
+    made = requests_of(indices, wanted.labels, len(card.class_names), spec.seed)
+    return TrialTask(choice=choice, labels=made.labels, seeds=made.seeds, limit_s=limit_s)
 
 
 class _RayTrials:
@@ -137,13 +158,7 @@ class _RayTrials:
             JobError: it does not come up.
         """
         workers = self._spec.workers
-        settings = PairSettings(
-            pair=self._spec.pair,
-            pair_sha256=self._card.sha256,
-            law=self._spec.law,
-            device=workers.device,
-            threads=workers.threads,
-        )
+        settings = trial_settings(self._spec, self._card)
         self._actor = self._ray.remote(Trier).options(**reserved(workers)).remote(settings)
         try:
             self.machine = self._ray.get(self._actor.ready.remote(), timeout=workers.start_timeout_s)
@@ -159,12 +174,12 @@ class _RayTrials:
             self._actor = None
 
     def measure(self, choice: Choice, lap: int, limit_s: float) -> Trial:
-        """One trial on the real requests of the lap's shard.
+        """One trial.
 
         Raises:
             TrialFailed: the decoder failed, or took two actors with it.
         """
-        task = self._task(choice, lap, limit_s)
+        task = trial_task(self._spec, self._card, choice, lap, limit_s)
         for _ in range(_ACTORS):
             if self._actor is None:
                 self.start()
@@ -180,10 +195,3 @@ class _RayTrials:
                 continue
             return trial
         raise TrialFailed(f"{_ACTORS} workers were lost over it")
-
-    def _task(self, choice: Choice, lap: int, limit_s: float) -> TrialTask:
-        wanted = self._spec.requests
-        size = min(self._spec.shard_size, wanted.count)
-        indices = [(lap * size + place) % wanted.count for place in range(size)]
-        made = requests_of(indices, wanted.labels, len(self._card.class_names), self._spec.seed)
-        return TrialTask(choice=choice, labels=made.labels, seeds=made.seeds, limit_s=limit_s)

@@ -16,11 +16,11 @@ from spd_core.law import Auto, Choice, Guarantee, Method, Settings
 
 logger = logging.getLogger(__name__)
 
-#: Choices of the last round, and how often each has its turn there.
+#: Choices of the last round, and how often each has its turn there, at most.
 FINALISTS = 3
 LAPS = 3
-#: Share of the time that the last round gets.
-_FINAL_SHARE = 2 / 3
+#: Share of the time that is meant for the last round.
+FINAL_SHARE = 2 / 3
 
 
 class CalibrationRow(Settings):
@@ -73,22 +73,33 @@ class Round:
     limit_s: float  #: of one turn
 
 
-def rounds(count: int, seconds: float) -> list[Round]:
-    """The rounds for ``count`` choices: all once, the better third once ..., the best few several times in turn."""
+def early_rounds(count: int, seconds: float) -> list[Round]:
+    """The rounds before the last: each of ``count`` choices once, then the better third once, until few are left."""
     sizes = [count]
-    while sizes[-1] > FINALISTS:
-        sizes.append(max(FINALISTS, sizes[-1] // 3))
-    *early, last = sizes
-    final = seconds * (_FINAL_SHARE if early else 1.0)
-    result = [Round(size, 1, (seconds - final) / len(early) / size) for size in early]
-    return [*result, Round(last, LAPS, final / (last * LAPS))]
+    while sizes[-1] // 3 > FINALISTS:
+        sizes.append(sizes[-1] // 3)
+    return [Round(size, 1, seconds / len(sizes) / size) for size in sizes]
+
+
+def last_round(finalists: int, seconds: float, batches_s: float) -> Round:
+    """The last round: as many laps as leave every turn the time for a batch, at least one.
+
+    The first part of a batch is no fair measure of the whole: its last images are made with less company, and causal
+    tokens are finished together at the end.
+
+    Args:
+        finalists: choices in it.
+        seconds: for the round.
+        batches_s: seconds that one batch of each takes.
+    """
+    laps = max(1, min(LAPS, int(seconds / batches_s)))
+    return Round(finalists, laps, seconds / (finalists * laps))
 
 
 class _KnockOut:
     """The state between the rounds."""
 
     def __init__(self, choices: Sequence[Choice]) -> None:
-        self.choices = list(choices)
         self.standing = list(choices)
         self.trials: dict[Choice, list[Trial]] = {}  # of the last round that a choice was in
         self.problems: dict[Choice, str] = {}
@@ -98,9 +109,12 @@ class _KnockOut:
     def rate(self, choice: Choice) -> float:
         return statistics.median(trial.images_per_s for trial in self.trials[choice])
 
+    def keep(self, count: int) -> None:
+        """Leaves the fastest standing."""
+        if count < len(self.standing):
+            self.standing = sorted(self.standing, key=self.rate, reverse=True)[:count]
+
     def run(self, each: Round, measure: Measure) -> None:
-        if self.trials:
-            self.standing = sorted(self.standing, key=self.rate, reverse=True)[: each.size]
         self.trials |= {choice: [] for choice in self.standing}
         for _ in range(each.laps):
             self.lap += 1
@@ -136,8 +150,9 @@ def calibrate(
     """Finds the fastest choice.
 
     1. Warm up: the first choice once, for as short as can be.
-    2. Every choice has one turn; the best third goes on, until few are left (`rounds`).
-    3. The finalists take turns, so that a drift of the machine meets all of them; the highest median wins.
+    2. Every choice has one turn; the best third goes on, until few are left (`early_rounds`).
+    3. The finalists take turns, so that a drift of the machine meets all of them (`last_round`).
+    4. The highest median of the last round wins.
 
     Args:
         choices: at least one.
@@ -153,8 +168,15 @@ def calibrate(
     state = _KnockOut(choices)
     with suppress(TrialFailed):  # it fails again in its turn, and is told there
         measure(choices[0], 0, 0.0)
-    for each in rounds(len(choices), seconds):
+    for each in early_rounds(len(choices), seconds * (1 - FINAL_SHARE)):
+        state.keep(each.size)
         state.run(each, measure)
+    state.keep(FINALISTS)
+    if state.standing:
+        # A turn is over when its shard is made, or takes longer than it should where no part of a batch is that short.
+        left_s = max(seconds - state.seconds, seconds * FINAL_SHARE / 2)
+        batches_s = sum(choice.batch / state.rate(choice) for choice in state.standing)
+        state.run(last_round(len(state.standing), left_s, batches_s), measure)
     # Should all finalists have failed, the best of the others still beats an end of the job.
     left = state.standing or [choice for choice in choices if choice not in state.problems]
     if not left:

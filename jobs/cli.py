@@ -17,6 +17,7 @@ _OK, _FAILED, _WRONG_INPUT, _INTERRUPTED = 0, 1, 2, 130
 #: Subcommands whose module defines its own arguments and run(args) -> exit code.
 _MODULES = {
     "bench": "speed, acceptance and distance of decoding, without Ray",
+    "calibrate": "what method auto would choose here, without Ray; writes no dataset",
     "train": "train the models of a pair",
     "convert": "turn public MAR checkpoints into a pair folder",
 }

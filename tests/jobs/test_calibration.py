@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
-from jobs.calibration import FINALISTS, LAPS, Calibration, TrialFailed, calibrate, rounds
+from jobs.calibration import (
+    FINALISTS,
+    LAPS,
+    Calibration,
+    TrialFailed,
+    calibrate,
+    early_rounds,
+    last_round,
+)
 from spd_core.decode.trial import Trial
 from spd_core.law import Auto, Choice, Guarantee, Plain, Speculative
 
@@ -54,23 +63,23 @@ def test_the_fastest_is_chosen_and_every_choice_has_a_row():
 def test_any_place_can_win(place):
     rates = [1.0] * 10
     rates[place] = 1.2
-    assert calibrate(CHOICES, Machine(rates).measure, 10.0)[0] == CHOICES[place]
+    assert calibrate(CHOICES, Machine(rates).measure, 60.0)[0] == CHOICES[place]
 
 
 def test_equally_fast_choices_leave_the_first():
-    assert calibrate(CHOICES, Machine([1.0] * 10).measure, 10.0)[0] == CHOICES[0]
+    assert calibrate(CHOICES, Machine([1.0] * 10).measure, 60.0)[0] == CHOICES[0]
 
 
 def test_the_first_trial_only_warms_up():
     machine = Machine(RATES, lambda _place, turn, rate: 1e6 if turn == 1 else rate)
-    assert calibrate(CHOICES, machine.measure, 10.0)[0] == CHOICES[7]
+    assert calibrate(CHOICES, machine.measure, 60.0)[0] == CHOICES[7]
     assert machine.asked[0] == (0, 0, 0.0)
 
 
 def test_one_lucky_turn_does_not_win():
     # The first turn of the last round; a mean, or the best turn, would choose the lucky one.
     machine = Machine(RATES, lambda place, turn, rate: 100.0 if place == 8 and turn == 13 else rate)
-    best, rows, _ = calibrate(CHOICES, machine.measure, 10.0)
+    best, rows, _ = calibrate(CHOICES, machine.measure, 60.0)
     assert max(rows[8].trials) == pytest.approx(100.0), "the lucky turn was in the last round"
     assert best == CHOICES[7]
 
@@ -85,7 +94,7 @@ def test_a_machine_that_slows_down_slows_all_finalists():
         return (1.9 if place == 8 else rate) if early else rate * 0.98 ** (turn - 11)
 
     machine = Machine(rates, disturb)
-    assert calibrate(CHOICES, machine.measure, 10.0)[0] == CHOICES[8]
+    assert calibrate(CHOICES, machine.measure, 60.0)[0] == CHOICES[8]
     assert [place for place, _, _ in machine.asked[-FINALISTS:]][-1] == 8
 
 
@@ -95,14 +104,14 @@ def test_with_noise_the_choice_is_near_the_best():
     for _ in range(200):
         rates = [noise.uniform(1.0, 2.0) for _ in CHOICES]
         machine = Machine(rates, lambda _place, _turn, rate: rate * noise.gauss(1.0, 0.03))
-        losses.append(rates[CHOICES.index(calibrate(CHOICES, machine.measure, 10.0)[0])] / max(rates))
+        losses.append(rates[CHOICES.index(calibrate(CHOICES, machine.measure, 60.0)[0])] / max(rates))
     assert min(losses) > 0.9
     assert sum(loss >= 0.95 for loss in losses) >= 195
 
 
 def test_a_finalist_is_met_on_other_requests_in_every_lap():
     machine = Machine(RATES)
-    calibrate(CHOICES, machine.measure, 10.0)
+    calibrate(CHOICES, machine.measure, 60.0)
     laps = [lap for place, lap, _ in machine.asked if place == 7]
     assert len(laps) == len(set(laps)) == 1 + LAPS
     last = [(lap, place) for place, lap, _ in machine.asked[-3 * FINALISTS :]]
@@ -111,7 +120,7 @@ def test_a_finalist_is_met_on_other_requests_in_every_lap():
 
 def test_a_failing_choice_is_left_out_with_a_warning(caplog):
     machine = Machine(RATES, lambda place, _turn, rate: -1.0 if place == 7 else rate)
-    best, rows, _ = calibrate(CHOICES, machine.measure, 10.0)
+    best, rows, _ = calibrate(CHOICES, machine.measure, 60.0)
     assert best == CHOICES[8]
     assert (rows[7].images_per_s, rows[7].trials, rows[7].problem) == (None, (), "no memory")
     assert "speculative at batch 4 is left out: no memory" in caplog.text
@@ -119,34 +128,62 @@ def test_a_failing_choice_is_left_out_with_a_warning(caplog):
 
 def test_a_choice_that_fails_late_is_left_out_too():
     machine = Machine(RATES, lambda place, turn, rate: -1.0 if place == 7 and turn > 11 else rate)
-    best, rows, _ = calibrate(CHOICES, machine.measure, 10.0)
+    best, rows, _ = calibrate(CHOICES, machine.measure, 60.0)
     assert best == CHOICES[8]
     assert rows[7].images_per_s is None
 
 
 def test_if_all_finalists_fail_the_best_of_the_others_is_taken():
     machine = Machine(RATES, lambda place, turn, rate: -1.0 if place in (6, 7, 8) and turn > 11 else rate)
-    assert calibrate(CHOICES, machine.measure, 10.0)[0] == CHOICES[5]
+    assert calibrate(CHOICES, machine.measure, 60.0)[0] == CHOICES[5]
 
 
 def test_nothing_left_is_an_error():
     with pytest.raises(TrialFailed, match="every method failed, the first with: no memory"):
-        calibrate(CHOICES, Machine([-1.0] * 10).measure, 10.0)
+        calibrate(CHOICES, Machine([-1.0] * 10).measure, 60.0)
 
 
-@pytest.mark.parametrize("count", [*range(1, 12), 28, 100])
-def test_rounds_keep_to_the_time(count):
-    found = rounds(count, 90.0)
+@pytest.mark.parametrize("count", [*range(1, 14), 28, 100])
+def test_early_rounds_share_their_time(count):
+    found = early_rounds(count, 90.0)
     assert sum(each.size * each.laps * each.limit_s for each in found) == pytest.approx(90.0)
-    assert found[0].size == count
-    assert found[-1].size == min(count, FINALISTS) and found[-1].laps == LAPS
-    assert [each.size for each in found] == sorted({each.size for each in found}, reverse=True)
-    shares = [each.laps * each.limit_s for each in found]
-    assert shares == sorted(shares), "fewer choices have more time each"
+    sizes = [each.size for each in found]
+    assert sizes[0] == count and sizes == sorted(set(sizes), reverse=True)
+    # A round leaves about a third for the next, and the last of them for the finalists.
+    assert all(size // 3 == after for size, after in pairwise(sizes))
+    assert sizes[-1] // 3 <= FINALISTS
+
+
+@pytest.mark.parametrize(("batches_s", "laps"), [(1.0, 3), (30.0, 3), (31.0, 2), (46.0, 1), (90.0, 1), (1e4, 1)])
+def test_finalists_have_the_time_for_a_batch_in_every_turn_where_they_can(batches_s, laps):
+    found = last_round(3, 90.0, batches_s)
+    assert (found.size, found.laps) == (3, laps)
+    assert found.limit_s * found.size * found.laps == pytest.approx(90.0)
+
+
+@pytest.mark.parametrize(("slower", "turns"), [(1, 3), (9, 2), (40, 1)])
+def test_slow_choices_have_fewer_and_longer_turns(slower, turns):
+    _, rows, seconds = calibrate(CHOICES, Machine([rate / slower for rate in RATES]).measure, 90.0)
+    assert {len(rows[place].trials) for place in (6, 7, 8)} == {turns}
+    assert seconds == pytest.approx(90.0)
+
+
+def test_the_last_round_gets_what_the_first_left():
+    class Quick(Machine):
+        """Shards are made before the time is up."""
+
+        def measure(self, choice: Choice, lap: int, limit_s: float) -> Trial:
+            trial = super().measure(choice, lap, limit_s)
+            return Trial(0.1 * trial.images_per_s, 0.1)
+
+    machine = Quick(RATES)
+    calibrate(CHOICES, machine.measure, 90.0)
+    assert machine.asked[1][2] == pytest.approx(30.0 / len(CHOICES))
+    assert machine.asked[-1][2] == pytest.approx((90.0 - 0.1 * len(CHOICES)) / (FINALISTS * LAPS))
 
 
 def test_a_calibration_has_one_chosen_row():
-    _, rows, seconds = calibrate(CHOICES, Machine(RATES).measure, 10.0)
+    _, rows, seconds = calibrate(CHOICES, Machine(RATES).measure, 60.0)
     raw = {"method": Auto(), "batch": "auto", "machine": {}, "seconds": seconds}
     assert Calibration(**raw, rows=rows).chosen == rows[7]
     assert Calibration(**raw, rows=()).chosen is None

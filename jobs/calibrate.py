@@ -1,0 +1,121 @@
+"""``spd calibrate``: what method auto would choose, measured in this process, and whether that was right."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.auto import budget, choices_of, trial_settings, trial_task
+from jobs.calibration import CalibrationRow, Measure, TrialFailed, calibrate
+from jobs.fleet import JobError
+from jobs.spec import FixedSpec, Spec, SpecError, load_spec
+from jobs.words import method_in_words, number
+from spd_core.decode.trial import Trial
+from spd_core.law import Choice
+from spd_core.pairs.pair import PairCard, load_card
+from workers.trial import Trier
+
+log = logging.getLogger(__name__)
+
+#: Smallest share of the best choice's speed that the chosen one may have.
+ENOUGH = 0.95
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the subcommand."""
+    parser.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="spec file with method auto")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="one field of the spec")
+    parser.add_argument(
+        "--check",
+        type=int,
+        default=0,
+        metavar="LAPS",
+        help="then decode whole shards with every choice in turn, so often; exit code 1 if the chosen one has less "
+        f"than {ENOUGH:g} of the speed of the best",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+
+
+def _measure_here(spec: Spec, card: PairCard) -> tuple[Measure, dict[str, str]]:
+    trier = Trier(trial_settings(spec, card))
+
+    def measure(choice: Choice, lap: int, limit_s: float) -> Trial:
+        try:
+            return trier.run(trial_task(spec, card, choice, lap, limit_s))
+        except (RuntimeError, MemoryError) as error:
+            raise TrialFailed(str(error)) from error
+
+    return measure, trier.ready()
+
+
+def whole_rates(choices: Sequence[Choice], measure: Measure, laps: int) -> list[float]:
+    """Median images/s of whole shards by choice, all choices in turn; 0 for one that fails."""
+    rates: dict[Choice, list[float]] = {choice: [] for choice in choices}
+    for lap in range(laps):
+        for choice in choices:
+            try:
+                rates[choice].append(measure(choice, lap, math.inf).images_per_s)
+            except TrialFailed:
+                rates[choice].append(0.0)
+    return [statistics.median(rates[choice]) for choice in choices]
+
+
+def table(rows: Sequence[CalibrationRow], whole: Sequence[float | None]) -> str:
+    """One line a choice as markdown; the chosen one in bold."""
+    lines = ["| method | batch | images/s | turns | images/s of whole shards |", "|---|---|---|---|---|"]
+    for row, rate in zip(rows, whole, strict=True):
+        name = method_in_words(row.method.model_dump())
+        speed = f"failed: {row.problem}" if row.problem else number(row.images_per_s)
+        shown = f"**{name}**" if row.chosen else name
+        lines.append(f"| {shown} | {row.batch} | {speed} | {len(row.trials)} | {number(rate)} |")
+    return "\n".join(lines)
+
+
+def _spec(args: argparse.Namespace) -> Spec:
+    spec = load_spec(args.spec, args.set)
+    if isinstance(spec, FixedSpec):
+        raise SpecError(f"method: got {spec.method.name!r}, allowed: auto")
+    if args.check < 0:
+        raise SpecError(f"--check: got {args.check}, allowed: 0 or more")
+    if args.json and not Path(args.json).parent.is_dir():
+        raise SpecError(f"--json: got {args.json!r}, allowed: a file in a folder that exists")
+    return spec
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints the table and, if asked, checks the choice.
+
+    Raises:
+        SpecError, PairError: wrong input.
+        JobError: every method fails.
+    """
+    spec = _spec(args)
+    card = load_card(spec.pair)
+    choices = choices_of(spec, card)
+    measure, machine = _measure_here(spec, card)
+    try:
+        best, rows, seconds = calibrate(choices, measure, budget(spec))
+    except TrialFailed as error:
+        raise JobError(f"method auto: {error}") from error
+    whole = whole_rates(choices, measure, args.check) if args.check else None
+    log.info("\n%s", table(rows, whole or [None] * len(rows)))
+    figures: dict[str, Any] = {
+        "machine": machine,
+        "spec": spec.model_dump(mode="json", include={"pair", "law", "method", "batch", "shard_size", "seed"}),
+        "seconds": seconds,
+        "rows": [row.model_dump(mode="json") for row in rows],
+    }
+    share = None
+    if whole:
+        share = whole[choices.index(best)] / max(whole)
+        figures |= {"whole_images_per_s": whole, "share_of_best": share}
+        log.info("the chosen one has %.3f of the speed of the best", share)
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+    return 1 if share is not None and share < ENOUGH else 0
