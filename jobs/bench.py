@@ -77,10 +77,9 @@ class Run:
             key = method if isinstance(method, Plain) else method.model_copy(update={"acceptance": Acceptance()})
             if key not in calls:
                 calls[key] = measure_calls(pair, entry.law, key, batch, self.bench.seed)
-            acceptance = Tally.total(own.tallies).acceptance(getattr(method, "gamma", 0))
             figures["calls"] = asdict(calls[key])
             figures["predicted_speedup"] = predicted_speedup(
-                calls[key], method, acceptance, self.card.target.seq_len, batch, self.fills
+                calls[key], method, Tally.total(own.tallies), self.card.target.seq_len, batch, self.fills
             )
             log.info("%s, batch %d: call times", entry.label, batch)
 

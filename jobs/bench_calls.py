@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from jobs.bench_measure import now, requests
+from jobs.bench_measure import Tally, now, requests
 from spd_core.accept import path_log_ratio
 from spd_core.decode import decode
 from spd_core.decode.causal import (
@@ -39,14 +39,17 @@ from spd_core.law import Plain, SamplerLaw, Speculative
 from spd_core.models.causal import Causal
 from spd_core.pairs.pair import Pair
 
-#: Places of an image at which calls are timed, and how often at each.
+#: Places of an image at which calls are timed, and how often at each after a first time that does not count.
 PLACES, REPEATS = 8, 3
 Calls = dict[str, Callable[[], object]]
 
 
 @torch.inference_mode()
 def measure_calls(pair: Pair, law: SamplerLaw, method: Plain | Speculative, batch: int, seed: int) -> CallTimes:
-    """Medians over `REPEATS`, averaged over `PLACES` places of the image.
+    """Means over `PLACES` places of the image and `REPEATS` each.
+
+    Not medians: where other processes share the machine, a short call is mostly spared and sometimes hit, and its
+    median would leave out what a decoding of hundreds of such calls pays for.
 
     Args:
         pair: a causal pair.
@@ -68,32 +71,32 @@ def measure_calls(pair: Pair, law: SamplerLaw, method: Plain | Speculative, batc
 
 
 def predicted_speedup(
-    times: CallTimes, method: Plain | Speculative, acceptance: list[float], tokens: int, batch: int, fills: int
+    times: CallTimes, method: Plain | Speculative, tally: Tally, tokens: int, batch: int, fills: int
 ) -> float:
     """Of a method over plain decoding at the same law, by the cost model.
 
     Args:
         times: of the method at this batch size.
         method: plain or speculative.
-        acceptance: of its drafts, by place in the block.
+        tally: what was measured of its drafts.
         tokens: of an image.
         batch: images decoded together.
         fills: images that each place in the batch makes.
     """
     if isinstance(method, Plain):
         return plain(times, tokens) / own_plain(times, tokens)
-    drafting = Drafting(acceptance, method.proposals)
+    drafting = Drafting(tally.acceptance(method.gamma), tally.overlap, method.proposals)
     return fills * plain(times, tokens) / speculative(times, drafting, tokens, batch, fills)
 
 
 def _timed(calls: Calls, device: torch.device) -> dict[str, float]:
     spent: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(REPEATS):
+    for _ in range(1 + REPEATS):
         for name, call in calls.items():
             began = now(device)
             call()
             spent[name].append(now(device) - began)
-    return {name: statistics.median(seconds) for name, seconds in spent.items()}
+    return {name: statistics.fmean(seconds[1:]) for name, seconds in spent.items()}
 
 
 class _Decoded:

@@ -50,6 +50,7 @@ class Tally:
 
     tested: Tensor  #: int64 [G] by place in the block
     accepted: Tensor  #: int64 [G]
+    overlaps: float  #: sum of min(1, R) over the tested drafts
     rounds: int
     excess: Tensor  #: float64 [images]
 
@@ -63,7 +64,8 @@ class Tally:
         excess = torch.zeros(len(decoded.rounds), dtype=torch.float64).index_add(
             0, drafts.image, drafts.excess.double()
         )
-        return Tally(tested, accepted, int(decoded.rounds.sum()), excess)
+        overlaps = float(drafts.log_ratio.clamp(max=0.0).exp().sum())
+        return Tally(tested, accepted, overlaps, int(decoded.rounds.sum()), excess)
 
     @staticmethod
     def total(parts: list[Tally]) -> Tally:
@@ -72,7 +74,13 @@ class Tally:
             torch.stack([torch.nn.functional.pad(column, (0, places - len(column))) for column in columns]).sum(dim=0)
             for columns in ([part.tested for part in parts], [part.accepted for part in parts])
         )
-        return Tally(tested, accepted, sum(part.rounds for part in parts), torch.cat([part.excess for part in parts]))
+        overlaps, rounds = sum(part.overlaps for part in parts), sum(part.rounds for part in parts)
+        return Tally(tested, accepted, overlaps, rounds, torch.cat([part.excess for part in parts]))
+
+    @property
+    def overlap(self) -> float:
+        """Mean of min(1, R) over the tested drafts; 0 if there were none."""
+        return self.overlaps / max(1, int(self.tested.sum()))
 
     def acceptance(self, gamma: int) -> list[float]:
         """Accepted share by place; 0 where no draft was ever tested."""

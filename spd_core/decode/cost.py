@@ -43,23 +43,18 @@ class Drafting:
     """What a round of speculative decoding drafts, and how it fares."""
 
     acceptance: Sequence[float]  #: per place of the block: share of the drafts that stand where those before stood
+    overlap: float  #: mean of min(1, R) over the tested drafts: 1 - total variation, whatever the rule
     proposals: int  #: residual proposals of a refused token made at once
 
-    @property
-    def standing(self) -> list[float]:
-        """Probability that the first 0, 1, ..., gamma drafts of a round stand."""
-        return [1.0, *np.cumprod(self.acceptance).tolist()]
 
-    @property
-    def pooled(self) -> float:
-        """Accepted share of the tested drafts."""
-        standing = self.standing
-        return sum(standing[1:]) / sum(standing[:-1]) if len(standing) > 1 else 1.0
+def standing(acceptance: Sequence[float]) -> list[float]:
+    """Probability that the first 0, 1, ..., gamma drafts of a round stand."""
+    return [1.0, *np.cumprod(acceptance).tolist()]
 
 
 def tokens_per_round(acceptance: Sequence[float]) -> float:
     """Expected tokens of a round: the drafts before the first refusal and the target's own token after them."""
-    return sum(Drafting(acceptance, 1).standing)
+    return sum(standing(acceptance))
 
 
 def rounds_needed(acceptance: Sequence[float], tokens: int, slots: int, fills: int = 1) -> float:
@@ -74,8 +69,7 @@ def rounds_needed(acceptance: Sequence[float], tokens: int, slots: int, fills: i
         slots: images decoded together.
         fills: images a slot makes.
     """
-    standing = Drafting(acceptance, 1).standing
-    advance = -np.diff([*standing, 0.0])  # of 1, 2, ..., gamma + 1 tokens
+    advance = -np.diff([*standing(acceptance), 0.0])  # of 1, 2, ..., gamma + 1 tokens
     states = np.arange(tokens * fills + 1)  # tokens that a slot lacks
     room = (states - 1) % tokens + 1  # of them in the image at hand
     moves = np.zeros((len(states), len(states)))
@@ -93,14 +87,14 @@ def rounds_needed(acceptance: Sequence[float], tokens: int, slots: int, fills: i
 def residual_attempts(drafting: Drafting, slots: int) -> float:
     """Expected attempts until each refused token of a round has kept a proposal, given that there is one.
 
-    A proposal is kept with the total variation between draft and target, the refused share of the drafts. Each attempt
-    makes four times the proposals of the one before.
+    A proposal is kept with a probability of the total variation between draft and target. Each attempt makes four times
+    the proposals of the one before.
     """
-    refused = max(1.0, slots * (1.0 - drafting.standing[-1]))
+    refused = max(1.0, slots * (1.0 - standing(drafting.acceptance)[-1]))
     open_share, proposals, attempts = 1.0, drafting.proposals, 0.0
     while open_share > 1e-9:
         attempts += 1.0 - (1.0 - open_share) ** refused
-        open_share *= drafting.pooled**proposals
+        open_share *= drafting.overlap**proposals
         proposals *= 4
     return attempts
 
@@ -121,7 +115,7 @@ def speculative(times: CallTimes, drafting: Drafting, tokens: int, slots: int, f
     A round drafts gamma tokens, verifies them and ends with a residual token or, where nothing was refused, with a
     token of the target's own.
     """
-    stood = drafting.standing[-1]
+    stood = standing(drafting.acceptance)[-1]
     ending = stood * times.own
     if stood < 1.0:
         ending += (1.0 - stood) * residual_attempts(drafting, slots) * times.residual

@@ -179,14 +179,17 @@ def test_predictions_of_a_causal_pair(causal_rows):
 
 def test_a_prediction_counts_calls():
     """Every call a second: 4 tokens, one round of 3 drafts that all stand, and the token after them."""
-    times = CallTimes(*[1.0] * 8)
-    speculative = Speculative(gamma=3, stride=1)
-    assert predicted_speedup(times, Plain(), [], 4, 1, 1) == 1
-    assert predicted_speedup(times, speculative, [1.0] * 3, 4, 1, 1) == pytest.approx((4 * 2 + 1) / (3 + 1 + 1 + 1))
-    two = 2 * (4 * 2 + 1) / (2 * (3 + 1 + 1) + 2)
-    assert predicted_speedup(times, speculative, [1.0] * 3, 4, 1, 2) == pytest.approx(two)
-    refused = 4 * (3 + 1 + 1) + 1
-    assert predicted_speedup(times, speculative, [0.0] * 3, 4, 1, 1) == pytest.approx((4 * 2 + 1) / refused)
+    times, method = CallTimes(*[1.0] * 8), Speculative(gamma=3, stride=1)
+
+    def tally(accepted):
+        every, excess = torch.tensor([8, 8, 8]), torch.zeros(1, dtype=torch.float64)
+        return Tally(every, every * accepted, 24.0 * accepted, 1, excess)
+
+    plain = 4 * 2 + 1
+    assert predicted_speedup(times, Plain(), tally(0), 4, 1, 1) == 1
+    assert predicted_speedup(times, method, tally(1), 4, 1, 1) == pytest.approx(plain / (3 + 1 + 1 + 1))
+    assert predicted_speedup(times, method, tally(1), 4, 1, 2) == pytest.approx(plain / (3 + 1 + 1 + 1))
+    assert predicted_speedup(times, method, tally(0), 4, 1, 1) == pytest.approx(plain / (4 * (3 + 1 + 1) + 1))
 
 
 def test_call_times_need_a_causal_pair(pair):
@@ -196,8 +199,8 @@ def test_call_times_need_a_causal_pair(pair):
 
 def _decoded(image, place, accepted, excess, rounds):
     image, place = torch.tensor(image), torch.tensor(place)
-    zeros = torch.zeros(len(image))
-    drafts = DraftRecords(image, image, place, zeros, torch.tensor(accepted), torch.tensor(excess))
+    log_ratio = torch.where(torch.tensor(accepted), 1.0, -math.log(2))
+    drafts = DraftRecords(image, image, place, log_ratio, torch.tensor(accepted), torch.tensor(excess))
     return Decoded(torch.zeros(len(rounds), 4, 1), torch.tensor(rounds), drafts, {}, {})
 
 
@@ -207,6 +210,7 @@ def test_a_tally_adds_up():
     tally = Tally.total([Tally.of(first), Tally.of(second)])
     assert tally.tested.tolist() == [3, 1]
     assert tally.accepted.tolist() == [2, 0]
+    assert tally.overlap == pytest.approx((2 * 1 + 2 * 0.5) / 4)
     assert tally.acceptance(3) == pytest.approx([2 / 3, 0, 0])
     assert tally.excess.tolist() == [0.75, 0.5, 0.125]
     law = SamplerLaw()

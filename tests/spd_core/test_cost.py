@@ -24,6 +24,10 @@ TIMES = CallTimes(
 TOKENS = 64
 
 
+def _drafting(acceptance, gamma=8, proposals=4):
+    return Drafting([acceptance] * gamma, acceptance, proposals)
+
+
 def test_tokens_per_round_is_the_geometric_sum():
     assert tokens_per_round([]) == 1
     assert tokens_per_round([0.0] * 8) == 1
@@ -61,7 +65,7 @@ def test_rounds_have_their_limits():
 @pytest.mark.parametrize("batch", [1, 6])
 def test_attempts_are_those_of_a_simulation(batch):
     """One draft a round, always refused but for the share that a proposal must miss."""
-    rng, drafting = np.random.default_rng(0), Drafting([0.8], 2)
+    rng, drafting = np.random.default_rng(0), _drafting(0.8, 1, 2)
     refused = round(batch * 0.2) or 1
     found = []
     for _ in range(5000):
@@ -72,18 +76,18 @@ def test_attempts_are_those_of_a_simulation(batch):
         found.append(attempts)
     found_mean, error = np.mean(found), np.std(found) / len(found) ** 0.5
     assert residual_attempts(drafting, refused / 0.2) == pytest.approx(found_mean, abs=4 * error)
-    assert residual_attempts(Drafting([0.0], 4), 1) == 1
+    assert residual_attempts(_drafting(0.0, 1), 1) == 1
 
 
 def test_speculation_without_drafts_is_plain_decoding():
     times = dataclasses.replace(TIMES, verification=TIMES.context)
-    assert speculative(times, Drafting([], 4), TOKENS, 1) == pytest.approx(own_plain(times, TOKENS))
+    assert speculative(times, _drafting(0.5, 0), TOKENS, 1) == pytest.approx(own_plain(times, TOKENS))
     bare = dataclasses.replace(times, own=times.head, own_finish=times.finish)
-    assert speculative(bare, Drafting([], 4), TOKENS, 1) == pytest.approx(plain(bare, TOKENS))
+    assert speculative(bare, _drafting(0.5, 0), TOKENS, 1) == pytest.approx(plain(bare, TOKENS))
 
 
 def test_more_acceptance_never_costs_time():
-    seconds = [speculative(TIMES, Drafting([acceptance / 10] * 8, 4), TOKENS, 1) for acceptance in range(11)]
+    seconds = [speculative(TIMES, _drafting(acceptance / 10), TOKENS, 1) for acceptance in range(11)]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[-1] < own_plain(TIMES, TOKENS) < seconds[0]
 
@@ -95,11 +99,11 @@ def test_nothing_wins_where_a_verification_costs_its_tokens():
         drafted=1.0, verification=9 * 32.0, residual=30.0,
     )  # fmt: skip
     for acceptance in (0.5, 0.9, 1.0):
-        assert speculative(bound, Drafting([acceptance] * 8, 4), TOKENS, 1) > plain(bound, TOKENS)
+        assert speculative(bound, _drafting(acceptance), TOKENS, 1) > plain(bound, TOKENS)
 
 
 def test_a_heavy_context_pass_is_where_speculation_wins():
     heavy = dataclasses.replace(TIMES, context=40.0, verification=44.0)
-    drafting = Drafting([0.7] * 8, 4)
+    drafting = _drafting(0.7)
     gain = own_plain(heavy, TOKENS) / speculative(heavy, drafting, TOKENS, 1)
     assert gain > 1.15 > own_plain(TIMES, TOKENS) / speculative(TIMES, drafting, TOKENS, 1)
