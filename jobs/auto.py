@@ -25,6 +25,8 @@ from workers.trial import Trier
 
 logger = logging.getLogger(__name__)
 
+#: Images of a trial, at least, if a shard has them: one alone says little of how often drafts are accepted.
+FEWEST_IMAGES = 8
 #: Actors that may be lost under one choice before it is left out.
 _ACTORS = 2
 
@@ -35,7 +37,7 @@ def choices_of(spec: Spec, card: PairCard) -> tuple[Choice, ...]:
     """What a spec that asks for auto leaves to the measurement; empty if it asks for a method."""
     if not isinstance(spec.method, Auto):
         return ()
-    return choices(card, spec.method, spec.batch, min(spec.shard_size, spec.requests.count))
+    return choices(card, spec.method, spec.batch, shard_rows(spec))
 
 
 def decided_before(spec: Spec, store: Store) -> Decided | None:
@@ -133,11 +135,20 @@ def trial_settings(spec: Spec, card: PairCard) -> PairSettings:
     )
 
 
-def trial_task(spec: Spec, card: PairCard, choice: Choice, lap: int, limit_s: float) -> TrialTask:
-    """The real requests of the lap's shard, filled up with the first ones where the job ends."""
+def shard_rows(spec: Spec) -> int:
+    """Images of a whole shard."""
+    return min(spec.shard_size, spec.requests.count)
+
+
+def trial_rows(spec: Spec, choice: Choice) -> int:
+    """Images of a trial: of a shard, as many as show slots being filled again."""
+    return min(shard_rows(spec), max(FEWEST_IMAGES, 4 * choice.batch))
+
+
+def trial_task(spec: Spec, card: PairCard, choice: Choice, size: int, lap: int, limit_s: float) -> TrialTask:
+    """The first ``size`` real requests of the lap's shard, filled up with the first ones where the job ends."""
     wanted = spec.requests
-    size = min(spec.shard_size, wanted.count)
-    indices = [(lap * size + place) % wanted.count for place in range(size)]
+    indices = [(lap * shard_rows(spec) + place) % wanted.count for place in range(size)]
     made = requests_of(indices, wanted.labels, len(card.class_names), spec.seed)
     return TrialTask(choice=choice, labels=made.labels, seeds=made.seeds, limit_s=limit_s)
 
@@ -179,7 +190,7 @@ class _RayTrials:
         Raises:
             TrialFailed: the decoder failed, or took two actors with it.
         """
-        task = trial_task(self._spec, self._card, choice, lap, limit_s)
+        task = trial_task(self._spec, self._card, choice, trial_rows(self._spec, choice), lap, limit_s)
         for _ in range(_ACTORS):
             if self._actor is None:
                 self.start()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.auto import budget, choices_of, trial_settings, trial_task
+from jobs.auto import budget, choices_of, shard_rows, trial_rows, trial_settings, trial_task
 from jobs.calibration import CalibrationRow, Measure, TrialFailed, calibrate
 from jobs.fleet import JobError
 from jobs.spec import FixedSpec, Spec, SpecError, load_spec
@@ -42,16 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
 
 
-def _measure_here(spec: Spec, card: PairCard) -> tuple[Measure, dict[str, str]]:
-    trier = Trier(trial_settings(spec, card))
+def _measure(trier: Trier, spec: Spec, card: PairCard, whole: bool) -> Measure:
+    """Trials in this process, of the few images of the knock-out or of whole shards."""
 
     def measure(choice: Choice, lap: int, limit_s: float) -> Trial:
+        size = shard_rows(spec) if whole else trial_rows(spec, choice)
         try:
-            return trier.run(trial_task(spec, card, choice, lap, limit_s))
+            return trier.run(trial_task(spec, card, choice, size, lap, limit_s))
         except (RuntimeError, MemoryError) as error:
             raise TrialFailed(str(error)) from error
 
-    return measure, trier.ready()
+    return measure
 
 
 def whole_rates(choices: Sequence[Choice], measure: Measure, laps: int) -> list[float]:
@@ -98,12 +99,13 @@ def run(args: argparse.Namespace) -> int:
     spec = _spec(args)
     card = load_card(spec.pair)
     choices = choices_of(spec, card)
-    measure, machine = _measure_here(spec, card)
+    trier = Trier(trial_settings(spec, card))
+    machine = trier.ready()
     try:
-        best, rows, seconds = calibrate(choices, measure, budget(spec))
+        best, rows, seconds = calibrate(choices, _measure(trier, spec, card, whole=False), budget(spec))
     except TrialFailed as error:
         raise JobError(f"method auto: {error}") from error
-    whole = whole_rates(choices, measure, args.check) if args.check else None
+    whole = whole_rates(choices, _measure(trier, spec, card, whole=True), args.check) if args.check else None
     log.info("\n%s", table(rows, whole or [None] * len(rows)))
     figures: dict[str, Any] = {
         "machine": machine,

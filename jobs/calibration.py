@@ -81,19 +81,21 @@ def early_rounds(count: int, seconds: float) -> list[Round]:
     return [Round(size, 1, seconds / len(sizes) / size) for size in sizes]
 
 
-def last_round(finalists: int, seconds: float, batches_s: float) -> Round:
-    """The last round: as many laps as leave every turn the time for a batch, at least one.
+def last_round(batch_s: Sequence[float], seconds: float) -> Round:
+    """The last round: as many laps as leave every turn the time for a batch; for a second lap the slowest drops out.
 
     The first part of a batch is no fair measure of the whole: its last images are made with less company, and causal
     tokens are finished together at the end.
 
     Args:
-        finalists: choices in it.
+        batch_s: seconds that a batch of each finalist takes, fastest finalist first.
         seconds: for the round.
-        batches_s: seconds that one batch of each takes.
     """
-    laps = max(1, min(LAPS, int(seconds / batches_s)))
-    return Round(finalists, laps, seconds / (finalists * laps))
+    size = len(batch_s)
+    while size > 2 and 2 * sum(batch_s[:size]) > seconds:
+        size -= 1
+    laps = max(2, min(LAPS, int(seconds / sum(batch_s[:size]))))
+    return Round(size, laps, seconds / (size * laps))
 
 
 class _KnockOut:
@@ -110,9 +112,8 @@ class _KnockOut:
         return statistics.median(trial.images_per_s for trial in self.trials[choice])
 
     def keep(self, count: int) -> None:
-        """Leaves the fastest standing."""
-        if count < len(self.standing):
-            self.standing = sorted(self.standing, key=self.rate, reverse=True)[:count]
+        """Leaves the fastest standing, fastest first."""
+        self.standing = sorted(self.standing, key=self.rate, reverse=True)[:count]
 
     def run(self, each: Round, measure: Measure) -> None:
         self.trials |= {choice: [] for choice in self.standing}
@@ -168,15 +169,16 @@ def calibrate(
     state = _KnockOut(choices)
     with suppress(TrialFailed):  # it fails again in its turn, and is told there
         measure(choices[0], 0, 0.0)
-    for each in early_rounds(len(choices), seconds * (1 - FINAL_SHARE)):
-        state.keep(each.size)
+    early = early_rounds(len(choices), seconds * (1 - FINAL_SHARE))
+    for each, next_size in zip(early, [*(each.size for each in early[1:]), FINALISTS], strict=True):
         state.run(each, measure)
-    state.keep(FINALISTS)
+        state.keep(next_size)
     if state.standing:
         # A turn is over when its shard is made, or takes longer than it should where no part of a batch is that short.
         left_s = max(seconds - state.seconds, seconds * FINAL_SHARE / 2)
-        batches_s = sum(choice.batch / state.rate(choice) for choice in state.standing)
-        state.run(last_round(len(state.standing), left_s, batches_s), measure)
+        last = last_round([choice.batch / state.rate(choice) for choice in state.standing], left_s)
+        state.keep(last.size)
+        state.run(last, measure)
     # Should all finalists have failed, the best of the others still beats an end of the job.
     left = state.standing or [choice for choice in choices if choice not in state.problems]
     if not left:

@@ -7,13 +7,14 @@ import math
 
 import pytest
 
-from jobs import calibrate as calibrate_module
 from jobs.calibrate import whole_rates
 from jobs.calibration import TrialFailed
 from jobs.cli import main
 from spd_core.decode.trial import Trial
 from spd_core.law import Choice, Plain
 from tests.tiny_causal import make_tiny_causal_pair
+from workers.records import TrialTask
+from workers.trial import Trier
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +41,20 @@ def test_the_table_of_a_causal_pair(pair, tmp_path, caplog):
 @pytest.mark.parametrize(("rates", "code"), [([1.0, 2.0], 1), ([1.95, 2.0], 0), ([3.0, 2.0], 0)])
 def test_the_check_holds_the_choice_against_the_best(pair, tmp_path, monkeypatch, rates, code):
     # The first choice is made the fastest in short turns; whole shards say what it is worth.
-    def measure(choice: Choice, _lap: int, limit_s: float) -> Trial:
-        first = choice.method == Plain()
-        if math.isinf(limit_s):
+    def run(_trier: Trier, task: TrialTask) -> Trial:
+        first = task.choice.method == Plain()
+        if math.isinf(task.limit_s):
+            assert len(task.seeds) == 64
             return Trial(rates[0] if first else rates[1], 1.0)
+        assert len(task.seeds) == 16
         return Trial(9.0 if first else 1.0, 1.0)
 
-    monkeypatch.setattr(calibrate_module, "_measure_here", lambda *_: (measure, {}))
+    monkeypatch.setattr(Trier, "run", run)
     out = tmp_path / "c.json"
-    assert main(given(pair, "--set", "method=auto", "--check", "1", "--json", str(out))) == code
+    assert (
+        main(given(pair, "--set", "method=auto", "--set", "requests.count=70", "--check", "1", "--json", str(out)))
+        == code
+    )
     assert json.loads(out.read_text())["share_of_best"] == rates[0] / max(rates)
 
 
