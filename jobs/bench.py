@@ -54,7 +54,7 @@ class Run:
     batches: list[int]
     fills: int
     speed: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  #: by batch size, as the entries
-    quality: dict[str, dict[str, Any]] = field(default_factory=dict)  #: by entry, where measured
+    quality: dict[Entry, dict[str, Any]] = field(default_factory=dict)  #: where measured
     files: tuple[str | None, str | None] = (None, None)  #: JSON, markdown
 
     def measure(self, repeats: int) -> None:
@@ -77,25 +77,23 @@ class Run:
             key = method if isinstance(method, Plain) else method.model_copy(update={"acceptance": Acceptance()})
             if key not in calls:
                 calls[key] = measure_calls(pair, entry.law, key, batch, self.bench.seed)
+                log.info("%s, batch %d: call times", entry.label, batch)
             figures["calls"] = asdict(calls[key])
             figures["predicted_speedup"] = predicted_speedup(
                 calls[key], method, Tally.total(own.tallies), self.card.target.seq_len, batch, self.fills
             )
-            log.info("%s, batch %d: call times", entry.label, batch)
 
     def assess(self, entries: list[Entry], n: int, processes: int) -> None:
         """Quality of some of the entries."""
         for entry, figures in zip(
             entries, measure_quality(self.bench, entries, n, max(self.batches), processes), strict=True
         ):
-            self.quality[_key(entry)] = figures
+            self.quality[entry] = figures
             self.write()  # a run that is cut off keeps what it has measured
 
     def rows(self) -> list[Row]:
         return [
-            Row.model_validate(
-                {**self._described(entry), "batch": batch, **figures, **self.quality.get(_key(entry), {})}
-            )
+            Row.model_validate({**self._described(entry), "batch": batch, **figures, **self.quality.get(entry, {})})
             for batch, measured in self.speed.items()
             for entry, figures in zip(self.entries, measured, strict=True)
         ]
@@ -135,10 +133,6 @@ class Run:
             Path(as_file).write_text(json.dumps(as_json(rows, self.machine), indent=1) + "\n")
         if table:
             Path(table).write_text(as_markdown(rows, self.machine))
-
-
-def _key(entry: Entry) -> str:
-    return f"{entry.law.model_dump_json()} {entry.method.model_dump_json()}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
