@@ -30,10 +30,10 @@ from jobs.bench_entries import (
 )
 from jobs.bench_measure import Bench, Tally, Timed, loaded, measure_quality, measure_speed, speed_figures
 from jobs.bench_table import Row, as_json, as_markdown
-from jobs.plan import describe_machine
 from jobs.spec import SpecError, load_spec
 from spd_core.law import HEAD_WINDOWS, Acceptance, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import PairCard, load_card
+from workers.machine import describe_machine
 
 log = logging.getLogger(__name__)
 

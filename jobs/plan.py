@@ -19,7 +19,7 @@ from spd_core.draws import image_seed
 from spd_core.law import Choice, Settings
 from spd_core.pairs.pair import PairError, load_card, pair_folder
 from workers import layout
-from workers.machine import describe_machine as describe_machine
+from workers.machine import describe_machine
 from workers.records import ShardTask
 from workers.sealed import canonical_json, seal, unseal
 from workers.store import Conflict, Store, StoreError
