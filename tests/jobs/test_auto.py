@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.auto import choices_of, decide, decided_before
+from jobs.auto import choices_of, decide, decided_before, trial_rows
 from jobs.calibration import Calibration, CalibrationRow
 from jobs.fleet import JobError
 from jobs.plan import Plan, make_plan, parse_plan, read_plan, store_plan, task_of
@@ -240,6 +240,12 @@ def test_the_requests_are_the_jobs_own(pair, tmp_path):
     # The third shard has two requests left; a trial goes on with the first ones.
     third = next(task for task in ray.tasks if task.seeds not in (shards[0].seeds, shards[1].seeds))
     assert third.seeds[2:] == shards[0].seeds[:2]
+
+
+@pytest.mark.parametrize(("batch", "shard", "images"), [(1, 64, 8), (4, 64, 16), (16, 64, 64), (64, 64, 64), (1, 4, 4)])
+def test_a_trial_fills_its_slots_more_than_once_where_a_shard_does(pair, tmp_path, batch, shard, images):
+    spec = auto_spec(pair, tmp_path, batch=batch, shard_size=shard, requests={"count": 100})
+    assert trial_rows(spec, choices_of(spec, load_card(pair))[0]) == images
 
 
 def test_a_decoder_that_fails_is_left_out(pair, tmp_path, caplog):
