@@ -1,7 +1,8 @@
 """A pair on disk and in memory: target, draft, codec, and the card that says what they are.
 
-A pair is a folder with ``pair.json`` (`PairCard`), ``target.safetensors`` and, if it has them, ``draft.safetensors``
-and the autoencoder's ``vae.safetensors``.
+A pair is a folder with ``pair.json`` (`PairCard`), ``target.safetensors`` and, if it has them, ``draft.safetensors``,
+the autoencoder's ``vae.safetensors``, and the models' posterior variances, ``target_variance.safetensors`` and
+``draft_variance.safetensors``.
 Bundled pairs lie beside this file, ``spd_core/pairs/<name>/``; any other folder of that form is named by its path.
 """
 
@@ -25,6 +26,7 @@ from spd_core.law import SamplerLaw, Settings
 from spd_core.models.causal import Causal, CausalConfig
 from spd_core.models.mar import Mar, MarConfig
 from spd_core.models.vae import KlCodec, KlVae
+from spd_core.models.variance import PosteriorVariance
 
 BUNDLED = Path(__file__).parent
 Codec = Annotated[PixelCodec | KlCodec, Field(discriminator="kind")]
@@ -48,7 +50,9 @@ class PairCard(Settings):
     reference: str = Field("", description="bundled reference statistics the images are compared with; empty: none")
     licence: str
     data: str = Field(description="what the weights were trained on")
-    sha256: dict[str, str] = Field(description="of each weights file, by part: target, draft, vae")
+    sha256: dict[str, str] = Field(
+        description="of each weights file, by part: target, draft, vae, target_variance, draft_variance"
+    )
     training: dict[str, Any] = Field(default_factory=dict, description="recipe, machine, hours, loss, by part")
     figures: dict[str, Any] = Field(
         default_factory=dict, description="measured figures and the command that printed them"
@@ -78,6 +82,8 @@ class Pair:
     draft: Mar | Causal | None
     device: torch.device
     vae: KlVae | None = None
+    target_variance: PosteriorVariance | None = None  #: None: held predictions of the target stay as they are
+    draft_variance: PosteriorVariance | None = None
 
     def to_images(self, tokens_BND: Tensor) -> Tensor:
         """uint8 images [B, H, W, C] on the CPU.
@@ -150,13 +156,19 @@ def _model(config: MarConfig | CausalConfig) -> Mar | Causal:
     return Mar(config) if isinstance(config, MarConfig) else Causal(config)
 
 
+def _load_variance(folder: Path, card: PairCard, part: str, model: Mar | Causal) -> PosteriorVariance | None:
+    if part not in card.sha256:
+        return None
+    return _load_part(folder, card, part, lambda: PosteriorVariance.of(model.head)).to(model.device)
+
+
 def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True) -> Pair:
     """Loads a bundled pair or a pair folder; weights are checked against the card's hashes.
 
     Args:
         name: bundled name or folder.
         device: where the models go.
-        draft: False leaves the draft out.
+        draft: False leaves the draft out, and its variance.
 
     Raises:
         PairError: unknown pair, unreadable or corrupt weights.
@@ -164,9 +176,11 @@ def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True)
     folder, card = pair_folder(name), load_card(name)
     small_config, codec = card.draft, card.codec
     target = _load_part(folder, card, "target", lambda: _model(card.target)).to(device)
-    small = vae = None
+    target_variance = _load_variance(folder, card, "target_variance", target)
+    small = draft_variance = vae = None
     if draft and small_config is not None:
         small = _load_part(folder, card, "draft", lambda: _model(small_config)).to(device)
+        draft_variance = _load_variance(folder, card, "draft_variance", small)
     if isinstance(codec, KlCodec) and "vae" in card.sha256:
         vae = _load_part(folder, card, "vae", lambda: KlVae(codec.vae)).to(device)
-    return Pair(card, target, small, torch.device(device), vae)
+    return Pair(card, target, small, torch.device(device), vae, target_variance, draft_variance)

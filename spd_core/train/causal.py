@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from spd_core.diffusion import TRAIN_STEPS, diffusion, velocity_target
 from spd_core.models.causal import Causal, CausalConfig
-from spd_core.train.loop import Recipe
+from spd_core.train.loop import TokenRecipe
 
 
-class CausalRecipe(Recipe):
+class CausalRecipe(TokenRecipe):
     """A training run of a causal model; target and draft of a pair need the same hand-off level."""
 
     model: CausalConfig

@@ -21,27 +21,25 @@ Shape legend: B images of a batch, N tokens, D token dims, A anchors, R rows (to
 from __future__ import annotations
 
 import copy
-import hashlib
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from spd_core.diffusion import handoff_step, step_table
 from spd_core.law import SamplerLaw
 from spd_core.models.causal import Causal, CausalConfig
 from spd_core.train.causal import handed_over
-from spd_core.train.loop import Recipe
+from spd_core.train.loop import TokenRecipe
+from spd_core.train.weights import fitted, read_weights
 
 _CPU = torch.device("cpu")
 
 
-class DistilRecipe(Recipe):
+class DistilRecipe(TokenRecipe):
     """A distillation of a causal draft; `given` adds both models' weights, whose hashes belong to the run.
 
     Guidance is not applied: with the class and without it, the draft is fitted to the target's prediction.
@@ -69,11 +67,11 @@ class DistilRecipe(Recipe):
             OSError: a file cannot be read.
             ValueError: a file does not hold the weights of such a model.
         """
-        target_sha256, weights = _read(target)
-        initial_sha256, start = _read(initial)
+        target_sha256, weights = read_weights(target)
+        initial_sha256, start = read_weights(initial)
         recipe = self.model_copy(update={"target_sha256": target_sha256, "initial_sha256": initial_sha256})
-        recipe._target = _fitted(Causal(self.target), weights, target).eval().requires_grad_(False)
-        recipe._draft = _fitted(Causal(self.model), start, initial)
+        recipe._target = fitted(Causal(self.target), weights, target).eval().requires_grad_(False)
+        recipe._draft = fitted(Causal(self.model), start, initial)
         return recipe
 
     def build(self) -> Causal:
@@ -97,7 +95,7 @@ def load_causal(config: CausalConfig, path: Path) -> Causal:
         OSError: the file cannot be read.
         ValueError: it does not hold the weights of such a model.
     """
-    return _fitted(Causal(config), _read(path)[1], path).eval().requires_grad_(False)
+    return fitted(Causal(config), read_weights(path)[1], path).eval().requires_grad_(False)
 
 
 def anchors(law: SamplerLaw, stride: int) -> tuple[Tensor, Tensor]:
@@ -138,19 +136,3 @@ def loss_of(
     # x0 = signal y - sigma velocity, and y is the same.
     gap = sigma * (velocity(draft) - wanted)
     return 0.5 * weight_A.sum() * gap.square().sum(dim=-1).mean()
-
-
-def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
-    raw = path.read_bytes()
-    try:
-        return hashlib.sha256(raw).hexdigest(), load(raw)
-    except SafetensorError as error:
-        raise ValueError(f"weights: {path} is not a safetensors file: {error}") from error
-
-
-def _fitted(model: Causal, weights: dict[str, Tensor], path: Path) -> Causal:
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"weights: {path} does not fit the recipe: {' '.join(str(error).split())[:200]}") from error
-    return model

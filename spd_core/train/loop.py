@@ -2,7 +2,7 @@
 
 Every random number is a function of (seed, step), so a resumed run is the same run.
 
-Shape legend: n images of the data set, B images of a batch, N tokens, D token dims.
+Shape legend: n rows of the data set (images, unless the recipe says otherwise), B of a batch, N tokens, D token dims.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Recipe(Settings, ABC):
-    """Every knob of a training run that all families share; written beside the weights."""
+    """Every knob of a training run that all models share; written beside the weights."""
 
     seed: int = Field(0, ge=0)
     steps: int = Field(20_000, gt=0, description="optimiser steps")
@@ -38,8 +38,6 @@ class Recipe(Settings, ABC):
     warmup: int = Field(500, ge=0, description="warm-up steps")
     weight_decay: float = Field(0.02, ge=0)
     ema: float = Field(0.9995, ge=0, lt=1, description="decay per step, shortened at the start")
-    label_drop: float = Field(0.1, ge=0, lt=1, description="share of images whose class is dropped (for guidance)")
-    head_repeats: int = Field(4, gt=0, description="noise levels per trained token and step (diffusion_batch_mul)")
     clip: float = Field(3.0, gt=0, description="largest gradient norm")
     bf16: bool = Field(True, description="autocast to bfloat16")
 
@@ -48,8 +46,22 @@ class Recipe(Settings, ABC):
         """The model that training starts from."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, tokens_BND: Tensor, labels_B: Tensor, rng: np.random.Generator) -> Tensor:
-        """Training loss of one batch for a model of `build`, all randomness from ``rng``."""
+    def loss(self, model: nn.Module, data_B: Tensor, given_B: Tensor, rng: np.random.Generator) -> Tensor:
+        """Training loss of one batch for a model of `build`, all randomness from ``rng``.
+
+        Args:
+            model: in training mode.
+            data_B: the batch's rows of what is modelled: tokens [B, N, D].
+            given_B: the batch's rows of what they depend on: labels [B].
+            rng: of this step.
+        """
+
+
+class TokenRecipe(Recipe):
+    """A training run of a model of tokens."""
+
+    label_drop: float = Field(0.1, ge=0, lt=1, description="share of images whose class is dropped (for guidance)")
+    head_repeats: int = Field(4, gt=0, description="noise levels per trained token and step (diffusion_batch_mul)")
 
 
 def batches(recipe: Recipe, count: int, start: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -76,7 +88,7 @@ def _differing(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
     return sorted(name for name in names if saved.get(name) != given.get(name))
 
 
-def train(recipe: Recipe, tokens_nND: Tensor, labels_n: Tensor, out: Path, save_every: int = 500) -> Path:
+def train(recipe: Recipe, data_n: Tensor, given_n: Tensor, out: Path, save_every: int = 500) -> Path:
     """Trains to the recipe's last step and returns the path of the EMA weights (safetensors, float16).
 
     Resumes from ``out/checkpoint.pt`` if it is there; ``out/loss.jsonl`` holds the loss curve.
@@ -108,13 +120,13 @@ def train(recipe: Recipe, tokens_nND: Tensor, labels_n: Tensor, out: Path, save_
     (out / "recipe.json").write_text(recipe.model_dump_json(indent=1))
 
     began, losses = time.monotonic(), []
-    for step, index in batches(recipe, len(tokens_nND), start):
+    for step, index in batches(recipe, len(data_n), start):
         rng = np.random.default_rng([recipe.seed, 2, step])
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         # On a CPU the backward pass of the fused attention kernel is slower than plain matrix products.
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bf16), sdpa_kernel(SDPBackend.MATH):
-            loss = recipe.loss(model, tokens_nND[index], labels_n[index], rng)
+            loss = recipe.loss(model, data_n[index], given_n[index], rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from spd_core.diffusion import TRAIN_STEPS, TrainingLoss
 from spd_core.models.mar import Mar, MarConfig
-from spd_core.train.loop import Recipe, train
+from spd_core.train.loop import TokenRecipe, train
 
 __all__ = ["MarRecipe", "train"]
 
 
-class MarRecipe(Recipe):
+class MarRecipe(TokenRecipe):
     """A training run of a MAR model."""
 
     model: MarConfig
