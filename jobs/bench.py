@@ -76,11 +76,14 @@ class Run:
             # What a draft must pass does not change what its calls cost.
             key = method if isinstance(method, Plain) else method.model_copy(update={"acceptance": Acceptance()})
             if key not in calls:
-                calls[key] = measure_calls(pair, entry.law, key, batch, self.bench.seed)
+                one = measure_calls(pair, entry.law, key, 1, self.bench.seed)
+                every = one if batch == 1 else measure_calls(pair, entry.law, key, batch, self.bench.seed)
+                calls[key] = every, one
                 log.info("%s, batch %d: call times", entry.label, batch)
-            figures["calls"] = asdict(calls[key])
+            times, alone = calls[key]
+            figures["calls"] = asdict(times)
             figures["predicted_speedup"] = predicted_speedup(
-                calls[key], method, Tally.total(own.tallies), self.card.target.seq_len, batch, self.fills
+                times, alone, method, Tally.total(own.tallies), self.card.target.seq_len, batch, self.fills
             )
 
     def assess(self, entries: list[Entry], n: int, processes: int) -> None:

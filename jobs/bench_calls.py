@@ -71,12 +71,19 @@ def measure_calls(pair: Pair, law: SamplerLaw, method: Plain | Speculative, batc
 
 
 def predicted_speedup(
-    times: CallTimes, method: Plain | Speculative, tally: Tally, tokens: int, batch: int, fills: int
+    times: CallTimes,
+    alone: CallTimes,
+    method: Plain | Speculative,
+    tally: Tally,
+    tokens: int,
+    batch: int,
+    fills: int,
 ) -> float:
     """Of a method over plain decoding at the same law, by the cost model.
 
     Args:
         times: of the method at this batch size.
+        alone: of the method at batch 1.
         method: plain or speculative.
         tally: what was measured of its drafts.
         tokens: of an image.
@@ -86,7 +93,7 @@ def predicted_speedup(
     if isinstance(method, Plain):
         return plain(times, tokens) / own_plain(times, tokens)
     drafting = Drafting(tally.acceptance(method.gamma), tally.overlap, method.proposals)
-    return fills * plain(times, tokens) / speculative(times, drafting, tokens, batch, fills)
+    return fills * plain(times, tokens) / speculative(times, alone, drafting, tokens, batch, fills)
 
 
 def _timed(calls: Calls, device: torch.device) -> dict[str, float]:

@@ -9,7 +9,7 @@ Verification evaluates the target at least as often as plain decoding does: on a
 exact method can win, and the model shows it, the verification of gamma tokens then costing as much as gamma tokens
 decoded plainly.
 
-Left out: the bookkeeping of a round, the cheaper rounds at an image's end, and the cost of later proposals of a refused
+Left out: the bookkeeping of a round, the shorter drafts at an image's end, and the cost of later proposals of a refused
 token above that of the first (they come in larger numbers).
 """
 
@@ -109,15 +109,37 @@ def own_plain(times: CallTimes, tokens: int) -> float:
     return tokens * (times.context + times.own) + times.own_finish
 
 
-def speculative(times: CallTimes, drafting: Drafting, tokens: int, slots: int, fills: int = 1) -> float:
-    """Seconds of ``fills`` images a slot decoded speculatively.
+def _round(times: CallTimes, drafting: Drafting, slots: int) -> float:
+    """Seconds of a round in which all slots are at work.
 
-    A round drafts gamma tokens, verifies them and ends with a residual token or, where nothing was refused, with a
-    token of the target's own.
+    It drafts gamma tokens, verifies them and ends with a residual token or, where nothing was refused, with a token of
+    the target's own.
     """
     stood = standing(drafting.acceptance)[-1]
     ending = stood * times.own
     if stood < 1.0:
         ending += (1.0 - stood) * residual_attempts(drafting, slots) * times.residual
-    per_round = len(drafting.acceptance) * times.drafted + times.verification + ending
-    return rounds_needed(drafting.acceptance, tokens, slots, fills) * per_round + fills * times.own_finish
+    return len(drafting.acceptance) * times.drafted + times.verification + ending
+
+
+def speculative(
+    times: CallTimes, alone: CallTimes, drafting: Drafting, tokens: int, slots: int, fills: int = 1
+) -> float:
+    """Seconds of ``fills`` images a slot decoded speculatively.
+
+    Towards the end slots run empty. A round is taken to cost something in any case and something for each slot at work,
+    as its costs with one slot and with all of them say.
+
+    Args:
+        times: with all slots.
+        alone: with one slot.
+        drafting: what is drafted.
+        tokens: of an image.
+        slots: images decoded together.
+        fills: images a slot makes.
+    """
+    one, every = _round(alone, drafting, 1), _round(times, drafting, slots)
+    per_slot = (every - one) / (slots - 1) if slots > 1 else 0.0
+    rounds = rounds_needed(drafting.acceptance, tokens, slots, fills)
+    slot_rounds = slots * rounds_needed(drafting.acceptance, tokens, 1, fills)
+    return rounds * (one - per_slot) + slot_rounds * per_slot + fills * times.own_finish

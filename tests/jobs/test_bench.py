@@ -186,10 +186,10 @@ def test_a_prediction_counts_calls():
         return Tally(every, every * accepted, 24.0 * accepted, 1, excess)
 
     plain = 4 * 2 + 1
-    assert predicted_speedup(times, Plain(), tally(0), 4, 1, 1) == 1
-    assert predicted_speedup(times, method, tally(1), 4, 1, 1) == pytest.approx(plain / (3 + 1 + 1 + 1))
-    assert predicted_speedup(times, method, tally(1), 4, 1, 2) == pytest.approx(plain / (3 + 1 + 1 + 1))
-    assert predicted_speedup(times, method, tally(0), 4, 1, 1) == pytest.approx(plain / (4 * (3 + 1 + 1) + 1))
+    assert predicted_speedup(times, times, Plain(), tally(0), 4, 1, 1) == 1
+    assert predicted_speedup(times, times, method, tally(1), 4, 1, 1) == pytest.approx(plain / (3 + 1 + 1 + 1))
+    assert predicted_speedup(times, times, method, tally(1), 4, 1, 2) == pytest.approx(plain / (3 + 1 + 1 + 1))
+    assert predicted_speedup(times, times, method, tally(0), 4, 1, 1) == pytest.approx(plain / (4 * (3 + 1 + 1) + 1))
 
 
 def test_call_times_need_a_causal_pair(pair):

@@ -81,13 +81,13 @@ def test_attempts_are_those_of_a_simulation(batch):
 
 def test_speculation_without_drafts_is_plain_decoding():
     times = dataclasses.replace(TIMES, verification=TIMES.context)
-    assert speculative(times, _drafting(0.5, 0), TOKENS, 1) == pytest.approx(own_plain(times, TOKENS))
+    assert speculative(times, times, _drafting(0.5, 0), TOKENS, 1) == pytest.approx(own_plain(times, TOKENS))
     bare = dataclasses.replace(times, own=times.head, own_finish=times.finish)
-    assert speculative(bare, _drafting(0.5, 0), TOKENS, 1) == pytest.approx(plain(bare, TOKENS))
+    assert speculative(bare, bare, _drafting(0.5, 0), TOKENS, 1) == pytest.approx(plain(bare, TOKENS))
 
 
 def test_more_acceptance_never_costs_time():
-    seconds = [speculative(TIMES, _drafting(acceptance / 10), TOKENS, 1) for acceptance in range(11)]
+    seconds = [speculative(TIMES, TIMES, _drafting(acceptance / 10), TOKENS, 1) for acceptance in range(11)]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[-1] < own_plain(TIMES, TOKENS) < seconds[0]
 
@@ -99,11 +99,20 @@ def test_nothing_wins_where_a_verification_costs_its_tokens():
         drafted=1.0, verification=9 * 32.0, residual=30.0,
     )  # fmt: skip
     for acceptance in (0.5, 0.9, 1.0):
-        assert speculative(bound, _drafting(acceptance), TOKENS, 1) > plain(bound, TOKENS)
+        assert speculative(bound, bound, _drafting(acceptance), TOKENS, 1) > plain(bound, TOKENS)
 
 
 def test_a_heavy_context_pass_is_where_speculation_wins():
     heavy = dataclasses.replace(TIMES, context=40.0, verification=44.0)
     drafting = _drafting(0.7)
-    gain = own_plain(heavy, TOKENS) / speculative(heavy, drafting, TOKENS, 1)
-    assert gain > 1.15 > own_plain(TIMES, TOKENS) / speculative(TIMES, drafting, TOKENS, 1)
+    gain = own_plain(heavy, TOKENS) / speculative(heavy, heavy, drafting, TOKENS, 1)
+    assert gain > 1.15 > own_plain(TIMES, TOKENS) / speculative(TIMES, TIMES, drafting, TOKENS, 1)
+
+
+def test_slots_that_run_empty_save_their_share():
+    """Cost in proportion to the slots at work: the batch costs what its images cost one by one."""
+    eight = CallTimes(**{name: 8 * seconds for name, seconds in vars(TIMES).items()})
+    sure = Drafting([0.7] * 8, 0.0, 4)  # every refused token keeps its first proposal
+    one = speculative(TIMES, TIMES, sure, TOKENS, 1)
+    assert speculative(eight, TIMES, sure, TOKENS, 8) == pytest.approx(8 * one)
+    assert speculative(TIMES, TIMES, sure, TOKENS, 8) > 1.05 * one, "a round that costs the same whoever is at work"
