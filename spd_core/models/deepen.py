@@ -8,26 +8,27 @@ of the model itself.
 
 from __future__ import annotations
 
+import copy
+
 import torch
+from torch import nn
 
 from spd_core.models.causal import Causal
 
 
 def deepened(model: Causal, extra: int) -> Causal:
-    """The model with ``extra`` blocks after each of its own that work and change nothing; it shares no weights."""
-    config = model.config.model_copy(update={"depth": model.config.depth * (1 + extra)})
-    with torch.device("meta"):
-        deep = Causal(config)
-    state = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("blocks.")}
-    for index, block in enumerate(model.blocks):
-        for copy in range(1 + extra):
-            for name, value in block.state_dict().items():
-                silent = copy > 0 and name.startswith(OUTPUTS)
-                key = f"blocks.{index * (1 + extra) + copy}.{name}"
-                state[key] = torch.zeros_like(value) if silent else value.clone()
-    deep.load_state_dict(state, assign=True)
-    return deep.eval().requires_grad_(False)
+    """The model with ``extra`` idle blocks after each of its own; it shares no weights."""
+    deep = copy.deepcopy(model)
+    deep.config = model.config.model_copy(update={"depth": model.config.depth * (1 + extra)})
+    deep.blocks = nn.ModuleList(part for block in deep.blocks for part in (block, *(idle(block) for _ in range(extra))))
+    return deep
 
 
-#: What a block adds to its input comes out of these.
-OUTPUTS = ("proj.", "mlp.2.")
+@torch.no_grad()
+def idle(block: nn.Module) -> nn.Module:
+    """A copy of a block that adds nothing to its input."""
+    own = copy.deepcopy(block)
+    for name, value in own.named_parameters():
+        if name.startswith(("proj.", "mlp.2.")):
+            value.zero_()
+    return own
