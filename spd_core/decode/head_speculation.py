@@ -1,6 +1,7 @@
 """Head self-speculation: fewer sequential head calls for the same law, without a draft model.
 
-1. Hold the head's last prediction x0 (and, if learned, its variance) and roll L steps ahead with it.
+1. Hold the head's last prediction x0 (and, if learned, its variance) and roll L steps ahead with it. Where the
+   posterior variance is known (`spd_core.models.variance`), the held prediction follows the noise that is drawn.
 2. Evaluate the head at all L states in one batch.
 3. Test step by step with a maximal coupling of the held and the true transition; steps before the first refusal stand.
 4. At the refusal take the coupling's correction, a draw from what the held transition leaves over of the true one.
@@ -96,7 +97,7 @@ def speculate_head(
     window_S = windows_by_step(windows, head.at_law.law.head_steps, device)
     usable_S = (table.sqrt_recip < SINGULAR) | torch.tensor(not learned, device=device)
     uniform_RS = draws.uniforms()
-    head.hoist()
+    head.hoist(first, last)
 
     y = y_RD.clone()
     x0 = torch.zeros_like(y) if held_x0_RD is None else held_x0_RD.clone()
@@ -119,8 +120,8 @@ def speculate_head(
         held = Prediction(x0[active], None if v is None else v[active])
         held_v = None if held.v is None else held.v[:, None].expand(-1, len(ahead), -1)
         drawn = noise.of_steps(active[:, None], k_AL)
-        draft_std = head.std(k_AL, held_v)
-        after = head.roll(k_AL, y[active], held.x0, draft_std * drawn)
+        held_x0 = head.follow(active, k_AL, held.x0, drawn)
+        after = head.roll(k_AL, y[active], held_x0, head.std(k_AL, held_v) * drawn)
         before = torch.cat([y[active, None], after[:, :-1]], dim=1)
 
         # 2. One batch.
@@ -131,10 +132,10 @@ def speculate_head(
         noisy_AL = k_AL > 0
         uniform_AL = uniform_RS[active[:, None], k_AL]
         if head.equal_stds:
-            shift = head.shift(k_AL, held.x0[:, None], true.x0, true.v)
+            shift = head.shift(k_AL, held_x0, true.x0, true.v)
             accepted, result_noise = reflect(drawn, shift, uniform_AL)
         else:
-            p, q = _transitions(head, k_AL, before, held, held_v, true)
+            p, q = _transitions(head, k_AL, before, true, Prediction(held_x0, held_v))
             log_ratio = p.log_density(after) - q.log_density(after)
             accepted = accept(log_ratio, uniform_AL)
             result_noise = (after - p.mean) / p.std
@@ -160,7 +161,8 @@ def speculate_head(
 
         # 5. Go on with the newest prediction.
         worth = usable_S[end_k][:, None]
-        x0[active] = torch.where(worth, end_x0, held.x0)
+        newest = end_x0 + head.moved(active, end_k, result_noise[a, stands_A])
+        x0[active] = torch.where(worth, newest, held.x0)
         made_AL = ahead <= stands_A[:, None]
         if v is not None and true.v is not None:
             v[active] = true.v[a, stands_A]
@@ -192,12 +194,12 @@ def _evaluated(
 
 
 def _transitions(
-    head: BoundHead, k_AL: Tensor, before: Tensor, held: Prediction, held_v: Tensor | None, true: Prediction
+    head: BoundHead, k_AL: Tensor, before: Tensor, true: Prediction, held: Prediction
 ) -> tuple[Gaussian, Gaussian]:
     """The true and the held transition out of each state; at the noiseless step a std of 1 stands in for 0."""
     noiseless = (k_AL == 0)[..., None]
-    p_std, q_std = (head.std(k_AL, v).masked_fill(noiseless, 1.0) for v in (true.v, held_v))
-    p_mean, q_mean = head.mean(k_AL, true.x0, before), head.mean(k_AL, held.x0[:, None], before)
+    p_std, q_std = (head.std(k_AL, v).masked_fill(noiseless, 1.0) for v in (true.v, held.v))
+    p_mean, q_mean = (head.mean(k_AL, prediction.x0, before) for prediction in (true, held))
     return Gaussian(p_mean, p_std), Gaussian(q_mean, q_std)
 
 

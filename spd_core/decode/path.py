@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from spd_core.diffusion import diffusion, step_table
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead, StepModulation
+from spd_core.models.variance import PosteriorVariance
 
 #: Rows of one head call; more are evaluated in chunks, which bounds the memory of their modulations.
 HEAD_ROWS = 4096
@@ -45,10 +47,17 @@ class LawHead:
         self.table = step_table(law.head_steps, law.start_level, head.cond_embed.weight.device)
         self.step_embeddings = head.step_embeddings(self.table.timesteps)
         self.modulation = head.fused_modulation()
+        self.variance = head.variance
+        if self.variance is not None:
+            self.level_embeddings = self.variance.level_embeddings(self.table.timesteps)
         #: [S] std of a fixed variance with temperature, 0 at the noiseless last step
         self.fixed_std = self.table.fixed_std * self.table.noisy * law.temperature
         #: [S] difference of two means in stds per difference of their x0
         self.shift_per_x0 = self.table.c_x0 / (self.table.fixed_std * law.temperature)
+        #: [S] what a step's unit noise moves x0, per relative variance: T (c_x0 / s) (1 - abar); 0 at the last step
+        self.gain_per_variance = (
+            law.temperature * self.table.noisy * self.table.c_x0 / self.table.fixed_std * self.table.noise.square()
+        )
 
     @property
     def guided_rows(self) -> int:
@@ -62,6 +71,10 @@ class LawHead:
     def modulate(self, embedding: Tensor) -> Tensor:
         """Fused modulations of (time embedding + condition) rows."""
         return self.modulation(F.silu(embedding))
+
+    def gains(self, variance: PosteriorVariance, k: Tensor, embedding: Tensor) -> Tensor:
+        """[..., D] along the variance's axes: what a unit of step k's noise moves x0; ``embedding`` is [..., W]."""
+        return variance.relative(embedding) * self.gain_per_variance[k][..., None]
 
     def bind(self, z: Tensor, scale: float | Tensor) -> BoundHead:
         """The head given the rows' contexts.
@@ -81,7 +94,9 @@ class BoundHead:
         self.table = at_law.table
         self.z = z
         self.scale = scale
+        self._lowest = 0
         self._table: Tensor | None = None
+        self._gains: Tensor | None = None
 
     @property
     def equal_stds(self) -> bool:
@@ -113,16 +128,62 @@ class BoundHead:
 
     def _modulations(self, row: Tensor, k: Tensor) -> Tensor:
         if self._table is not None:
-            return self._table[k, row]
+            return self._table[k - self._lowest, row]
         return self.at_law.modulate(self.at_law.step_embeddings[k] + self.condition[row])
 
-    def hoist(self) -> None:
-        """Computes the modulations of all rows and steps by one product, if they are few enough to keep.
+    def hoist(self, first: int, last: int) -> None:
+        """Computes what all rows need at steps ``first`` to ``last`` by one product, if it is little enough to keep.
 
-        For a caller that will need about all of them, some more than once, in small batches.
+        For a caller that will need about all of it, some more than once, in small batches, and no other steps.
         """
-        if self._table is None and len(self.condition) * len(self.table.timesteps) <= HEAD_ROWS:
-            self._table = self.at_law.modulate(self.at_law.step_embeddings[:, None] + self.condition)
+        if self._table is None and len(self.condition) * (first - last + 1) <= HEAD_ROWS:
+            self._lowest, at = last, slice(last, first + 1)
+            self._table = self.at_law.modulate(self.at_law.step_embeddings[at, None] + self.condition)
+            if self.at_law.variance is not None:
+                k = torch.arange(last, first + 1, device=self.z.device)[:, None]
+                embedding = self.at_law.level_embeddings[at, None] + self._certainty
+                self._gains = self.at_law.gains(self.at_law.variance, k, embedding)
+
+    @cached_property
+    def _certainty(self) -> Tensor:
+        """[R, W]: the conditional rows' part of what the variance is read from."""
+        variance = self.at_law.variance
+        if variance is None:
+            raise ValueError("variance: got none, allowed: a head that has one")
+        return variance.condition(self.z[: len(self.z) // self.at_law.guided_rows])
+
+    def moved(self, row: Tensor, k: Tensor, noise: Tensor) -> Tensor:
+        """How far [..., D] the prediction moves with the noise [..., D] of step k; 0 if its variance is not known.
+
+        ``row`` and ``k`` have the shape of ``noise`` without its last dim, or one that broadcasts to it.
+        """
+        variance = self.at_law.variance
+        if variance is None:
+            return torch.zeros_like(noise)
+        if self._gains is not None:
+            gains = self._gains[k - self._lowest, row]
+        else:
+            gains = self.at_law.gains(variance, k, self.at_law.level_embeddings[k] + self._certainty[row])
+        return (noise @ variance.axes * gains) @ variance.axes.T
+
+    def follow(self, row_R: Tensor, k_RL: Tensor, x0_RD: Tensor, noise_RLD: Tensor) -> Tensor:
+        """Predictions [R, L, D] before each step of ``k_RL``, from the one before the first step on: no head calls."""
+        if self.at_law.variance is None:
+            return x0_RD[:, None].expand_as(noise_RLD)
+        moves = self.moved(row_R[:, None], k_RL, noise_RLD)
+        return x0_RD[:, None] + moves.cumsum(dim=1) - moves
+
+    def followed(self, row_R: Tensor, k_L: Tensor, x0_RD: Tensor, states_RLD: Tensor) -> Tensor:
+        """`follow` on given states instead of given noise: what a draft holding x0 would have predicted at them."""
+        if self.at_law.variance is None:
+            return x0_RD[:, None].expand_as(states_RLD)
+        x0, made = x0_RD, [x0_RD]
+        for step, (y, after) in enumerate(pairwise(states_RLD.unbind(dim=1))):
+            k = k_L[..., step]
+            noise = (after - self.mean(k, x0, y)) / self.std(k, None)
+            x0 = x0 + self.moved(row_R, k, noise)
+            made.append(x0)
+        return torch.stack(made, dim=1)
 
     def guided(self, out: Tensor, scale: float | Tensor) -> Tensor:
         """Guidance acts on the prediction alone; a learned variance is the conditional row's."""
@@ -155,13 +216,13 @@ class BoundHead:
         scale = self.at_law.shift_per_x0[k][..., None] if v is None else self.table.c_x0[k][..., None] / self.std(k, v)
         return scale * (own_x0 - other_x0)
 
-    def roll(self, k_RL: Tensor, y_RD: Tensor, x0_RD: Tensor, noise_RLD: Tensor) -> Tensor:
-        """States [R, L, D] after each step of ``k_RL``, x0 held; ``noise_RLD`` carries its std.
+    def roll(self, k_RL: Tensor, y_RD: Tensor, x0_RLD: Tensor, noise_RLD: Tensor) -> Tensor:
+        """States [R, L, D] after each step of ``k_RL`` by the predictions ``x0_RLD``; ``noise_RLD`` carries its std.
 
         ``k_RL`` descends by one; a row may repeat its last step as padding, and the padding means nothing.
         """
         carry = self.table.carry[k_RL[:, :, None], k_RL[:, None, :]].tril()
-        drift = torch.addcmul(noise_RLD, self.table.c_x0[k_RL][..., None], x0_RD[:, None])
+        drift = torch.addcmul(noise_RLD, self.table.c_x0[k_RL][..., None], x0_RLD)
         kept = carry[:, :, :1] * self.table.c_x[k_RL[:, :1], None]
         return torch.baddbmm(kept * y_RD[:, None], carry, drift)
 
@@ -219,7 +280,7 @@ class Path:
     """R paths or parts of paths."""
 
     end: Tensor  #: [R, D]
-    x0: Tensor  #: [R, D] the newest prediction
+    x0: Tensor  #: [R, D] the newest prediction, moved with the noise drawn since
     calls: int  #: sequential head calls
     rows: int  #: head rows, a guided evaluation counting once
     trace: Trace | None

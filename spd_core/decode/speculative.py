@@ -3,7 +3,7 @@
 One round of an image:
 
 1. Draft up to gamma tokens down to the hand-off, keeping their whole paths. The draft calls its head every ``stride``
-   steps and holds x0 in between: still Gaussian steps with known means.
+   steps and holds x0 in between, or lets it follow the noise drawn: still Gaussian steps with known means.
 2. Run the target's context network once over the drafts and its head once over all states of *the drafts' own paths*.
 3. Test left to right: a draft stands with probability min(1, R), R = p(path) / q(path), both on the draft's path.
 4. At the first refusal, draw that token from the residual Norm[(p - q)_+] over paths and discard the later drafts. If
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from spd_core.accept import Verdict, first_refusal, judge, judge_coupled, path_log_ratio, sample_residual
 from spd_core.decode.causal import (
@@ -102,27 +103,33 @@ def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> tuple[Tens
 
 
 def draft_walk(head: BoundHead, y_TD: Tensor, path: PathLaw, noise: PathNoise, stride: int) -> Path:
-    """The draft's paths to the hand-off, one head call every ``stride`` steps, x0 held in between."""
+    """The draft's paths to the hand-off, one head call every ``stride`` steps."""
     rows = torch.arange(len(y_TD), device=y_TD.device)
-    y, x0, calls, parts = y_TD, y_TD, 0, []
+    y, calls, parts = y_TD, 0, []
     for first in range(path.first, path.handoff, -stride):
         k = steps_down(first, max(first - stride, path.handoff) + 1, y.device).expand(len(rows), -1)
-        x0 = head.predict(rows, k[:, 0], y).x0
         drawn = noise.of_steps(rows[:, None], k)
+        x0 = head.follow(rows, k, head.predict(rows, k[:, 0], y).x0, drawn)
         after = head.roll(k, y, x0, head.std(k, None) * drawn)
-        parts.append((torch.cat([y[:, None], after[:, :-1]], dim=1), x0[:, None].expand_as(after), drawn))
+        parts.append((torch.cat([y[:, None], after[:, :-1]], dim=1), x0, drawn))
         y, calls = after[:, -1], calls + 1
     trace = Trace(*(torch.cat(column, dim=1) for column in zip(*parts, strict=True)))
-    return Path(y, x0, calls, calls * len(rows), trace)
+    return Path(y, trace.x0[:, -1], calls, calls * len(rows), trace)
 
 
 def held_predictions(head: BoundHead, states_TKD: Tensor, path: PathLaw, stride: int) -> Tensor:
     """The x0 [T, K, D] that the draft would hold on given paths: one head call over every stride-th state."""
     rows, count, dims = states_TKD.shape
-    k = steps_down(path.first, path.handoff + 1, states_TKD.device)[::stride]
-    row = torch.arange(rows, device=k.device).repeat_interleave(len(k))
-    x0 = head.predict(row, k.repeat(rows), states_TKD[:, ::stride].flatten(0, 1)).x0
-    return x0.view(rows, len(k), dims).repeat_interleave(stride, dim=1)[:, :count]
+    k = steps_down(path.first, path.handoff + 1, states_TKD.device)
+    calls = len(k[::stride])
+    row = torch.arange(rows, device=k.device).repeat_interleave(calls)
+    x0 = head.predict(row, k[::stride].repeat(rows), states_TKD[:, ::stride].flatten(0, 1)).x0
+    # The last stride may be shorter; what it is padded with is cut off again.
+    padding = calls * stride - count
+    states = F.pad(states_TKD, (0, 0, 0, padding)).view(rows * calls, stride, dims)
+    steps = F.pad(k, (0, padding), value=path.handoff + 1).view(calls, stride).repeat(rows, 1)
+    held = head.followed(row, steps, x0, states)
+    return held.reshape(rows, calls * stride, dims)[:, :count]
 
 
 def predictions(head: BoundHead, states_TKD: Tensor, path: PathLaw) -> Tensor:
@@ -296,9 +303,11 @@ class _Decoding:
         trace = drafted.trace
         x0 = predictions(bound, trace.states, self.path)
         self.meter.add(target_head_calls=1, target_head_rows=x0.shape[0] * x0.shape[1] * self.reader.copies)
-        self.canvas.x0[row, token] = x0[:, -1]
         k = steps_down(self.path.first, self.path.handoff + 1, x0.device)
-        log_ratio = path_log_ratio(trace.noise, bound.shift(k, trace.x0, x0))
+        shift = bound.shift(k, trace.x0, x0)
+        news = bound.moved(torch.arange(len(row), device=k.device), k[-1], trace.noise[:, -1] + shift[:, -1])
+        self.canvas.x0[row, token] = x0[:, -1] + news
+        log_ratio = path_log_ratio(trace.noise, shift)
         uniform = self.draws.uniforms(Purpose.ACCEPT, image, token)[:, 0]
         return judge(rule, log_ratio, place, uniform), None
 

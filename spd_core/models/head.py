@@ -10,12 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spd_core.models.linear import Linear
+
+if TYPE_CHECKING:
+    from spd_core.models.variance import PosteriorVariance
 
 LAYER_NORM_EPS = 1e-6
 FREQUENCY_DIMS = 256
@@ -109,6 +113,8 @@ class DiffusionHead(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.width = model_channels
+        #: what is known of the errors of its predictions; None: nothing. Not part of the public models.
+        self.variance: PosteriorVariance | None = None
         self.time_embed = TimestepEmbedder(model_channels)
         self.cond_embed = Linear(z_channels, model_channels)
         self.input_proj = Linear(in_channels, model_channels)
