@@ -88,7 +88,7 @@ def test_on_its_own_path_the_draft_predicts_what_it_predicted(following):
 
 
 class _Gaussian(LawHead):
-    """Velocity of data N(0.5, 0.3^2) in each dim; its embedding of a step is abar."""
+    """Velocity of data N(0.5, 1) in each dim; its embedding of a step is abar."""
 
     def __init__(self, law, variance):
         super().__init__(DiffusionHead(2, 1, 2, 1, 1).requires_grad_(False), law)
@@ -100,20 +100,19 @@ class _Gaussian(LawHead):
         return embedding
 
     def evaluate(self, y, abar):
-        eps = (1 - abar).sqrt() * (y - abar.sqrt() * 0.5) / (abar * 0.09 + 1 - abar)
+        eps = (1 - abar).sqrt() * (y - abar.sqrt() * 0.5)
         return (eps - (1 - abar).sqrt() * y) / abar.sqrt()
 
 
 class _Known(PosteriorVariance):
-    """The posterior variance of such data over the noise variance, from abar."""
+    """The posterior variance of such data over the noise variance: 1 at every level."""
 
     def __init__(self):
         super().__init__(2, 1)
         self.axes.data = torch.eye(2)
 
     def relative(self, embedding):
-        abar = embedding
-        return (0.09 / (abar * 0.09 + 1 - abar)).expand(*abar.shape[:-1], 2)
+        return torch.ones(*embedding.shape[:-1], 2)
 
     def condition(self, z):
         return torch.zeros(len(z), 1)
@@ -123,6 +122,7 @@ class _Known(PosteriorVariance):
 def test_a_known_variance_saves_head_calls():
     law, rows = SamplerLaw(head_steps=100), 64
     calls = {}
+    torch.manual_seed(0)
     for variance in (None, _Known()):
         index, zeros = torch.arange(rows), torch.zeros(rows, dtype=torch.int64)
         noise = PathNoise(torch.randn(rows, 2), torch.randn(rows, 100, 2))
@@ -130,5 +130,4 @@ def test_a_known_variance_saves_head_calls():
         head_draws = HeadDraws(Draws(index), index, zeros, zeros, 100)
         path, _ = speculate_head(bound, noise.start, 99, 10, noise, head_draws, (30,))
         calls[variance is None] = path.calls
-    assert calls[False] <= 6, calls  # 90 steps in windows of 30, and the first, whose prediction is the prior's
-    assert calls[True] >= 1.5 * calls[False], calls
+    assert calls[True] >= 2 * calls[False], calls
