@@ -6,9 +6,10 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from jobs.spec import SpecError
@@ -17,10 +18,11 @@ from spd_core.data import load_fashion_mnist
 from spd_core.law import Speculative
 from spd_core.quality.intervals import Interval, mean_interval
 from spd_core.train.acceptance import TeacherForced, teacher_forced
-from spd_core.train.bundle import bundle, record_figures
+from spd_core.train.bundle import VARIANCES, add_variance, bundle, record_figures
 from spd_core.train.distil import DistilRecipe, load_causal
 from spd_core.train.mar import train
 from spd_core.train.recipes import LAWS, RECIPES
+from spd_core.train.variance import Following, VarianceRecipe, followings, load_variance, walk_paths
 
 _WEIGHTS = "weights.safetensors"
 
@@ -33,20 +35,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--part",
-        choices=["target", "draft", "distil", "acceptance", "bundle", "figures"],
-        help="of a pair: train one, fit the draft to the target, print what the target accepts, make the folder, "
-        "or put measured figures into its card",
+        choices=["target", "draft", "distil", *VARIANCES, "acceptance", "bundle", "add", "figures"],
+        help="of a pair: train one, fit the draft to the target, learn how a model's predictions follow the noise, "
+        "print what the target accepts, make the folder, or put into it a variance or, in its card, measured figures",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of checkpoint, loss curve and weights")
+    parser.add_argument(
+        "--variance", metavar="DIR", help="for add: folder of a run of target-variance or draft-variance"
+    )
     parser.add_argument("--bench", metavar="FILE", help="for figures: what `spd bench --json FILE` wrote")
     parser.add_argument(
         "--printed-by", default="spd bench", metavar="COMMAND", help="for figures: the command that printed them"
     )
     parser.add_argument(
-        "--target", metavar="FILE", help=f"distil, acceptance: the target's weights; default: DIR/target/{_WEIGHTS}"
+        "--target",
+        metavar="FILE",
+        help=f"distil, target-variance, acceptance: the target's weights; default: DIR/target/{_WEIGHTS}",
     )
     parser.add_argument(
-        "--from", dest="initial", metavar="FILE", help=f"distil: weights to start from; default: DIR/draft/{_WEIGHTS}"
+        "--from",
+        dest="initial",
+        metavar="FILE",
+        help=f"distil: weights to start from; default: DIR/draft/{_WEIGHTS}; "
+        "draft-variance: the draft's weights; default: those in DIR/distil or, without it, DIR/draft",
     )
     parser.add_argument(
         "--stride",
@@ -54,17 +65,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Speculative().stride,
         help="acceptance: steps for which the draft holds each prediction",
     )
-    parser.add_argument("--n", type=int, default=200, help="acceptance: test images")
+    parser.add_argument("--n", type=int, default=200, help="acceptance, variances: test images")
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the recipe's")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--data", metavar="DIR", help="folder of the Fashion-MNIST idx files")
+
+
+def _no_part(args: argparse.Namespace) -> SpecError:
+    parts = [part for pair, part in RECIPES if pair == args.what]
+    return SpecError(f"--part: got {args.part} for {args.what}, allowed: {', '.join(parts)} or bundle")
 
 
 def _acceptance(args: argparse.Namespace, out: Path, target: Path) -> None:
     """Prints the teacher-forced acceptance of the drafts ``OUT/draft`` and ``OUT/distil``, those that are there."""
     recipe = RECIPES.get((args.what, "distil"))
     if not isinstance(recipe, DistilRecipe):
-        raise SpecError(f"--part: got acceptance for {args.what}, allowed: target, draft or bundle")
+        raise _no_part(args)
     if not 2 <= args.n <= 10_000:
         raise SpecError(f"--n: got {args.n}, allowed: 2..10000")
     if not 1 <= args.stride <= 1000:
@@ -109,19 +125,54 @@ def acceptance_lines(found: Mapping[str, TeacherForced]) -> list[str]:
 def _train(args: argparse.Namespace, out: Path, target: Path) -> None:
     recipe = RECIPES.get((args.what, args.part))
     if recipe is None:
-        raise SpecError(f"--part: got {args.part} for {args.what}, allowed: target, draft or bundle")
+        raise _no_part(args)
     if args.steps is not None:
         recipe = type(recipe).model_validate(recipe.model_dump() | {"steps": args.steps})
     if isinstance(recipe, DistilRecipe):
         recipe = recipe.given(target, Path(args.initial) if args.initial else out / "draft" / _WEIGHTS)
+    if isinstance(recipe, VarianceRecipe):
+        _fit_variance(recipe.given(_drafting(args, out) if recipe.draft else target), args, out / args.part)
+        return
     images, labels = load_fashion_mnist("train", args.data)
     train(recipe, PixelCodec().encode(images), labels, out / args.part)
 
 
+def _drafting(args: argparse.Namespace, out: Path) -> Path:
+    if args.initial:
+        return Path(args.initial)
+    return out / ("distil" if (out / "distil").is_dir() else "draft") / _WEIGHTS
+
+
+def _fit_variance(recipe: VarianceRecipe, args: argparse.Namespace, out: Path) -> None:
+    """Trains and prints what following the noise is worth on test images."""
+    if not 1 <= args.n <= 10_000:
+        raise SpecError(f"--n: got {args.n}, allowed: 1..10000")
+    images, labels = load_fashion_mnist("train", args.data)
+    fitted = load_variance(recipe, recipe.fit(PixelCodec().encode(images), labels, out))
+    images, labels = load_fashion_mnist("test", args.data)
+    tested = recipe.model_copy(update={"images": args.n})
+    paths = walk_paths(tested, PixelCodec().encode(images), labels, np.random.default_rng([recipe.seed, 4]))
+    bands, whole = (followings(fitted, recipe, paths, count) for count in (6, 1))
+    lines = [f"{len(paths.z)} paths among {args.n} test images", *following_lines([*bands, *whole])]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def following_lines(bands: Sequence[Following]) -> list[str]:
+    """One line a band of levels: what the noise explains of a prediction's movement, and what that is worth."""
+    return [
+        f"levels {of.levels[0]} to {of.levels[1]}: {of.explained:.2f} of the squared movement explained, "
+        f"chance that the next step is refused {of.held:.4f} held, {of.followed:.4f} followed"
+        for of in bands
+    ]
+
+
+def _machine(args: argparse.Namespace) -> str:
+    return f"{platform.machine()} CPU, {args.threads} torch thread(s) a model"
+
+
 def _bundle(args: argparse.Namespace, out: Path) -> None:
-    distilled = ["distil"] if (out / "distil").is_dir() else []
-    runs = {run: out / run for run in ["target", "draft", *distilled]}
-    bundle(args.what, runs, out / "pair", f"{platform.machine()} CPU, {args.threads} torch thread(s) a model")
+    made = [run for run in ("distil", *VARIANCES) if (out / run).is_dir()]
+    bundle(args.what, {run: out / run for run in ["target", "draft", *made]}, out / "pair", _machine(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -140,6 +191,12 @@ def run(args: argparse.Namespace) -> int:
             build_reference(out)
         elif args.part == "bundle":
             _bundle(args, out)
+        elif args.part == "add":
+            if not args.variance:
+                raise SpecError(
+                    "--variance: got nothing, allowed: the folder of a target-variance or draft-variance run"
+                )
+            add_variance(out, Path(args.variance), _machine(args))
         elif args.part == "acceptance":
             _acceptance(args, out, target)
         elif args.part == "figures":
@@ -149,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
         elif args.part:
             _train(args, out, target)
         else:
-            raise SpecError("--part: got nothing, allowed: target, draft, distil, acceptance, bundle or figures")
+            raise SpecError("--part: got nothing, allowed: one of its choices, see --help")
     except (OSError, ValueError) as error:
         raise SpecError(str(error)) from error
     return 0

@@ -18,9 +18,15 @@ from spd_core.train.recipes import LAWS, RECIPES
 
 #: Fields of a recipe that the card holds already.
 _ELSEWHERE = frozenset({"model", "target", "law"})
+#: Runs that fit a posterior variance.
+VARIANCES = ("target-variance", "draft-variance")
 #: The part of the pair that a run makes, and what the card calls the run, where they differ from the run's name.
-_PARTS = {"distil": "draft"}
-_TITLES = {"distil": "draft, distilled"}
+_PARTS = {"distil": "draft", "target-variance": "target_variance", "draft-variance": "draft_variance"}
+_TITLES = {
+    "distil": "draft, distilled",
+    "target-variance": "target's posterior variance",
+    "draft-variance": "draft's posterior variance",
+}
 
 
 def _weights(run: Path) -> tuple[bytes, dict[str, Any]]:
@@ -45,20 +51,25 @@ def bundle(name: str, runs: dict[str, Path], out: Path, machine: str) -> PairCar
     Args:
         name: pair name; its recipes give the model configurations.
         runs: training folder of each part, ``target`` and ``draft``; ``distil``, if it is there, gives the draft's
-            weights.
+            weights; ``target-variance`` and ``draft-variance`` their posterior variances.
         out: the pair folder.
         machine: what the training ran on, in words.
 
     Raises:
-        ValueError: if the distillation was given other weights than those of the other runs.
+        ValueError: if the distillation or a variance was given other weights than those of the other runs.
     """
     made = {run: _weights(folder) for run, folder in runs.items()}
     digests = {run: hashlib.sha256(raw).hexdigest() for run, (raw, _) in made.items()}
     training = {run: {"machine": machine, **facts} for run, (_, facts) in made.items()}
-    if "distil" in runs:
-        _check_distil(training["distil"]["recipe"], runs, digests)
-    source = {"target": "target", "draft": "distil" if "distil" in runs else "draft"}
-    parts = {part: run for part, run in source.items() if run in runs}
+    for of, field in (("target", "target_sha256"), ("draft", "initial_sha256")):
+        if "distil" in runs and of in runs:
+            _check_given("distil", of, training["distil"]["recipe"][field], digests)
+    replaced = {"draft"} if "distil" in runs else set()
+    parts = {_PARTS.get(run, run): run for run in runs if run not in replaced}
+    sha256 = {part: digests[run] for part, run in parts.items()}
+    for run in runs:
+        if run in VARIANCES:
+            _check_variance(run, training[run]["recipe"], sha256)
     out.mkdir(parents=True, exist_ok=True)
     for part, run in parts.items():
         (out / f"{part}.safetensors").write_bytes(made[run][0])
@@ -73,26 +84,51 @@ def bundle(name: str, runs: dict[str, Path], out: Path, machine: str) -> PairCar
         reference="fashion-mnist",
         licence="MIT",
         data="Fashion-MNIST training set, 60,000 images 28x28 (Zalando Research, MIT licence)",
-        sha256={part: digests[run] for part, run in parts.items()},
+        sha256=sha256,
         training=training,
     )
     (out / "pair.json").write_text(card.model_dump_json(indent=1) + "\n")
     return card
 
 
-def _check_distil(recipe: dict[str, Any], runs: dict[str, Path], digests: dict[str, str]) -> None:
-    for run, digest in (("target", recipe["target_sha256"]), ("draft", recipe["initial_sha256"])):
-        if run in runs and digest != digests[run]:
-            raise ValueError(
-                f"distil: was given {run} weights with sha256 {digest[:12]}, "
-                f"allowed: {digests[run][:12]} of {runs[run]}"
-            )
+def _check_given(run: str, of: str, digest: str, sha256: dict[str, str]) -> None:
+    if digest != sha256.get(of):
+        allowed = sha256.get(of, "none")[:12]
+        raise ValueError(f"{run}: was given {of} weights with sha256 {digest[:12]}, allowed: {allowed}")
+
+
+def _check_variance(run: str, recipe: dict[str, Any], sha256: dict[str, str]) -> None:
+    _check_given(run, "draft" if recipe["draft"] else "target", recipe["model_sha256"], sha256)
+
+
+def add_variance(folder: Path, run: Path, machine: str) -> PairCard:
+    """Puts the posterior variance that a run made into a pair's folder and card; the other parts stay as they are.
+
+    Args:
+        folder: of the pair.
+        run: training folder of ``target-variance`` or ``draft-variance``.
+        machine: what the training ran on, in words.
+
+    Raises:
+        ValueError: if the run is of another kind, or was given other weights than the pair's.
+    """
+    card = PairCard.model_validate_json((folder / "pair.json").read_bytes())
+    raw, facts = _weights(run)
+    recipe = facts["recipe"]
+    if "model_sha256" not in recipe:
+        raise ValueError(f"--variance: got {run}, allowed: the folder of a target-variance or draft-variance run")
+    name = "draft-variance" if recipe["draft"] else "target-variance"
+    _check_variance(name, recipe, card.sha256)
+    (folder / f"{_PARTS[name]}.safetensors").write_bytes(raw)
+    sha256 = card.sha256 | {_PARTS[name]: hashlib.sha256(raw).hexdigest()}
+    training = card.training | {name: {"machine": machine, **facts}}
+    return _write_card(folder, card.model_copy(update={"sha256": sha256, "training": training}))
 
 
 def _training_rows(card: PairCard, parameters: dict[str, int]) -> list[str]:
     return [
         f"| {_TITLES.get(run, run)} | {parameters[_PARTS.get(run, run)] / 1e6:.2f} M "
-        f"| {facts['steps_done']:,} x {facts['recipe']['batch']} images "
+        f"| {facts['steps_done']:,} x {facts['recipe']['batch']} {'paths' if run in VARIANCES else 'images'} "
         f"| {facts['hours']} h, {facts['machine']} | {facts['final_loss']} |"
         for run, facts in card.training.items()
     ]
@@ -151,6 +187,12 @@ def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
             "`distil` fits the draft to its target. Its loss is the KL of a token's path above the hand-off in nats, "
             "without what holding a prediction costs.",
         ]
+    if card.training.keys() & set(VARIANCES):
+        lines += [
+            "",
+            "A posterior variance says how far a prediction that is held over several steps moves with their noise. "
+            "Its loss is the mean chance that the next step is refused.",
+        ]
     figures = _figure_rows(card) if "bench" in card.figures else []
     if figures:
         lines += [
@@ -179,10 +221,13 @@ def record_figures(folder: Path, bench: dict[str, Any], command: str) -> PairCar
     """
     if not isinstance(bench, dict) or "rows" not in bench or "machine" not in bench:
         raise ValueError("--bench: got another file, allowed: one that `spd bench --json` wrote")
-    path = folder / "pair.json"
-    card = PairCard.model_validate_json(path.read_bytes())
-    card = card.model_copy(update={"figures": {"command": command, "bench": bench}})
-    path.write_text(card.model_dump_json(indent=1) + "\n")
+    card = PairCard.model_validate_json((folder / "pair.json").read_bytes())
+    return _write_card(folder, card.model_copy(update={"figures": {"command": command, "bench": bench}}))
+
+
+def _write_card(folder: Path, card: PairCard) -> PairCard:
+    """The card for programs and, beside it, the one for people."""
+    (folder / "pair.json").write_text(card.model_dump_json(indent=1) + "\n")
     parts = {part: load_file(folder / f"{part}.safetensors") for part in card.sha256}
     parameters = {part: sum(tensor.numel() for tensor in weights.values()) for part, weights in parts.items()}
     (folder / "README.md").write_text(card_as_markdown(card, parameters))

@@ -8,6 +8,7 @@ from spd_core.models.mar import MarConfig
 from spd_core.train.causal import CausalRecipe
 from spd_core.train.distil import DistilRecipe
 from spd_core.train.mar import MarRecipe
+from spd_core.train.variance import VarianceRecipe
 
 
 def _fashion_mar(dims: int, encoder: int, decoder: int, heads: int, head_depth: int, head_width: int) -> MarConfig:
@@ -26,6 +27,7 @@ def _fashion_ar(dims: int, depth: int, heads: int, head_depth: int, head_width: 
     )  # fmt: skip
 
 
+FASHION_MAR_TARGET = _fashion_mar(256, 3, 4, 4, 3, 128)
 FASHION_AR_TARGET = _fashion_ar(256, 6, 4, 6, 128)
 FASHION_AR_DRAFT = _fashion_ar(128, 2, 4, 2, 128)
 
@@ -36,10 +38,8 @@ LAWS = {
     "fashion-ar": SamplerLaw(num_iter=64, head_steps=100, start_level=999, handoff_level=91, cfg=1.0),
 }
 
-RECIPES: dict[tuple[str, str], MarRecipe | CausalRecipe | DistilRecipe] = {
-    ("fashion-mar", "target"): MarRecipe(
-        model=_fashion_mar(256, 3, 4, 4, 3, 128), batch=64, steps=7000, head_repeats=2, ema=0.999
-    ),
+RECIPES: dict[tuple[str, str], MarRecipe | CausalRecipe | DistilRecipe | VarianceRecipe] = {
+    ("fashion-mar", "target"): MarRecipe(model=FASHION_MAR_TARGET, batch=64, steps=7000, head_repeats=2, ema=0.999),
     ("fashion-mar", "draft"): MarRecipe(
         model=_fashion_mar(96, 1, 2, 3, 2, 64), batch=64, steps=10_000, head_repeats=2, ema=0.999
     ),
@@ -58,4 +58,7 @@ RECIPES: dict[tuple[str, str], MarRecipe | CausalRecipe | DistilRecipe] = {
         ema=0.995,
         clip=10.0,  # the loss is in nats
     ),
+    ("fashion-mar", "target-variance"): VarianceRecipe(model=FASHION_MAR_TARGET, law=LAWS["fashion-mar"]),
+    ("fashion-ar", "target-variance"): VarianceRecipe(model=FASHION_AR_TARGET, law=LAWS["fashion-ar"]),
+    ("fashion-ar", "draft-variance"): VarianceRecipe(model=FASHION_AR_DRAFT, law=LAWS["fashion-ar"], draft=True),
 }

@@ -9,7 +9,8 @@ import torch
 
 from jobs import train
 from jobs.cli import main
-from jobs.train import acceptance_lines
+from jobs.plan import check_weights
+from jobs.train import acceptance_lines, following_lines
 from spd_core.law import SamplerLaw
 from spd_core.models.causal import CausalConfig
 from spd_core.pairs.pair import load_pair
@@ -18,6 +19,7 @@ from spd_core.train.acceptance import TeacherForced
 from spd_core.train.bundle import record_figures
 from spd_core.train.causal import CausalRecipe
 from spd_core.train.distil import DistilRecipe
+from spd_core.train.variance import Following, VarianceRecipe
 
 LAW = SamplerLaw(head_steps=10, handoff_level=91)
 CONFIG = CausalConfig(
@@ -25,10 +27,13 @@ CONFIG = CausalConfig(
     embed_dim=16, depth=1, num_heads=2, head_depth=1, head_width=16,
 )  # fmt: skip
 COMMON = {"model": CONFIG, "steps": 2, "batch": 8, "bf16": False}
+VARIANCE = {"model": CONFIG, "law": LAW, "steps": 2, "batch": 4, "images": 4, "tokens": 2}
 RECIPES = {
     ("tiny-ar", "target"): CausalRecipe(**COMMON),
     ("tiny-ar", "draft"): CausalRecipe(**COMMON, seed=1),
     ("tiny-ar", "distil"): DistilRecipe(**COMMON, target=CONFIG, law=LAW, stride=3),
+    ("tiny-ar", "target-variance"): VarianceRecipe(**VARIANCE),
+    ("tiny-ar", "draft-variance"): VarianceRecipe(**VARIANCE, draft=True),
 }
 
 
@@ -95,6 +100,70 @@ def test_acceptance_is_printed(tmp_path, capsys):
     assert lines[4].startswith("distil - draft, on the same noise: acceptance ")
 
 
+def test_variances_are_bundled(tmp_path, capsys):
+    out = _trained(tmp_path, "target", "draft", "distil")
+    capsys.readouterr()
+    for part in ("target-variance", "draft-variance"):
+        assert _spd_train(out, part, "--n", "3") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "6 paths among 3 test images"
+        assert [line.split(":")[0] for line in lines[1:]][-1].startswith("levels 999 to ")
+    _trained(out, "bundle")
+    pair = load_pair(str(out / "pair"))
+    assert pair.target_variance is not None and pair.draft_variance is not None
+    assert list(pair.card.training) == ["target", "draft", "distil", "target-variance", "draft-variance"]
+    for run, of in (("target-variance", "target"), ("draft-variance", "draft")):
+        recipe = pair.card.training[run]["recipe"]
+        assert recipe["model_sha256"] == pair.card.sha256[of]
+        assert not {"model", "law"} & recipe.keys()
+    check_weights(str(out / "pair"), pair.card.sha256)
+
+
+def test_a_variance_of_other_weights_is_not_bundled(tmp_path, capsys):
+    out = _trained(tmp_path, "target", "draft")
+    assert _spd_train(out, "draft-variance", "--from", str(out / "target/weights.safetensors"), "--n", "3") == 0
+    capsys.readouterr()
+    assert _spd_train(out, "bundle") == 2
+    assert "draft-variance: was given draft weights with sha256" in capsys.readouterr().err
+
+
+def test_a_variance_is_added_to_a_pair_whose_runs_are_gone(tmp_path, capsys):
+    pair, runs = tmp_path / "pair", tmp_path / "runs"
+    _trained(tmp_path, "target", "draft", "bundle")
+    before = load_pair(str(pair)).card
+    assert _spd_train(runs, "target-variance", "--target", str(pair / "target.safetensors"), "--n", "3") == 0
+    assert _spd_train(pair, "add", "--variance", str(runs / "target-variance")) == 0
+    after = load_pair(str(pair))
+    assert after.target_variance is not None and after.draft_variance is None
+    assert (pair / "target_variance.safetensors").read_bytes() == (
+        runs / "target-variance/weights.safetensors"
+    ).read_bytes()
+    assert {part: after.card.sha256[part] for part in before.sha256} == before.sha256
+    facts = after.card.training["target-variance"]
+    assert facts["steps_done"] == 2 and facts["recipe"]["images"] == 4 and facts["final_loss"] > 0
+    unchanged = {"sha256", "training"}
+    assert after.card.model_dump(exclude=unchanged) == before.model_dump(exclude=unchanged)
+    assert "| target's posterior variance | 0.0" in (pair / "README.md").read_text()
+    assert "x 4 paths" in (pair / "README.md").read_text()
+
+    capsys.readouterr()
+    card = (pair / "pair.json").read_bytes()
+    for run, message in (("target", "--variance: got"), ("", "--variance: got nothing")):
+        assert _spd_train(pair, "add", *(["--variance", str(tmp_path / run)] if run else [])) == 2
+        assert message in capsys.readouterr().err
+    assert _spd_train(runs, "draft-variance", "--from", str(pair / "target.safetensors"), "--n", "3") == 0
+    assert _spd_train(pair, "add", "--variance", str(runs / "draft-variance")) == 2
+    assert "draft-variance: was given draft weights with sha256" in capsys.readouterr().err
+    assert (pair / "pair.json").read_bytes() == card
+
+
+def test_what_following_is_worth_is_printed():
+    assert following_lines([Following((960, 805), 0.25, 0.01, 0.0075)]) == [
+        "levels 960 to 805: 0.25 of the squared movement explained, chance that the next step is refused 0.0100 held, "
+        "0.0075 followed"
+    ]
+
+
 def test_what_was_gained_is_measured_image_by_image():
     first, gain = torch.linspace(0.1, 0.9, 50), torch.tensor([0.04, 0.06]).repeat(25)
     found = {"draft": TeacherForced(first, first), "distil": TeacherForced(first + gain, first)}
@@ -107,12 +176,14 @@ def test_what_was_gained_is_measured_image_by_image():
 @pytest.mark.parametrize(
     ("what", "given", "message"),
     [
-        ("fashion-mar", ["--part", "distil"], "--part: got distil for fashion-mar, allowed: target, draft or bundle"),
+        ("fashion-mar", ["--part", "distil"], "--part: got distil for fashion-mar, allowed: target, draft, target-va"),
         ("fashion-mar", ["--part", "acceptance"], "--part: got acceptance for fashion-mar, allowed:"),
         ("tiny-ar", ["--part", "acceptance", "--n", "1"], "--n: got 1, allowed: 2..10000"),
         ("tiny-ar", ["--part", "acceptance", "--stride", "0"], "--stride: got 0, allowed: 1..1000"),
         ("tiny-ar", ["--part", "acceptance"], "without draft/weights.safetensors, allowed: a folder"),
         ("tiny-ar", ["--part", "distil"], "target/weights.safetensors"),
+        ("tiny-ar", ["--part", "target-variance"], "target/weights.safetensors"),
+        ("tiny-ar", ["--part", "draft-variance"], "draft/weights.safetensors"),
     ],
 )
 def test_wrong_input_is_one_line(what, given, message, tmp_path, capsys):

@@ -16,6 +16,7 @@ from spd_core.train.causal import CausalRecipe, handed_over, loss_of
 from spd_core.train.loop import batches, train
 from spd_core.train.mar import MarRecipe
 from spd_core.train.recipes import LAWS, RECIPES
+from spd_core.train.variance import VarianceRecipe
 from tests.tiny_causal import CONFIG
 from tests.tiny_pair import tiny_config
 
@@ -102,6 +103,10 @@ def test_recipes_fit_their_laws():
             assert recipe.handoff_level == LAWS[pair].handoff_level
     target, draft, distil = (RECIPES["fashion-ar", part] for part in ("target", "draft", "distil"))
     assert (distil.target, distil.model, distil.law) == (target.model, draft.model, LAWS["fashion-ar"])
+    for (pair, part), recipe in RECIPES.items():
+        if isinstance(recipe, VarianceRecipe):
+            assert (recipe.model, recipe.law) == (RECIPES[pair, part.removesuffix("-variance")].model, LAWS[pair])
+            assert recipe.draft == part.startswith("draft")
     assert distil.stride == Speculative().stride
     target, draft = target.build(), draft.build()
     sizes = [sum(p.numel() for p in model.parameters()) for model in (target, draft)]

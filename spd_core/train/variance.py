@@ -1,0 +1,262 @@
+"""Recipe of a posterior variance: how far a head's prediction moves with each step's noise, learned from its own paths.
+
+A frozen model is asked along plain paths of its law, ``y_{k-1} = mean + T s_k n``, with the data's own tokens around
+the one that is made. From one step to the next its prediction moves, in part with the noise n:
+
+    x0(y_{k-1}) - x0(y_k) ~ A diag(g_k) A^T n,    g_k = T (c_x0[k] / s_k) (1 - abar_k) v(z, t_k)
+
+with the axes A and the variances v that are learned (`spd_core.models.variance`). What is left over shifts the mean of
+step k - 1 by so many stds, D = |x0(y_{k-1}) - x0(y_k) - A diag(g_k) A^T n| c_x0[k-1] / (T s_{k-1}), and step k - 1 made
+with the followed prediction is refused with probability 1 - 2 Phi(-D / 2) (a learned variance taken for the fixed one).
+The loss is the mean of these probabilities: it weighs the steps by what they cost, and it is bounded. Steps after which
+nothing is tested are left out.
+
+Shape legend: n paths, B of a batch, N tokens of an image, D token dims, Z context dims, K steps that count, R rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from spd_core.decode.causal import PathLaw
+from spd_core.decode.head_speculation import SINGULAR
+from spd_core.decode.mar import contexts, guidance_scale, mask_lengths
+from spd_core.decode.path import LawHead
+from spd_core.diffusion import handoff_step, step_table
+from spd_core.law import SamplerLaw
+from spd_core.models.causal import Causal, CausalConfig
+from spd_core.models.mar import Mar, MarConfig
+from spd_core.models.variance import PosteriorVariance
+from spd_core.train.causal import handed_over
+from spd_core.train.loop import Recipe, train
+from spd_core.train.weights import fitted, read_weights
+
+#: Images whose contexts are computed at once.
+IMAGES = 32
+_CPU = torch.device("cpu")
+
+
+class VarianceRecipe(Recipe):
+    """The fit of a frozen model's posterior variance; a row of the data is a token's path with all its steps."""
+
+    steps: int = Field(3000, gt=0, description="optimiser steps")
+    batch: int = Field(64, gt=0, description="paths per step")
+    lr: float = Field(1e-2, gt=0, description="peak learning rate, AdamW, linear warm-up then cosine decay to zero")
+    warmup: int = Field(50, ge=0, description="warm-up steps")
+    weight_decay: float = Field(0.0, ge=0)
+    ema: float = Field(0.99, ge=0, lt=1, description="decay per step, shortened at the start")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    bf16: bool = Field(False, description="autocast to bfloat16")
+
+    model: MarConfig | CausalConfig = Field(description="of the frozen model")
+    law: SamplerLaw = Field(description="whose paths are walked")
+    draft: bool = Field(False, description="the frozen model is a causal draft, which stops at the hand-off")
+    images: int = Field(1024, gt=0, description="images whose tokens are walked to, each in a context of its own")
+    tokens: int = Field(16, gt=0, description="tokens an image")
+    model_sha256: str = Field("", description="of the frozen model's weights")
+
+    _model: Mar | Causal | None = PrivateAttr(None)
+
+    def given(self, weights: Path) -> Self:
+        """The recipe with the weights of the frozen model.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it does not hold the weights of such a model.
+        """
+        sha256, tensors = read_weights(weights)
+        recipe = self.model_copy(update={"model_sha256": sha256})
+        frozen = Mar(self.model) if isinstance(self.model, MarConfig) else Causal(self.model)
+        recipe._model = fitted(frozen, tensors, weights).eval().requires_grad_(False)
+        return recipe
+
+    @property
+    def frozen(self) -> Mar | Causal:
+        """The model whose predictions are followed.
+
+        Raises:
+            ValueError: if the recipe was not `given` it.
+        """
+        if self._model is None:
+            raise ValueError("weights: got none, allowed: a recipe that was `given` them")
+        return self._model
+
+    def fit(self, tokens_nND: Tensor, labels_n: Tensor, out: Path, save_every: int = 500) -> Path:
+        """Walks paths among the images, trains on them (`spd_core.train.loop.train`), returns the weights' path."""
+        paths = walk_paths(self, tokens_nND, labels_n, np.random.default_rng([self.seed, 3]))
+        return train(self, torch.stack([paths.moved, paths.noise], dim=2), paths.z, out, save_every)
+
+    def build(self) -> PosteriorVariance:
+        return PosteriorVariance.of(self.frozen.head)
+
+    def loss(self, model: nn.Module, data_B: Tensor, given_B: Tensor, rng: np.random.Generator) -> Tensor:
+        if not isinstance(model, PosteriorVariance):
+            raise TypeError(f"recipe of a PosteriorVariance, got {type(model).__name__}")
+        return refusal(shifts(model, self, Paths(given_B, *data_B.unbind(dim=2)))).mean()
+
+
+def load_variance(recipe: VarianceRecipe, path: Path) -> PosteriorVariance:
+    """The posterior variance that a finished run left at ``path``, in eval mode.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it does not hold weights of such sizes.
+    """
+    return fitted(recipe.build(), read_weights(path)[1], path).eval().requires_grad_(False)
+
+
+def counted_steps(recipe: VarianceRecipe) -> Tensor:
+    """int64 [K]: the steps whose noise moves a prediction that is tested, downwards.
+
+    The state after step k is left by step k - 1; step 0 is noiseless and always the model's own. Above `SINGULAR` no
+    prediction is held.
+    """
+    law = recipe.law
+    table = step_table(law.head_steps, law.start_level, _CPU)
+    last = handoff_step(law.head_steps, law.start_level, law.handoff_level) + 1 if recipe.draft else 1
+    k = torch.arange(law.head_steps - 1, last, -1)
+    return k[table.sqrt_recip[k] < SINGULAR] if isinstance(recipe.model, MarConfig) else k
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What n paths of a head show."""
+
+    z: Tensor  #: [n, Z] contexts, under guidance those with the class
+    moved: Tensor  #: [n, K, D] of the prediction over each step that counts
+    noise: Tensor  #: [n, K, D] of these steps
+
+
+@torch.no_grad()
+def walk_paths(recipe: VarianceRecipe, tokens_nND: Tensor, labels_n: Tensor, rng: np.random.Generator) -> Paths:
+    """Plain paths from pure noise, `tokens` for each of `images` random images, all randomness from ``rng``."""
+    chosen = torch.from_numpy(rng.permutation(len(tokens_nND))[: recipe.images])
+    at_law = LawHead(recipe.frozen.head, recipe.law)
+    parts = [
+        _walk(at_law, counted_steps(recipe), z, scale, rng)
+        for z, scale in _contexts(recipe, tokens_nND[chosen], labels_n[chosen], rng)
+    ]
+    return Paths(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _contexts(
+    recipe: VarianceRecipe, tokens_nND: Tensor, labels_n: Tensor, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Contexts [R, Z] (under guidance [2 R, Z], with the class first) and guidance weights [R, 1] of rows to make."""
+    for tokens, labels in zip(tokens_nND.split(IMAGES), labels_n.split(IMAGES), strict=True):
+        model = recipe.frozen
+        if isinstance(model, Mar):
+            yield _masked_contexts(model, recipe, tokens, labels, rng)
+        else:
+            yield _causal_contexts(model, recipe, tokens, labels, rng)
+
+
+def _causal_contexts(
+    model: Causal, recipe: VarianceRecipe, tokens: Tensor, labels: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    law, (batch, length, _) = recipe.law, tokens.shape
+    path = PathLaw(law, length)
+    table = step_table(law.head_steps, law.start_level, _CPU)
+    previous = handed_over(tokens, table.timesteps[path.handoff], rng).roll(1, dims=1)
+    z = [model(previous, labels)] + [model(previous, torch.full_like(labels, -1))] * (law.cfg != 1.0)
+    token = torch.from_numpy(rng.permuted(np.tile(np.arange(length), (batch, 1)), axis=1)[:, : recipe.tokens])
+    image = torch.arange(batch)[:, None]
+    return torch.cat([of[image, token].flatten(0, 1) for of in z]), path.scale(token.flatten())
+
+
+def _masked_contexts(
+    model: Mar, recipe: VarianceRecipe, tokens: Tensor, labels: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each image at a random iteration, drawn by the tokens that an iteration makes; rows are of masked tokens."""
+    law, (batch, length, _) = recipe.law, tokens.shape
+    after = torch.tensor(mask_lengths(length, law.num_iter))
+    before = torch.cat([torch.tensor([length]), after[:-1]])
+    order = torch.from_numpy(rng.permuted(np.tile(np.arange(length), (batch, 1)), axis=1))
+    # The token at order[p] is made in the iteration that goes from more than p masked tokens to at most p.
+    iteration = (before[None] > torch.from_numpy(rng.integers(0, length, (batch, 1)))).sum(dim=1) - 1
+    masked, left = before[iteration], after[iteration]
+    counts = length - masked
+    # order[masked:] is visible; padded to the same number in each image and sorted, padding last.
+    place = masked[:, None] + torch.arange(int(counts.max()))
+    visible = order.gather(1, place.clamp(max=length - 1)).where(place < length, length).sort(dim=1).values
+    visible = visible.where(visible < length, 0)
+    z = contexts(model, law, tokens, visible, labels, counts)
+    token = order.gather(1, torch.arange(recipe.tokens) % masked[:, None])
+    image = torch.arange(batch)[:, None]
+    rows = [of[image, token].flatten(0, 1) for of in (z.cond, z.null) if of is not None]
+    scale = torch.tensor([guidance_scale(law, length, int(of)) for of in left])
+    return torch.cat(rows), scale.repeat_interleave(recipe.tokens)[:, None]
+
+
+def _walk(
+    at_law: LawHead, counted_K: Tensor, z: Tensor, scale: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    head, rows, dims = at_law.bind(z, scale), len(scale), at_law.head.in_channels
+    row = torch.arange(rows)
+
+    def normals() -> Tensor:
+        return torch.from_numpy(rng.standard_normal((rows, dims), dtype=np.float32))
+
+    y, predictions, noises = normals(), [], []
+    first, last = at_law.law.head_steps - 1, int(counted_K[-1])
+    for step in range(first, last - 2, -1):
+        k = torch.full_like(row, step)
+        prediction, noise = head.predict(row, k, y), normals()
+        predictions.append(prediction.x0)
+        noises.append(noise)
+        y = head.mean(k, prediction.x0, y) + head.std(k, prediction.v) * noise
+    at = first - counted_K
+    x0 = torch.stack(predictions, dim=1)
+    return z[:rows], x0[:, at + 1] - x0[:, at], torch.stack(noises, dim=1)[:, at]
+
+
+def shifts(model: PosteriorVariance | None, recipe: VarianceRecipe, paths: Paths) -> Tensor:
+    """D [n, K] in stds of the next step; None: of predictions that are held and do not follow the noise."""
+    at_law, k = LawHead(recipe.frozen.head, recipe.law), counted_steps(recipe)
+    left = paths.moved
+    if model is not None:
+        levels = model.level_embeddings(torch.tensor(at_law.table.timesteps)[k])
+        gains = at_law.gains(model, k, levels + model.condition(paths.z)[:, None])
+        left = left - (paths.noise @ model.axes * gains) @ model.axes.T
+    # A norm has no gradient at 0.
+    return at_law.shift_per_x0[k - 1] * left.square().sum(dim=-1).add(1e-12).sqrt()
+
+
+def refusal(shift: Tensor) -> Tensor:
+    """Chance that a step is refused whose mean is ``shift`` stds off: the total variation of the two Gaussians."""
+    return torch.erf(shift / math.sqrt(8))
+
+
+@dataclass(frozen=True)
+class Following:
+    """What a posterior variance is worth over a band of steps, on paths that it was not trained on."""
+
+    levels: tuple[int, int]  #: timesteps, first and last
+    explained: float  #: share of the predictions' squared movement, in stds of the next step
+    held: float  #: mean chance that the next step is refused if the prediction is held
+    followed: float  #: the same if it follows the noise
+
+
+@torch.inference_mode()
+def followings(model: PosteriorVariance, recipe: VarianceRecipe, paths: Paths, bands: int) -> list[Following]:
+    """By equal bands of the steps, noisiest first."""
+    level = torch.tensor(step_table(recipe.law.head_steps, recipe.law.start_level, _CPU).timesteps)
+    columns = (level[counted_steps(recipe)], shifts(None, recipe, paths).T, shifts(model, recipe, paths).T)
+    return [
+        Following(
+            levels=(int(at[0]), int(at[-1])),
+            explained=1.0 - float(followed.square().mean() / held.square().mean()),
+            held=float(refusal(held).mean()),
+            followed=float(refusal(followed).mean()),
+        )
+        for at, held, followed in zip(*(column.tensor_split(bands) for column in columns), strict=True)
+    ]
