@@ -171,7 +171,10 @@ def decode_causal_plain(
     image = torch.arange(batch, device=labels_B.device)
     for first in range(0, length, DRAWN_AHEAD):
         block = torch.arange(first, min(first + DRAWN_AHEAD, length), device=labels_B.device)
-        drawn = noise_above(draws, image.repeat(len(block)), block.repeat_interleave(batch), path, canvas.x0.shape[-1])
+        images, tokens = image.repeat(len(block)), block.repeat_interleave(batch)
+        drawn = noise_above(draws, images, tokens, path, canvas.x0.shape[-1])
+        own = own_draws(draws, images, tokens, law)
+        own = own.ahead() if windows else own
         for place, position in enumerate(block.unbind()):
             rows = slice(place * batch, (place + 1) * batch)
             at = position.expand(batch)
@@ -179,8 +182,7 @@ def decode_causal_plain(
                 z = reader.read(previous_tokens(canvas.states, image, at, 1), at)[:, :, 0]
             with meter.span("head"):
                 noise = PathNoise(drawn.start[rows], drawn.step[rows], drawn.offset)
-                own = own_draws(draws, image, at, law)
-                made = path_above(head.bind(z.flatten(0, 1), path.scale(at)), path, noise, own, windows)
+                made = path_above(head.bind(z.flatten(0, 1), path.scale(at)), path, noise, own.of(rows), windows)
             canvas.states[:, position], canvas.x0[:, position], canvas.z[:, :, position] = made.end, made.x0, z
             meter.add(
                 target_context_calls=1,
@@ -188,6 +190,6 @@ def decode_causal_plain(
                 target_head_calls=made.calls,
                 target_head_rows=made.rows * reader.copies,
             )
-    tokens = finish(head, path, canvas, draws, windows, meter)
+    clean = finish(head, path, canvas, draws, windows, meter)
     rounds = torch.full((batch,), length)
-    return Decoded(tokens, rounds, DraftRecords.concatenate([]), dict(meter.counts), meter.seconds())
+    return Decoded(clean, rounds, DraftRecords.concatenate([]), dict(meter.counts), meter.seconds())

@@ -19,6 +19,7 @@ S all steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from spd_core.decode.path import (
     Trace,
     windows_by_step,
 )
+from spd_core.diffusion import step_table
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead
 
@@ -64,6 +66,10 @@ class LogStds:
     last: Tensor  #: [R, D] log std that the noiseless last step would have had
     total: Tensor  #: [R, D] sum of log std over the noisy steps, without temperature
 
+    @staticmethod
+    def zeros(like: Tensor) -> LogStds:
+        return LogStds(torch.zeros_like(like), torch.zeros_like(like))
+
 
 def speculate_head(
     head: BoundHead,
@@ -92,91 +98,100 @@ def speculate_head(
         the path and its log stds (zeros for a fixed variance).
     """
     rows, dims = y_RD.shape
-    device = y_RD.device
-    table, learned = head.table, head.at_law.learned_variance
-    window_S = windows_by_step(windows, head.at_law.law.head_steps, device)
-    usable_S = (table.sqrt_recip < SINGULAR) | torch.tensor(not learned, device=device)
+    device, at_law = y_RD.device, head.at_law
+    learned = at_law.learned_variance
+    length_S = _lengths(windows, at_law.law.head_steps, at_law.law.start_level, last, learned, device)
     uniform_RS = draws.uniforms()
     head.hoist(first, last)
 
-    y = y_RD.clone()
-    x0 = torch.zeros_like(y) if held_x0_RD is None else held_x0_RD.clone()
-    v = torch.zeros_like(y) if learned else None
-    log_stds = LogStds(torch.zeros_like(y), torch.zeros_like(y))
-    k_R = torch.full((rows,), first, device=device)
+    ends, newest, log_stds = torch.empty_like(y_RD), torch.empty_like(y_RD), LogStds.zeros(y_RD)
     kept = Trace(*(torch.zeros(rows, first - last + 1, dims, device=device) for _ in range(3))) if trace else None
     calls = evaluations = 0
-    active = torch.arange(rows, device=device)
-    while len(active):
-        at = k_R[active]
-        length_A = torch.minimum(window_S[at], at - last + 1)
-        # A singular prediction is not worth holding over even one more step: such a step is made alone.
-        length_A = torch.where(usable_S[at], length_A, 1)
+    # Of the active rows: which they are, their next step, state and held prediction.
+    row, k_A, y = torch.arange(rows, device=device), torch.full((rows,), first, device=device), y_RD
+    x0 = torch.zeros_like(y) if held_x0_RD is None else held_x0_RD
+    v = torch.zeros_like(y) if learned else None
+    while len(row):
+        length_A = length_S[k_A]
         ahead = torch.arange(int(length_A.max()), device=device)
-        k_AL = (at[:, None] - ahead).clamp(min=last)
-        inside_AL = ahead < length_A[:, None]
+        k_AL = (k_A[:, None] - ahead).clamp(min=last)
 
         # 1. Roll ahead.
-        held = Prediction(x0[active], None if v is None else v[active])
-        held_v = None if held.v is None else held.v[:, None].expand(-1, len(ahead), -1)
-        drawn = noise.of_steps(active[:, None], k_AL)
-        held_x0 = head.follow(active, k_AL, held.x0, drawn)
-        after = head.roll(k_AL, y[active], held_x0, head.std(k_AL, held_v) * drawn)
-        before = torch.cat([y[active, None], after[:, :-1]], dim=1)
+        held_v = None if v is None else v[:, None].expand(-1, len(ahead), -1)
+        drawn = noise.of_steps(row[:, None], k_AL)
+        held_x0 = head.follow(row, k_AL, x0, drawn)
+        after = head.roll(k_AL, y, held_x0, head.std(k_AL, held_v) * drawn)
+        before = torch.cat([y[:, None], after[:, :-1]], dim=1)
 
         # 2. One batch.
-        true, evaluated = _evaluated(head, active, k_AL, before, inside_AL)
+        true, evaluated = _evaluated(head, row, k_AL, before, ahead < length_A[:, None])
         calls, evaluations = calls + 1, evaluations + evaluated
 
-        # 3. Test; the step after the last one that stands is where the round ends.
-        noisy_AL = k_AL > 0
-        uniform_AL = uniform_RS[active[:, None], k_AL]
+        # 3. Test; the round ends with the first step that is refused, or with the window's last. What is found past a
+        # window's end is never looked at.
+        uniform_AL = uniform_RS[row[:, None], k_AL]
         if head.equal_stds:
-            shift = head.shift(k_AL, held_x0, true.x0, true.v)
-            accepted, result_noise = reflect(drawn, shift, uniform_AL)
+            accepted, result_noise = reflect(drawn, head.shift(k_AL, held_x0, true.x0, true.v), uniform_AL)
         else:
             p, q = _transitions(head, k_AL, before, true, Prediction(held_x0, held_v))
-            log_ratio = p.log_density(after) - q.log_density(after)
-            accepted = accept(log_ratio, uniform_AL)
+            accepted = accept(p.log_density(after) - q.log_density(after), uniform_AL)
             result_noise = (after - p.mean) / p.std
-        stands_A = torch.minimum(first_refusal(accepted & noisy_AL & inside_AL), length_A - 1)
-        a = torch.arange(len(active), device=device)
+        stands_A = torch.minimum(first_refusal(accepted), length_A - 1)
+        end = (torch.arange(len(row), device=device), stands_A)
+        end_k = k_A - stands_A
 
-        # 4. The state after the round's last step: drafted, or the correction.
-        end_k, end_x0 = k_AL[a, stands_A], true.x0[a, stands_A]
-        drafted_ok = accepted[a, stands_A] & noisy_AL[a, stands_A]
-        mean = head.mean(end_k, end_x0, before[a, stands_A])
+        # 4. The state after the round's last step, the coupling's correction if it was refused. Reflection gives the
+        # noise of either; a noiseless step has none.
+        end_x0, end_v = true.x0[end], None if true.v is None else true.v[end]
+        mean = head.mean(end_k, end_x0, before[end])
         if head.equal_stds:
-            end_v = None if true.v is None else true.v[a, stands_A]
-            corrected = mean + head.std(end_k, end_v) * result_noise[a, stands_A]
+            y = mean + head.std(end_k, end_v) * result_noise[end]
         else:
-            corrected = mean.clone()
-            refused = (~drafted_ok & noisy_AL[a, stands_A]).nonzero()[:, 0]
+            y = torch.where((accepted[end] & (end_k > 0))[:, None], after[end], mean)
+            refused = (~accepted[end] & (end_k > 0)).nonzero()[:, 0]
             if len(refused):
-                ends = (refused, stands_A[refused])
-                p_end, q_end = (Gaussian(g.mean[ends], g.std[ends]) for g in (p, q))
-                corrected[refused] = _residual(p_end, q_end, draws, active[refused], end_k[refused])
-                result_noise[ends] = (corrected[refused] - p_end.mean) / p_end.std
-        y[active] = torch.where(drafted_ok[:, None], after[a, stands_A], corrected)
+                at = (refused, stands_A[refused])
+                p_end, q_end = (Gaussian(g.mean[at], g.std[at]) for g in (p, q))
+                y[refused] = _residual(p_end, q_end, draws, row[refused], end_k[refused])
+                result_noise[at] = (y[refused] - p_end.mean) / p_end.std
 
         # 5. Go on with the newest prediction.
-        worth = usable_S[end_k][:, None]
-        newest = end_x0 + head.moved(active, end_k, result_noise[a, stands_A])
-        x0[active] = torch.where(worth, newest, held.x0)
-        made_AL = ahead <= stands_A[:, None]
+        moved_x0 = end_x0 + head.moved(row, end_k, result_noise[end])
         if v is not None and true.v is not None:
-            v[active] = true.v[a, stands_A]
+            # A singular prediction is not worth holding.
+            x0 = torch.where((at_law.table.sqrt_recip[end_k] < SINGULAR)[:, None], moved_x0, x0)
+            v = end_v
+            made_AL = (ahead <= stands_A[:, None]) & (k_AL > 0)
             log_std = head.log_std(k_AL, true.v)
-            log_stds.total[active] += (log_std * (made_AL & noisy_AL)[..., None]).sum(dim=1)
-            log_stds.last[active] = log_std[a, stands_A]
+            log_stds.total[row] += (log_std * made_AL[..., None]).sum(dim=1)
+            log_stds.last[row] = log_std[end]
+        else:
+            x0 = moved_x0
         if kept is not None:
-            which, step = made_AL.nonzero(as_tuple=True)
-            place = (active[which], first - k_AL[which, step])
+            which, step = (ahead <= stands_A[:, None]).nonzero(as_tuple=True)
+            place = (row[which], first - k_AL[which, step])
             for column, values in ((kept.states, before), (kept.x0, true.x0), (kept.noise, result_noise)):
                 column[place] = values[which, step]
-        k_R[active] = end_k - 1
-        active = active[end_k > last]
-    return Path(y, x0, calls, evaluations, kept), log_stds
+        k_A = end_k - 1
+        going = end_k > last
+        if not bool(going.all()):
+            done = row[~going]
+            ends[done], newest[done] = y[~going], x0[~going]
+            row, k_A, y, x0 = row[going], k_A[going], y[going], x0[going]
+            v = None if v is None else v[going]
+    return Path(ends, newest, calls, evaluations, kept), log_stds
+
+
+@lru_cache(maxsize=16)
+def _lengths(
+    windows: tuple[int, ...], steps: int, start_level: int, last: int, learned: bool, device: torch.device
+) -> Tensor:
+    """int64 [S]: steps of a window begun at each step k; it ends at ``last``, and a singular step is made alone."""
+    length = torch.minimum(
+        windows_by_step(windows, steps, device), torch.arange(1 - last, steps + 1 - last, device=device)
+    )
+    singular = step_table(steps, start_level, device).sqrt_recip >= SINGULAR
+    return torch.where(singular, 1, length) if learned else length
 
 
 def _evaluated(

@@ -11,7 +11,7 @@ D token dims, Z context dims, W head width, L steps of a window.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 
@@ -253,10 +253,23 @@ class HeadDraws:
     token: Tensor
     salt: Tensor
     steps: int
+    #: [R, S] what `uniforms` gives, where it was drawn for more rows at once
+    drawn: Tensor | None = None
 
     def uniforms(self) -> Tensor:
         """[R, S], one per step of the path."""
+        if self.drawn is not None:
+            return self.drawn
         return self.draws.uniforms(Purpose.HEAD_ACCEPT, self.image, self.token, self.steps, self.salt)
+
+    def ahead(self) -> HeadDraws:
+        """The same, the uniforms drawn now: cut into parts by `of`, they cost one draw."""
+        return replace(self, drawn=self.uniforms())
+
+    def of(self, rows: slice) -> HeadDraws:
+        """Those of some rows."""
+        drawn = None if self.drawn is None else self.drawn[rows]
+        return HeadDraws(self.draws, self.image[rows], self.token[rows], self.salt[rows], self.steps, drawn)
 
     def proposals(self, row: Tensor, k: Tensor, attempt: int, count: int, dims: int) -> tuple[Tensor, Tensor]:
         """Normals [M, count, D] and uniforms [M, count] for the residuals of steps ``k`` of rows ``row``."""

@@ -82,8 +82,6 @@ class Pair:
     draft: Mar | Causal | None
     device: torch.device
     vae: KlVae | None = None
-    target_variance: PosteriorVariance | None = None  #: None: held predictions of the target stay as they are
-    draft_variance: PosteriorVariance | None = None
 
     def to_images(self, tokens_BND: Tensor) -> Tensor:
         """uint8 images [B, H, W, C] on the CPU.
@@ -176,11 +174,11 @@ def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True)
     folder, card = pair_folder(name), load_card(name)
     small_config, codec = card.draft, card.codec
     target = _load_part(folder, card, "target", lambda: _model(card.target)).to(device)
-    target_variance = _load_variance(folder, card, "target_variance", target)
-    small = draft_variance = vae = None
+    target.head.variance = _load_variance(folder, card, "target_variance", target)
+    small = vae = None
     if draft and small_config is not None:
         small = _load_part(folder, card, "draft", lambda: _model(small_config)).to(device)
-        draft_variance = _load_variance(folder, card, "draft_variance", small)
+        small.head.variance = _load_variance(folder, card, "draft_variance", small)
     if isinstance(codec, KlCodec) and "vae" in card.sha256:
         vae = _load_part(folder, card, "vae", lambda: KlVae(codec.vae)).to(device)
-    return Pair(card, target, small, torch.device(device), vae, target_variance, draft_variance)
+    return Pair(card, target, small, torch.device(device), vae)

@@ -110,7 +110,7 @@ def test_variances_are_bundled(tmp_path, capsys):
         assert [line.split(":")[0] for line in lines[1:]][-1].startswith("levels 999 to ")
     _trained(out, "bundle")
     pair = load_pair(str(out / "pair"))
-    assert pair.target_variance is not None and pair.draft_variance is not None
+    assert pair.target.head.variance is not None and pair.draft.head.variance is not None
     assert list(pair.card.training) == ["target", "draft", "distil", "target-variance", "draft-variance"]
     for run, of in (("target-variance", "target"), ("draft-variance", "draft")):
         recipe = pair.card.training[run]["recipe"]
@@ -134,7 +134,7 @@ def test_a_variance_is_added_to_a_pair_whose_runs_are_gone(tmp_path, capsys):
     assert _spd_train(runs, "target-variance", "--target", str(pair / "target.safetensors"), "--n", "3") == 0
     assert _spd_train(pair, "add", "--variance", str(runs / "target-variance")) == 0
     after = load_pair(str(pair))
-    assert after.target_variance is not None and after.draft_variance is None
+    assert after.target.head.variance is not None and after.draft.head.variance is None
     assert (pair / "target_variance.safetensors").read_bytes() == (
         runs / "target-variance/weights.safetensors"
     ).read_bytes()

@@ -88,7 +88,7 @@ def test_reflection_with_learned_variances_is_caught():
         patch.object(BoundHead, "equal_stds", True),
         patch.object(BoundHead, "shift", lambda *a: right(*a).nan_to_num(0.0, 0.0, 0.0)),
     ):
-        path, _ = _windowed(LAW, (4, 3))
+        path, _ = _windowed(LAW, (12,))
     assert path.end.isfinite().all()
     assert marginal_p_value(_plain(LAW), path.end) < 1e-6
 

@@ -256,15 +256,16 @@ def folder(tmp_path):
 
 def test_a_pair_may_have_variances(folder, tmp_path):
     pair = load_pair(str(folder))
-    for part, model in (("target_variance", pair.target_variance), ("draft_variance", pair.draft_variance)):
+    for part, model in (("target_variance", pair.target.head.variance), ("draft_variance", pair.draft.head.variance)):
         saved = load_file(folder / f"{part}.safetensors")
         assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
         assert not any(p.requires_grad for p in model.parameters())
-    assert pair.target_variance.relative(pair.target_variance.condition(torch.randn(3, 16))).shape == (3, 8)
+    variance = pair.target.head.variance
+    assert variance.relative(variance.condition(torch.randn(3, 16))).shape == (3, 8)
     alone = load_pair(str(folder), draft=False)
-    assert alone.target_variance is not None and alone.draft_variance is None
+    assert alone.target.head.variance is not None and alone.draft is None
     without = load_pair(str(make_tiny_causal_pair(tmp_path / "without")))
-    assert without.target_variance is None and without.draft_variance is None
+    assert without.target.head.variance is None and without.draft.head.variance is None
 
 
 @pytest.mark.parametrize("part", ["target_variance", "draft_variance"])
