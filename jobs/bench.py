@@ -31,7 +31,7 @@ from jobs.bench_entries import (
 from jobs.bench_measure import Bench, Tally, Timed, loaded, measure_quality, measure_speed, speed_figures
 from jobs.bench_table import Row, as_json, as_markdown
 from jobs.spec import SpecError, load_spec
-from spd_core.law import HEAD_WINDOWS, Acceptance, Plain, SamplerLaw, Speculative
+from spd_core.law import Acceptance, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import PairCard, load_card
 from workers.machine import describe_machine
 
@@ -230,7 +230,7 @@ def _checked(args: argparse.Namespace) -> None:
 
 
 def _entries(args: argparse.Namespace, card: PairCard, law: SamplerLaw) -> list[Entry]:
-    windows = [tuple(args.head_window)] if args.head_window else HEAD_WINDOWS[card.family]
+    windows = [tuple(args.head_window)] if args.head_window else card.windows
     gammas = list(args.gamma or GAMMAS[card.family])
     if card.family == "causal":
         deltas, radii = list(DELTAS) if args.delta is None else args.delta, args.radius or []

@@ -16,13 +16,15 @@ from jobs.spec import SpecError
 from spd_core.codec import PixelCodec
 from spd_core.data import load_fashion_mnist
 from spd_core.law import Speculative
+from spd_core.pairs.pair import load_pair
 from spd_core.quality.intervals import Interval, mean_interval
 from spd_core.train.acceptance import TeacherForced, teacher_forced
-from spd_core.train.bundle import VARIANCES, add_variance, bundle, record_figures
+from spd_core.train.bundle import VARIANCES, add_variance, bundle, record_figures, record_windows
 from spd_core.train.distil import DistilRecipe, load_causal
 from spd_core.train.mar import train
 from spd_core.train.recipes import LAWS, RECIPES
 from spd_core.train.variance import Following, VarianceRecipe, followings, load_variance, walk_paths
+from spd_core.train.windows import tuned_windows
 
 _WEIGHTS = "weights.safetensors"
 
@@ -35,9 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--part",
-        choices=["target", "draft", "distil", *VARIANCES, "acceptance", "bundle", "add", "figures"],
+        choices=["target", "draft", "distil", *VARIANCES, "acceptance", "bundle", "add", "windows", "figures"],
         help="of a pair: train one, fit the draft to the target, learn how a model's predictions follow the noise, "
-        "print what the target accepts, make the folder, or put into it a variance or, in its card, measured figures",
+        "print what the target accepts, make the folder; or put into the folder a variance, tuned windows of head "
+        "self-speculation or measured figures",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of checkpoint, loss curve and weights")
     parser.add_argument(
@@ -65,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Speculative().stride,
         help="acceptance: steps for which the draft holds each prediction",
     )
-    parser.add_argument("--n", type=int, default=200, help="acceptance, variances: test images")
+    parser.add_argument(
+        "--n", type=int, default=200, help="acceptance, variances: test images; windows: training images"
+    )
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the recipe's")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--data", metavar="DIR", help="folder of the Fashion-MNIST idx files")
@@ -166,6 +171,22 @@ def following_lines(bands: Sequence[Following]) -> list[str]:
     ]
 
 
+def _windows(args: argparse.Namespace, folder: Path) -> None:
+    """Tunes the pair in ``folder`` on training images, writes its card and prints what the schedules should cost."""
+    if not 1 <= args.n <= 10_000:
+        raise SpecError(f"--n: got {args.n}, allowed: 1..10000")
+    images, labels = load_fashion_mnist("train", args.data)
+    pair = load_pair(str(folder), draft=False)
+    found = tuned_windows(pair, PixelCodec().encode(images[: args.n]), labels[: args.n])
+    record_windows(folder, [tuned.windows for tuned in found])
+    lines = [
+        f"windows {'/'.join(map(str, tuned.windows))}: {tuned.calls:.2f} calls, "
+        f"{tuned.rows / tuned.steps:.2f} x the rows of plain decoding's {tuned.steps} steps"
+        for tuned in found
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
 def _machine(args: argparse.Namespace) -> str:
     return f"{platform.machine()} CPU, {args.threads} torch thread(s) a model"
 
@@ -197,6 +218,8 @@ def run(args: argparse.Namespace) -> int:
                     "--variance: got nothing, allowed: the folder of a target-variance or draft-variance run"
                 )
             add_variance(out, Path(args.variance), _machine(args))
+        elif args.part == "windows":
+            _windows(args, out)
         elif args.part == "acceptance":
             _acceptance(args, out, target)
         elif args.part == "figures":

@@ -238,6 +238,18 @@ def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tenso
     return torch.cat([value for _, value in picked])[torch.argsort(done)[torch.argsort(torch.argsort(rows_R))]]
 
 
+def change_noise(noise: Tensor, shift: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """A draw of one Gaussian as a draw of another: its noise there [..., D], log [...] of other law / own law.
+
+    Args:
+        noise: (y - own mean) / own std of the draw y.
+        shift: (own mean - other mean) / own std.
+        log_scale: log of own std / other std.
+    """
+    result = log_scale.exp() * (noise + shift)
+    return result, (0.5 * (noise.square() - result.square()) + log_scale).sum(dim=-1)
+
+
 def reflect(noise_RD: Tensor, shift_RD: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
     """Reflection-maximal coupling of N(m_q, s) and N(m_p, s), exact for equal stds only.
 

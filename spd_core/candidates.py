@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from spd_core.law import HEAD_WINDOWS, Acceptance, Auto, Choice, Cspd, Method, Plain, Speculative
+from spd_core.law import Acceptance, Auto, Choice, Cspd, Method, Plain, Speculative
 from spd_core.pairs.pair import PairCard
 
 #: Batch sizes of ``batch: auto``, as far as they fit into a shard.
@@ -17,7 +17,7 @@ CSPD_GAMMAS = (8, 32)
 
 def _offered(card: PairCard, auto: Auto) -> Iterator[Method]:
     """Every method that could pay on the pair, whatever it promises."""
-    windows = HEAD_WINDOWS[card.family]
+    windows = card.windows
     yield Plain()
     for window in windows:
         yield Plain(head_window=window)

@@ -45,19 +45,18 @@ def image_seed(job_seed: int, request_id: str) -> int:
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Four words of 32 random bits per counter; all tensors int64 holding 32-bit values, broadcast together."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    even, odd = torch.stack([c0, c2]), torch.stack([c1, c3])
+    bumps = torch.tensor([[n * weyl for weyl in _WEYL] for n in range(_ROUNDS)], device=c0.device)
+    keys = (torch.stack(torch.broadcast_tensors(*key)) + bumps.view(_ROUNDS, 2, *[1] * key[0].dim())) & _MASK
+    multipliers = torch.tensor(_MULTIPLIERS, device=c0.device).view(2, *[1] * c0.dim())
+    for round_key in keys:
         # The 64-bit product wraps in int64; its bits are right, so shift and mask give both halves.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+        product = even * multipliers
+        high = product.flip(0)
+        low = high & _MASK
+        even, odd = (high >> 32).bitwise_and_(_MASK).bitwise_xor_(odd).bitwise_xor_(round_key), low
+    return even[0], odd[0], even[1], odd[1]
 
 
 def _open_uniform(words: Tensor) -> Tensor:

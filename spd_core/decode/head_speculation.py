@@ -24,7 +24,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from spd_core.accept import Gaussian, accept, first_refusal, reflect, sample_residual
+from spd_core.accept import accept, change_noise, first_refusal, reflect, sample_residual
 from spd_core.decode.path import (
     BoundHead,
     HeadDraws,
@@ -43,7 +43,9 @@ from spd_core.models.head import DiffusionHead
 SINGULAR = 30.0
 #: Residual proposals of a row: so many at once at first, four times as many at each further attempt up to the second
 #: number; attempts go on until one is kept.
-PROPOSALS = (16, 4096)
+PROPOSALS = (48, 4096)
+#: First proposals for this many refusals of a path are drawn at once, while a batch has no more than this many rows.
+STOCK = (8, 16)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def speculate_head(
     calls = evaluations = 0
     # Of the active rows: which they are, their next step, state and held prediction.
     row, k_A, y = torch.arange(rows, device=device), torch.full((rows,), first, device=device), y_RD
+    residuals = None if head.equal_stds else _Residuals(draws, rows, dims)
     x0 = torch.zeros_like(y) if held_x0_RD is None else held_x0_RD
     v = torch.zeros_like(y) if learned else None
     while len(row):
@@ -120,7 +123,8 @@ def speculate_head(
         held_v = None if v is None else v[:, None].expand(-1, len(ahead), -1)
         drawn = noise.of_steps(row[:, None], k_AL)
         held_x0 = head.follow(row, k_AL, x0, drawn)
-        after = head.roll(k_AL, y, held_x0, head.std(k_AL, held_v) * drawn)
+        held_std = head.std(k_AL, held_v)
+        after = head.roll(k_AL, y, held_x0, held_std * drawn)
         before = torch.cat([y[:, None], after[:, :-1]], dim=1)
 
         # 2. One batch.
@@ -130,41 +134,38 @@ def speculate_head(
         # 3. Test; the round ends with the first step that is refused, or with the window's last. What is found past a
         # window's end is never looked at.
         uniform_AL = uniform_RS[row[:, None], k_AL]
-        if head.equal_stds:
-            accepted, result_noise = reflect(drawn, head.shift(k_AL, held_x0, true.x0, true.v), uniform_AL)
+        shift = head.shift(k_AL, held_x0, true.x0, held_std if learned else None)
+        scaled_v = None if true.v is None else at_law.table.v_scale[k_AL][..., None] * true.v
+        if residuals is None or held_v is None or scaled_v is None:
+            accepted, result_noise = reflect(drawn, shift, uniform_AL)
         else:
-            p, q = _transitions(head, k_AL, before, true, Prediction(held_x0, held_v))
-            accepted = accept(p.log_density(after) - q.log_density(after), uniform_AL)
-            result_noise = (after - p.mean) / p.std
+            log_scale = at_law.table.v_scale[k_AL][..., None] * held_v - scaled_v
+            result_noise, log_ratio = change_noise(drawn, shift, log_scale)
+            accepted = accept(log_ratio, uniform_AL)
         stands_A = torch.minimum(first_refusal(accepted), length_A - 1)
         end = (torch.arange(len(row), device=device), stands_A)
         end_k = k_A - stands_A
 
-        # 4. The state after the round's last step, the coupling's correction if it was refused. Reflection gives the
-        # noise of either; a noiseless step has none.
+        # 4. The state after the round's last step, the coupling's correction if it was refused, by its noise under the
+        # true prediction. Reflection gives it for either; the noiseless step uses none.
         end_x0, end_v = true.x0[end], None if true.v is None else true.v[end]
-        mean = head.mean(end_k, end_x0, before[end])
-        if head.equal_stds:
-            y = mean + head.std(end_k, end_v) * result_noise[end]
-        else:
-            y = torch.where((accepted[end] & (end_k > 0))[:, None], after[end], mean)
+        if residuals is not None:
             refused = (~accepted[end] & (end_k > 0)).nonzero()[:, 0]
             if len(refused):
                 at = (refused, stands_A[refused])
-                p_end, q_end = (Gaussian(g.mean[at], g.std[at]) for g in (p, q))
-                y[refused] = _residual(p_end, q_end, draws, row[refused], end_k[refused])
-                result_noise[at] = (y[refused] - p_end.mean) / p_end.std
+                result_noise[at] = residuals.draw(row[refused], shift[at], log_scale[at])
+        end_noise = result_noise[end]
+        y = head.mean(end_k, end_x0, before[end]) + head.std(end_k, end_v) * end_noise
 
         # 5. Go on with the newest prediction.
-        moved_x0 = end_x0 + head.moved(row, end_k, result_noise[end])
-        if v is not None and true.v is not None:
+        moved_x0 = end_x0 + head.moved(row, end_k, end_noise)
+        if v is not None and end_v is not None and scaled_v is not None:
             # A singular prediction is not worth holding.
             x0 = torch.where((at_law.table.sqrt_recip[end_k] < SINGULAR)[:, None], moved_x0, x0)
             v = end_v
             made_AL = (ahead <= stands_A[:, None]) & (k_AL > 0)
-            log_std = head.log_std(k_AL, true.v)
-            log_stds.total[row] += (log_std * made_AL[..., None]).sum(dim=1)
-            log_stds.last[row] = log_std[end]
+            log_stds.total[row] += (scaled_v * made_AL[..., None]).sum(dim=1)
+            log_stds.last[row] = scaled_v[end]
         else:
             x0 = moved_x0
         if kept is not None:
@@ -179,6 +180,9 @@ def speculate_head(
             ends[done], newest[done] = y[~going], x0[~going]
             row, k_A, y, x0 = row[going], k_A[going], y[going], x0[going]
             v = None if v is None else v[going]
+    if learned:
+        middle = at_law.table.log_std_mid
+        log_stds = LogStds(log_stds.last + middle[last], log_stds.total + middle[max(last, 1) : first + 1].sum())
     return Path(ends, newest, calls, evaluations, kept), log_stds
 
 
@@ -208,25 +212,42 @@ def _evaluated(
     return Prediction(x0, v), len(which)
 
 
-def _transitions(
-    head: BoundHead, k_AL: Tensor, before: Tensor, true: Prediction, held: Prediction
-) -> tuple[Gaussian, Gaussian]:
-    """The true and the held transition out of each state; at the noiseless step a std of 1 stands in for 0."""
-    noiseless = (k_AL == 0)[..., None]
-    p_std, q_std = (head.std(k_AL, v).masked_fill(noiseless, 1.0) for v in (true.v, held.v))
-    p_mean, q_mean = (head.mean(k_AL, prediction.x0, before) for prediction in (true, held))
-    return Gaussian(p_mean, p_std), Gaussian(q_mean, q_std)
+class _Residuals:
+    """Draws from Norm[(p - q)_+] of single steps with learned variances, as noise of p.
 
+    Both transitions are known Gaussians, so proposals cost no head call.
+    """
 
-def _residual(p: Gaussian, q: Gaussian, draws: HeadDraws, row_M: Tensor, k_M: Tensor) -> Tensor:
-    """Draws [M, D] from Norm[(p - q)_+] of single steps: both are known Gaussians, so proposals cost no head call."""
-    dims = p.mean.shape[-1]
+    def __init__(self, draws: HeadDraws, rows: int, dims: int) -> None:
+        self.draws, self.dims = draws, dims
+        self.made = torch.zeros_like(draws.salt)  # [R] refusals so far
+        self.stock: tuple[Tensor, Tensor] | None = None
+        if rows <= STOCK[1]:
+            refusal = torch.arange(STOCK[0], device=self.made.device).repeat(rows)
+            row = torch.arange(rows, device=self.made.device).repeat_interleave(STOCK[0])
+            normals, uniforms = draws.proposals(row, refusal, 0, PROPOSALS[0], dims)
+            self.stock = normals.unflatten(0, (rows, -1)), uniforms.unflatten(0, (rows, -1))
 
-    def propose(at: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
-        count = min(PROPOSALS[0] * 4**attempt, PROPOSALS[1])
-        normals, uniforms = draws.proposals(row_M[at], k_M[at], attempt, count, dims)
-        wide_p, wide_q = (Gaussian(g.mean[at, None], g.std[at, None]) for g in (p, q))
-        y = torch.addcmul(wide_p.mean, wide_p.std, normals)
-        return y, wide_p.log_density(y) - wide_q.log_density(y), uniforms
+    def draw(self, row_M: Tensor, shift_MD: Tensor, log_scale_MD: Tensor) -> Tensor:
+        """[M, D] for refused steps of rows ``row_M``.
 
-    return sample_residual(torch.arange(len(row_M), device=row_M.device), propose)
+        Args:
+            row_M: distinct rows.
+            shift_MD: (mean of q - mean of p) / std of q.
+            log_scale_MD: log of std of q / std of p.
+        """
+        refusal = self.made[row_M]
+        self.made[row_M] += 1
+        back = -shift_MD * log_scale_MD.exp()
+
+        def propose(at: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
+            normals, uniforms = self._proposals(row_M[at], refusal[at], attempt)
+            _, log_inverse = change_noise(normals, back[at, None], -log_scale_MD[at, None])
+            return normals, -log_inverse, uniforms
+
+        return sample_residual(torch.arange(len(row_M), device=row_M.device), propose)
+
+    def _proposals(self, row: Tensor, refusal: Tensor, attempt: int) -> tuple[Tensor, Tensor]:
+        if attempt == 0 and self.stock is not None and int(refusal.max()) < STOCK[0]:
+            return self.stock[0][row, refusal], self.stock[1][row, refusal]
+        return self.draws.proposals(row, refusal, attempt, min(PROPOSALS[0] * 4**attempt, PROPOSALS[1]), self.dims)

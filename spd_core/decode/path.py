@@ -211,10 +211,15 @@ class BoundHead:
     def mean(self, k: Tensor, x0: Tensor, y: Tensor) -> Tensor:
         return self.table.c_x0[k][..., None] * x0 + self.table.c_x[k][..., None] * y
 
-    def shift(self, k: Tensor, own_x0: Tensor, other_x0: Tensor, v: Tensor | None = None) -> Tensor:
-        """(own mean - other mean) / std [..., D] of two predictions at one state, for equal stds; not at step 0."""
-        scale = self.at_law.shift_per_x0[k][..., None] if v is None else self.table.c_x0[k][..., None] / self.std(k, v)
-        return scale * (own_x0 - other_x0)
+    def shift(self, k: Tensor, own_x0: Tensor, other_x0: Tensor, own_std: Tensor | None = None) -> Tensor:
+        """(own mean - other mean) / own std [..., D] of two predictions at one state; at step 0 it means nothing.
+
+        ``own_std`` is that of a learned variance with temperature; None: the fixed one.
+        """
+        if own_std is None:
+            return self.at_law.shift_per_x0[k][..., None] * (own_x0 - other_x0)
+        noiseless = 1 - self.table.noisy[k][..., None]
+        return self.table.c_x0[k][..., None] / (own_std + noiseless) * (own_x0 - other_x0)
 
     def roll(self, k_RL: Tensor, y_RD: Tensor, x0_RLD: Tensor, noise_RLD: Tensor) -> Tensor:
         """States [R, L, D] after each step of ``k_RL`` by the predictions ``x0_RLD``; ``noise_RLD`` carries its std.
@@ -271,9 +276,9 @@ class HeadDraws:
         drawn = None if self.drawn is None else self.drawn[rows]
         return HeadDraws(self.draws, self.image[rows], self.token[rows], self.salt[rows], self.steps, drawn)
 
-    def proposals(self, row: Tensor, k: Tensor, attempt: int, count: int, dims: int) -> tuple[Tensor, Tensor]:
-        """Normals [M, count, D] and uniforms [M, count] for the residuals of steps ``k`` of rows ``row``."""
-        number = self.salt[row] * self.steps + k
+    def proposals(self, row: Tensor, refusal: Tensor, attempt: int, count: int, dims: int) -> tuple[Tensor, Tensor]:
+        """Normals [M, count, D] and uniforms [M, count] for the residual of a path's refusal number 0, 1, 2, ..."""
+        number = self.salt[row] * self.steps + refusal
         return self.draws.proposals(
             Purpose.HEAD_PROPOSAL, self.image[row], self.token[row], count, dims, number, attempt
         )

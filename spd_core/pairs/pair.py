@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spd_core.codec import PixelCodec
-from spd_core.law import SamplerLaw, Settings
+from spd_core.law import HEAD_WINDOWS, HeadWindow, SamplerLaw, Settings
 from spd_core.models.causal import Causal, CausalConfig
 from spd_core.models.mar import Mar, MarConfig
 from spd_core.models.vae import KlCodec, KlVae
@@ -54,6 +54,9 @@ class PairCard(Settings):
         description="of each weights file, by part: target, draft, vae, target_variance, draft_variance"
     )
     training: dict[str, Any] = Field(default_factory=dict, description="recipe, machine, hours, loss, by part")
+    head_windows: tuple[HeadWindow, ...] = Field(
+        (), description="schedules of head self-speculation tuned for the pair, the one of fewest calls first"
+    )
     figures: dict[str, Any] = Field(
         default_factory=dict, description="measured figures and the command that printed them"
     )
@@ -64,6 +67,11 @@ class PairCard(Settings):
         if not all(isinstance(config, kind) for config in (self.target, self.draft) if config is not None):
             raise ValueError(f"family: got {self.family!r}, but target or draft has the sizes of another")
         return self
+
+    @property
+    def windows(self) -> tuple[tuple[int, ...], ...]:
+        """Schedules of head self-speculation worth trying: the pair's own, or its family's."""
+        return self.head_windows or HEAD_WINDOWS[self.family]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,14 @@ def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
             *figures,
         ]
     return "\n".join(lines) + "\n"
+
+
+def record_windows(folder: Path, windows: Sequence[tuple[int, ...]]) -> PairCard:
+    """Puts tuned schedules of head self-speculation into a pair's card."""
+    path = folder / "pair.json"
+    card = PairCard.model_validate(json.loads(path.read_bytes()) | {"head_windows": windows})
+    path.write_text(card.model_dump_json(indent=1) + "\n")
+    return card
 
 
 def record_figures(folder: Path, bench: dict[str, Any], command: str) -> PairCard:

@@ -143,41 +143,51 @@ def walk_paths(recipe: VarianceRecipe, tokens_nND: Tensor, labels_n: Tensor, rng
     at_law = LawHead(recipe.frozen.head, recipe.law)
     parts = [
         _walk(at_law, counted_steps(recipe), z, scale, rng)
-        for z, scale in _contexts(recipe, tokens_nND[chosen], labels_n[chosen], rng)
+        for z, scale in token_contexts(
+            recipe.frozen, recipe.law, recipe.tokens, tokens_nND[chosen], labels_n[chosen], rng
+        )
     ]
     return Paths(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _contexts(
-    recipe: VarianceRecipe, tokens_nND: Tensor, labels_n: Tensor, rng: np.random.Generator
+def token_contexts(
+    model: Mar | Causal,
+    law: SamplerLaw,
+    count: int,
+    tokens_nND: Tensor,
+    labels_n: Tensor,
+    rng: np.random.Generator,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Contexts [R, Z] (under guidance [2 R, Z], with the class first) and guidance weights [R, 1] of rows to make."""
+    """What a head is given for ``count`` tokens of each image, some images at a time, as decoding would meet them.
+
+    Yields:
+        contexts [R, Z] (under guidance [2 R, Z], with the class first) and guidance weights [R, 1].
+    """
     for tokens, labels in zip(tokens_nND.split(IMAGES), labels_n.split(IMAGES), strict=True):
-        model = recipe.frozen
         if isinstance(model, Mar):
-            yield _masked_contexts(model, recipe, tokens, labels, rng)
+            yield _masked_contexts(model, law, count, tokens, labels, rng)
         else:
-            yield _causal_contexts(model, recipe, tokens, labels, rng)
+            yield _causal_contexts(model, law, count, tokens, labels, rng)
 
 
 def _causal_contexts(
-    model: Causal, recipe: VarianceRecipe, tokens: Tensor, labels: Tensor, rng: np.random.Generator
+    model: Causal, law: SamplerLaw, count: int, tokens: Tensor, labels: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    law, (batch, length, _) = recipe.law, tokens.shape
+    batch, length, _ = tokens.shape
     path = PathLaw(law, length)
     table = step_table(law.head_steps, law.start_level, _CPU)
     previous = handed_over(tokens, table.timesteps[path.handoff], rng).roll(1, dims=1)
     z = [model(previous, labels)] + [model(previous, torch.full_like(labels, -1))] * (law.cfg != 1.0)
-    token = torch.from_numpy(rng.permuted(np.tile(np.arange(length), (batch, 1)), axis=1)[:, : recipe.tokens])
+    token = torch.from_numpy(rng.permuted(np.tile(np.arange(length), (batch, 1)), axis=1)[:, :count])
     image = torch.arange(batch)[:, None]
     return torch.cat([of[image, token].flatten(0, 1) for of in z]), path.scale(token.flatten())
 
 
 def _masked_contexts(
-    model: Mar, recipe: VarianceRecipe, tokens: Tensor, labels: Tensor, rng: np.random.Generator
+    model: Mar, law: SamplerLaw, count: int, tokens: Tensor, labels: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Each image at a random iteration, drawn by the tokens that an iteration makes; rows are of masked tokens."""
-    law, (batch, length, _) = recipe.law, tokens.shape
+    batch, length, _ = tokens.shape
     after = torch.tensor(mask_lengths(length, law.num_iter))
     before = torch.cat([torch.tensor([length]), after[:-1]])
     order = torch.from_numpy(rng.permuted(np.tile(np.arange(length), (batch, 1)), axis=1))
@@ -190,11 +200,11 @@ def _masked_contexts(
     visible = order.gather(1, place.clamp(max=length - 1)).where(place < length, length).sort(dim=1).values
     visible = visible.where(visible < length, 0)
     z = contexts(model, law, tokens, visible, labels, counts)
-    token = order.gather(1, torch.arange(recipe.tokens) % masked[:, None])
+    token = order.gather(1, torch.arange(count) % masked[:, None])
     image = torch.arange(batch)[:, None]
     rows = [of[image, token].flatten(0, 1) for of in (z.cond, z.null) if of is not None]
     scale = torch.tensor([guidance_scale(law, length, int(of)) for of in left])
-    return torch.cat(rows), scale.repeat_interleave(recipe.tokens)[:, None]
+    return torch.cat(rows), scale.repeat_interleave(count)[:, None]
 
 
 def _walk(

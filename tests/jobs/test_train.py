@@ -157,6 +157,20 @@ def test_a_variance_is_added_to_a_pair_whose_runs_are_gone(tmp_path, capsys):
     assert (pair / "pair.json").read_bytes() == card
 
 
+def test_windows_are_tuned_into_the_card(tmp_path, capsys):
+    out = _trained(tmp_path, "target", "draft", "bundle") / "pair"
+    capsys.readouterr()
+    assert _spd_train(out, "windows", "--n", "2") == 0
+    card = load_pair(str(out)).card
+    assert card.windows == card.head_windows and len(card.head_windows) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"windows {'/'.join(map(str, windows))}" for windows in card.head_windows
+    ]
+    assert _spd_train(tmp_path / "none", "windows") == 2
+    assert "pair: got" in capsys.readouterr().err
+
+
 def test_what_following_is_worth_is_printed():
     assert following_lines([Following((960, 805), 0.25, 0.01, 0.0075)]) == [
         "levels 960 to 805: 0.25 of the squared movement explained, chance that the next step is refused 0.0100 held, "

@@ -169,8 +169,7 @@ def test_steps_that_count():
 
 
 def test_masks_are_those_of_decoding():
-    recipe = VarianceRecipe(model=MAR, law=GUIDED, images=2000, tokens=2)
-    recipe._model = tiny_mar(MAR)
+    model = tiny_mar(MAR)
     lengths = [16, *decode_mar.mask_lengths(16, 8)]
     seen, original = [], decode_mar.contexts
 
@@ -181,12 +180,13 @@ def test_masks_are_those_of_decoding():
     rng, made = np.random.default_rng(0), []
     with patch.object(module, "contexts", recorded), torch.inference_mode():
         tokens = torch.randn(2000, 16, 4)
-        for batch, (z, scale) in enumerate(module._contexts(recipe, tokens, torch.zeros(2000, dtype=torch.int64), rng)):
+        labels = torch.zeros(2000, dtype=torch.int64)
+        for batch, (z, scale) in enumerate(module.token_contexts(model, GUIDED, 2, tokens, labels, rng)):
             visible, counts = seen[batch]
             iteration = torch.tensor([lengths.index(16 - int(count)) for count in counts])
             left = torch.tensor(lengths)[iteration + 1]
             assert scale[::2, 0].tolist() == pytest.approx((1 + 2 * (16 - left) / 16).tolist())
-            alone = original(recipe.frozen, GUIDED, tokens[batch * 32, None], visible[0, : counts[0], None].T,
+            alone = original(model, GUIDED, tokens[batch * 32, None], visible[0, : counts[0], None].T,
                              torch.zeros(1, dtype=torch.int64))  # fmt: skip
             masked = sorted(set(range(16)) - set(visible[0, : counts[0]].tolist()))
             for half, of in ((z[: len(scale)], alone.cond), (z[len(scale) :], alone.null)):
