@@ -93,7 +93,7 @@ def speculate_head(
         noise: the draft's noise; a step that is accepted or reflected uses it, and so each entry is used once.
         draws: uniforms of the tests, and the residuals' proposals.
         windows: lengths L by slice of the whole path (`windows_by_step`).
-        held_x0_RD: a prediction to begin with; None: 0, the mean of normalised tokens, right at the noisy end.
+        held_x0_RD: a prediction to begin with; None: the prior mean, right at the noisy end.
         trace: also return the states, predictions and noise of every step.
 
     Returns:
@@ -112,7 +112,7 @@ def speculate_head(
     # Of the active rows: which they are, their next step, state and held prediction.
     row, k_A, y = torch.arange(rows, device=device), torch.full((rows,), first, device=device), y_RD
     residuals = None if head.equal_stds else _Residuals(draws, rows, dims)
-    x0 = torch.zeros_like(y) if held_x0_RD is None else held_x0_RD
+    x0 = head.prior_mean() if held_x0_RD is None else held_x0_RD
     v = torch.zeros_like(y) if learned else None
     while len(row):
         length_A = length_S[k_A]
@@ -128,7 +128,7 @@ def speculate_head(
         before = torch.cat([y[:, None], after[:, :-1]], dim=1)
 
         # 2. One batch.
-        true, evaluated = _evaluated(head, row, k_AL, before, ahead < length_A[:, None])
+        true, evaluated = _evaluated(head, row, k_AL, before, length_A)
         calls, evaluations = calls + 1, evaluations + evaluated
 
         # 3. Test; the round ends with the first step that is refused, or with the window's last. What is found past a
@@ -199,14 +199,15 @@ def _lengths(
 
 
 def _evaluated(
-    head: BoundHead, active: Tensor, k_AL: Tensor, before: Tensor, inside_AL: Tensor
+    head: BoundHead, row_A: Tensor, k_AL: Tensor, before: Tensor, length_A: Tensor
 ) -> tuple[Prediction, int]:
     """Predictions [A, L, D] at the states inside the windows (elsewhere 0), and how many they are."""
-    which, step = inside_AL.nonzero(as_tuple=True)
-    if len(which) == inside_AL.numel():
-        flat = head.predict(active[which], k_AL.flatten(), before.flatten(0, 1))
-        return Prediction(flat.x0.view_as(before), None if flat.v is None else flat.v.view_as(before)), len(which)
-    flat = head.predict(active[which], k_AL[which, step], before[which, step])
+    longest = k_AL.shape[1]
+    if len(row_A) == 1 or int(length_A.min()) == longest:
+        flat = head.predict(row_A.repeat_interleave(longest), k_AL.flatten(), before.flatten(0, 1))
+        return Prediction(flat.x0.view_as(before), None if flat.v is None else flat.v.view_as(before)), k_AL.numel()
+    which, step = (torch.arange(longest, device=k_AL.device) < length_A[:, None]).nonzero(as_tuple=True)
+    flat = head.predict(row_A[which], k_AL[which, step], before[which, step])
     x0 = torch.zeros_like(before).index_put_((which, step), flat.x0)
     v = None if flat.v is None else torch.zeros_like(before).index_put_((which, step), flat.v)
     return Prediction(x0, v), len(which)

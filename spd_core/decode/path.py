@@ -152,6 +152,12 @@ class BoundHead:
             raise ValueError("variance: got none, allowed: a head that has one")
         return variance.condition(self.z[: len(self.z) // self.at_law.guided_rows])
 
+    def prior_mean(self) -> Tensor:
+        """[R, D]: what to hold before the first prediction: the token's mean given its context, or of all tokens, 0."""
+        if self.at_law.variance is None:
+            return self.z.new_zeros(len(self.z) // self.at_law.guided_rows, self.at_law.head.in_channels)
+        return self.at_law.variance.prior_mean(self.z[: len(self.z) // self.at_law.guided_rows])
+
     def moved(self, row: Tensor, k: Tensor, noise: Tensor) -> Tensor:
         """How far [..., D] the prediction moves with the noise [..., D] of step k; 0 if its variance is not known.
 

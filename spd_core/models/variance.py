@@ -6,6 +6,7 @@ the state. Whoever holds a prediction over several steps can therefore let it fo
 calling the head: the update of a Kalman filter. C = A diag(variances) A^T with axes A that are the same for all tokens
 and levels, and variances that depend on the context and the level alone, so that all steps of a token are known at
 once. There are more axes than dims: single dims keep their own noise at the end of a path, mixtures matter before.
+What a path's very first prediction will be, the token's mean given the context, is learned beside it.
 
 Shape legend: R rows, S levels, D token dims, M axes, Z context dims, W hidden width.
 """
@@ -40,6 +41,7 @@ class PosteriorVariance(nn.Module):
         self.time = Linear(FREQUENCY_DIMS, width, bias=False)
         self.hidden = Linear(width, width)
         self.out = Linear(width, 2 * dims)
+        self.prior = nn.Sequential(Linear(context, width), nn.SiLU(), Linear(width, dims))
         nn.init.zeros_(self.out.weight)
         nn.init.constant_(self.out.bias, -2.7)
 
@@ -55,6 +57,10 @@ class PosteriorVariance(nn.Module):
     def condition(self, z_RZ: Tensor) -> Tensor:
         """[R, W] of contexts."""
         return self.context(z_RZ)
+
+    def prior_mean(self, z_RZ: Tensor) -> Tensor:
+        """[R, D]: the head's prediction at pure noise, about."""
+        return self.prior(z_RZ)
 
     def relative(self, embedding: Tensor) -> Tensor:
         """Variances [..., M] over the noise variance 1 - abar, of (level embedding + condition) rows [..., W]."""

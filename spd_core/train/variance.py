@@ -93,7 +93,9 @@ class VarianceRecipe(Recipe):
     def fit(self, tokens_nND: Tensor, labels_n: Tensor, out: Path, save_every: int = 500) -> Path:
         """Walks paths among the images, trains on them (`spd_core.train.loop.train`), returns the weights' path."""
         paths = walk_paths(self, tokens_nND, labels_n, np.random.default_rng([self.seed, 3]))
-        return train(self, torch.stack([paths.moved, paths.noise], dim=2), paths.z, out, save_every)
+        steps = torch.stack([paths.moved, paths.noise], dim=2)
+        first = paths.first[:, None, None].expand(-1, 1, 2, -1)
+        return train(self, torch.cat([first, steps], dim=1), paths.z, out, save_every)
 
     def build(self) -> PosteriorVariance:
         return PosteriorVariance.of(self.frozen.head)
@@ -101,7 +103,9 @@ class VarianceRecipe(Recipe):
     def loss(self, model: nn.Module, data_B: Tensor, given_B: Tensor, rng: np.random.Generator) -> Tensor:
         if not isinstance(model, PosteriorVariance):
             raise TypeError(f"recipe of a PosteriorVariance, got {type(model).__name__}")
-        return refusal(shifts(model, self, Paths(given_B, *data_B.unbind(dim=2)))).mean()
+        moved, noise = data_B[:, 1:].unbind(dim=2)
+        paths = Paths(given_B, data_B[:, 0, 0], moved, noise)
+        return refusal(shifts(model, self, paths)).mean() + refusal(first_shifts(model, self, paths)).mean()
 
 
 def load_variance(recipe: VarianceRecipe, path: Path) -> PosteriorVariance:
@@ -132,6 +136,7 @@ class Paths:
     """What n paths of a head show."""
 
     z: Tensor  #: [n, Z] contexts, under guidance those with the class
+    first: Tensor  #: [n, D] the first prediction that is held
     moved: Tensor  #: [n, K, D] of the prediction over each step that counts
     noise: Tensor  #: [n, K, D] of these steps
 
@@ -209,7 +214,7 @@ def _masked_contexts(
 
 def _walk(
     at_law: LawHead, counted_K: Tensor, z: Tensor, scale: Tensor, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     head, rows, dims = at_law.bind(z, scale), len(scale), at_law.head.in_channels
     row = torch.arange(rows)
 
@@ -226,7 +231,7 @@ def _walk(
         y = head.mean(k, prediction.x0, y) + head.std(k, prediction.v) * noise
     at = first - counted_K
     x0 = torch.stack(predictions, dim=1)
-    return z[:rows], x0[:, at + 1] - x0[:, at], torch.stack(noises, dim=1)[:, at]
+    return z[:rows], x0[:, int(at[0])], x0[:, at + 1] - x0[:, at], torch.stack(noises, dim=1)[:, at]
 
 
 def shifts(model: PosteriorVariance | None, recipe: VarianceRecipe, paths: Paths) -> Tensor:
@@ -239,6 +244,13 @@ def shifts(model: PosteriorVariance | None, recipe: VarianceRecipe, paths: Paths
         left = left - (paths.noise @ model.axes * gains) @ model.axes.T
     # A norm has no gradient at 0.
     return at_law.shift_per_x0[k - 1] * left.square().sum(dim=-1).add(1e-12).sqrt()
+
+
+def first_shifts(model: PosteriorVariance, recipe: VarianceRecipe, paths: Paths) -> Tensor:
+    """D [n, K] in stds of each step, were the error of the prior mean to stay: what the first window meets."""
+    shift_per_x0 = LawHead(recipe.frozen.head, recipe.law).shift_per_x0[counted_steps(recipe)]
+    error = (model.prior_mean(paths.z) - paths.first).square().sum(dim=-1, keepdim=True).add(1e-12).sqrt()
+    return shift_per_x0 * error
 
 
 def refusal(shift: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def survival(head: BoundHead, trace: Trace, first: int) -> Float64:
     result = np.zeros((count, LONGEST + 1))
     for start in range(count):
         ahead = slice(start, min(start + LONGEST, count))
-        held = newest[:, start - 1] if start else torch.zeros_like(newest[:, 0])
+        held = newest[:, start - 1] if start else head.prior_mean()
         predicted = head.followed(row, k[ahead], held, trace.states[:, ahead])
         distance = torch.linalg.vector_norm(head.shift(k[ahead], predicted, trace.x0[:, ahead]), dim=-1)
         stands = torch.erfc(distance / 8**0.5).cumprod(dim=1)

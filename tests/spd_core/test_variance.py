@@ -146,6 +146,12 @@ def test_on_gaussian_tokens_all_movement_follows_from_the_noise(gaussian):
     assert wrong.explained < 0.95
 
 
+def test_the_prior_mean_is_the_first_prediction(gaussian):
+    _, fitted, paths = gaussian
+    error = (fitted.prior_mean(paths.z) - paths.first).square().mean().sqrt()
+    assert error < 0.3 * paths.first.square().mean().sqrt()
+
+
 def test_shifts_are_the_refusals_of_the_coupling(gaussian):
     """A draw of the held transition is refused as often as the two Gaussians differ."""
     shift = torch.tensor([0.5, 2.0])
