@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import copy
+import hashlib
 import json
 import platform
 import sys
@@ -16,6 +18,7 @@ from jobs.spec import SpecError
 from spd_core.codec import PixelCodec
 from spd_core.data import load_fashion_mnist
 from spd_core.law import Speculative
+from spd_core.models.variance import PosteriorVariance
 from spd_core.pairs.pair import load_pair
 from spd_core.quality.intervals import Interval, mean_interval
 from spd_core.train.acceptance import TeacherForced, teacher_forced
@@ -96,6 +99,11 @@ def _acceptance(args: argparse.Namespace, out: Path, target: Path) -> None:
     images, labels = load_fashion_mnist("test", args.data)
     tokens, model = PixelCodec().encode(images[: args.n]), load_causal(recipe.target, target)
     drafts = {run: load_causal(recipe.model, out / run / _WEIGHTS) for run in runs}
+    files = {run: out / run / _WEIGHTS for run in runs} | {"target": target}
+    for name, draft in (drafts | {"target": model}).items():
+        if (variance := _variance_of(files[name], out)) is not None:
+            drafts[f"{name}, following"] = copy.deepcopy(draft)
+            drafts[f"{name}, following"].head.variance = variance
     found = {
         name: teacher_forced(model, draft, LAWS[args.what], args.stride, tokens, labels[: args.n])
         for name, draft in (drafts | {"target": model}).items()
@@ -107,11 +115,22 @@ def _acceptance(args: argparse.Namespace, out: Path, target: Path) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
+def _variance_of(weights: Path, out: Path) -> PosteriorVariance | None:
+    """The posterior variance below ``out`` that was fitted to these weights, if there is one."""
+    for run in VARIANCES:
+        if (out / run / _WEIGHTS).is_file():
+            recipe = VarianceRecipe.model_validate_json((out / run / "recipe.json").read_bytes())
+            if recipe.model_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest():
+                return load_variance(recipe.given(weights), out / run / _WEIGHTS)
+    return None
+
+
 def acceptance_lines(found: Mapping[str, TeacherForced]) -> list[str]:
     """One line a draft, with 95 % intervals over images, and one for what a distillation gained over its draft.
 
     Args:
-        found: by name; ``target`` is the target as its own draft, which shows what holding its predictions costs.
+        found: by name; ``target`` is the target as its own draft, which shows what holding its predictions costs, and
+            ``following`` says that held predictions follow the noise.
     """
 
     def words(interval: Interval, sign: str = "") -> str:

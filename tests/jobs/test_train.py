@@ -108,6 +108,9 @@ def test_variances_are_bundled(tmp_path, capsys):
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "6 paths among 3 test images"
         assert [line.split(":")[0] for line in lines[1:]][-1].startswith("levels 999 to ")
+    assert _spd_train(out, "acceptance", "--n", "2", "--stride", "2") == 0
+    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert sorted(names) == ["distil", "distil, following", "draft", "target", "target, following"]
     _trained(out, "bundle")
     pair = load_pair(str(out / "pair"))
     assert pair.target.head.variance is not None and pair.draft.head.variance is not None
