@@ -220,22 +220,25 @@ def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tenso
 
     Raises:
         FloatingPointError: if a log ratio is not a number; the loop would not end.
+        ValueError: if there is no row.
     """
-    picked: list[tuple[Tensor, Tensor]] = []
-    open_rows, attempt = rows_R, 0
+    result = None
+    open_rows, attempt = torch.arange(len(rows_R), device=rows_R.device), 0  # as places in rows_R
     while len(open_rows):
-        values, log_ratio, uniforms = propose(open_rows, attempt)
+        values, log_ratio, uniforms = propose(rows_R[open_rows], attempt)
         if bool(log_ratio.isnan().any()):
             raise FloatingPointError("residual: the log ratio of a proposal is not a number")
         kept = -torch.expm1((-log_ratio).clamp(max=0.0)) > uniforms
-        found = kept.any(dim=1)
         # Ties of argmax go to the first maximum: the first kept proposal of the row.
-        choice = kept.to(torch.uint8).argmax(dim=1)
-        picked.append((open_rows[found], values[found, choice[found]]))
-        open_rows, attempt = open_rows[~found], attempt + 1
-    # Back into the order of rows_R.
-    done = torch.cat([row for row, _ in picked])
-    return torch.cat([value for _, value in picked])[torch.argsort(done)[torch.argsort(torch.argsort(rows_R))]]
+        found, choice = kept.to(torch.uint8).max(dim=1)
+        done = found.nonzero()[:, 0]
+        if result is None:
+            result = values.new_empty(len(rows_R), *values.shape[2:])
+        result[open_rows[done]] = values[done, choice[done]]
+        open_rows, attempt = open_rows[found == 0], attempt + 1
+    if result is None:
+        raise ValueError("residual: got no row, allowed: at least one")
+    return result
 
 
 def change_noise(noise: Tensor, shift: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:

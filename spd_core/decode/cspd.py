@@ -32,6 +32,7 @@ from spd_core.accept import (
 from spd_core.decode.head_speculation import Lookahead
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.decode.mar import (
+    OrderDraws,
     TokenPaths,
     TokenRows,
     contexts,
@@ -80,8 +81,10 @@ def _released(
     ahead: dict[Mar, Lookahead | None],
 ) -> Decoded:
     length, meter = target.config.seq_len, Meter(labels.device)
-    order = draws.orders(length)
-    tokens = torch.zeros(len(labels), length, target.config.token_dim, device=labels.device)
+    dims = target.config.token_dim
+    ordered = OrderDraws(draws, law, length, dims, speculates=bool(method.head_window))
+    order = ordered.order
+    tokens = torch.zeros(len(labels), length, dims, device=labels.device)
     lengths = mask_lengths(length, law.num_iter)
     prefill = prefill_iterations(method, law.num_iter)
     block: list[tuple[TokenRows, TokenPaths]] = []
@@ -93,9 +96,7 @@ def _released(
         by_target = step < prefill
         if left < masked:
             who, model = ("target", target) if by_target else ("draft", draft)
-            rows, paths = mar_step(
-                model, law, who, tokens, order, masked, left, scale, labels, draws, meter, ahead[model]
-            )
+            rows, paths = mar_step(model, law, who, tokens, ordered, masked, left, scale, labels, meter, ahead[model])
             tokens[rows.image, rows.token] = paths.x0
             masked = left
             if by_target:
@@ -186,8 +187,10 @@ def _paper(
 ) -> Decoded:
     length, device = target.config.seq_len, labels.device
     meter = Meter(device)
-    order = draws.orders(length)
-    tokens = torch.zeros(len(labels), length, target.config.token_dim, device=device)
+    dims = target.config.token_dim
+    ordered = OrderDraws(draws, law, length, dims, speculates=bool(method.head_window))
+    order = ordered.order
+    tokens = torch.zeros(len(labels), length, dims, device=device)
     lengths = mask_lengths(length, law.num_iter)
     left = left_after(lengths)
     masked, targets = length, 0
@@ -196,7 +199,7 @@ def _paper(
             continue
         scale = guidance_scale(law, length, lengths[step])
         rows, paths = mar_step(
-            target, law, "target", tokens, order, masked, left[step], scale, labels, draws, meter, ahead[target]
+            target, law, "target", tokens, ordered, masked, left[step], scale, labels, meter, ahead[target]
         )
         tokens[rows.image, rows.token] = paths.x0
         masked, targets = left[step], targets + 1

@@ -33,6 +33,7 @@ from spd_core.decode.path import (
     PathNoise,
     Prediction,
     Trace,
+    steps_down,
     windows_by_step,
 )
 from spd_core.diffusion import step_table
@@ -41,11 +42,6 @@ from spd_core.models.head import DiffusionHead
 
 #: Above this the state is nearly pure noise and an eps prediction's x0, amplified by it, is worse than none to hold.
 SINGULAR = 30.0
-#: Residual proposals of a row: so many at once at first, four times as many at each further attempt up to the second
-#: number; attempts go on until one is kept.
-PROPOSALS = (48, 4096)
-#: First proposals for this many refusals of a path are drawn at once, while a batch has no more than this many rows.
-STOCK = (8, 16)
 
 
 @dataclass(frozen=True)
@@ -65,12 +61,8 @@ class Lookahead:
 class LogStds:
     """What CSpD's test needs to know of a learned variance along the path."""
 
-    last: Tensor  #: [R, D] log std that the noiseless last step would have had
+    last: Tensor  #: [R, D] log std of the last step, or that it would have had if it is noiseless
     total: Tensor  #: [R, D] sum of log std over the noisy steps, without temperature
-
-    @staticmethod
-    def zeros(like: Tensor) -> LogStds:
-        return LogStds(torch.zeros_like(like), torch.zeros_like(like))
 
 
 def speculate_head(
@@ -102,21 +94,26 @@ def speculate_head(
     rows, dims = y_RD.shape
     device, at_law = y_RD.device, head.at_law
     learned = at_law.learned_variance
-    length_S = _lengths(windows, at_law.law.head_steps, at_law.law.start_level, last, learned, device)
+    length_S, worth_S = _plan(windows, at_law.law.head_steps, at_law.law.start_level, last, learned, device)
+    longest = int(length_S.max())
     uniform_RS = draws.uniforms()
     head.hoist(first, last)
 
-    ends, newest, log_stds = torch.empty_like(y_RD), torch.empty_like(y_RD), LogStds.zeros(y_RD)
-    kept = Trace(*(torch.zeros(rows, first - last + 1, dims, device=device) for _ in range(3))) if trace else None
+    ends, newest = torch.empty_like(y_RD), torch.empty_like(y_RD)
+    # Of every step, in the order they are made: what a round finds beyond its end is overwritten by the next, what it
+    # finds beyond the last step is cut off.
+    steps = first - last + 1
+    kept = [torch.zeros(rows, steps + longest, dims, device=device) for _ in range(3 * trace + learned)]
     calls = evaluations = 0
     # Of the active rows: which they are, their next step, state and held prediction.
     row, k_A, y = torch.arange(rows, device=device), torch.full((rows,), first, device=device), y_RD
-    residuals = None if head.equal_stds else _Residuals(draws, rows, dims)
+    places = torch.arange(max(rows, longest), device=device)
+    residuals = None if head.equal_stds else _Residuals(draws)
     x0 = head.prior_mean() if held_x0_RD is None else held_x0_RD
     v = torch.zeros_like(y) if learned else None
     while len(row):
         length_A = length_S[k_A]
-        ahead = torch.arange(int(length_A.max()), device=device)
+        ahead = places[: int(length_A.max())]
         k_AL = (k_A[:, None] - ahead).clamp(min=last)
 
         # 1. Roll ahead.
@@ -135,15 +132,14 @@ def speculate_head(
         # window's end is never looked at.
         uniform_AL = uniform_RS[row[:, None], k_AL]
         shift = head.shift(k_AL, held_x0, true.x0, held_std if learned else None)
-        scaled_v = None if true.v is None else at_law.table.v_scale[k_AL][..., None] * true.v
-        if residuals is None or held_v is None or scaled_v is None:
+        if residuals is None or held_v is None or true.v is None:
             accepted, result_noise = reflect(drawn, shift, uniform_AL)
         else:
-            log_scale = at_law.table.v_scale[k_AL][..., None] * held_v - scaled_v
+            log_scale = at_law.table.v_scale[k_AL][..., None] * (held_v - true.v)
             result_noise, log_ratio = change_noise(drawn, shift, log_scale)
             accepted = accept(log_ratio, uniform_AL)
         stands_A = torch.minimum(first_refusal(accepted), length_A - 1)
-        end = (torch.arange(len(row), device=device), stands_A)
+        end = (places[: len(row)], stands_A)
         end_k = k_A - stands_A
 
         # 4. The state after the round's last step, the coupling's correction if it was refused, by its noise under the
@@ -159,20 +155,15 @@ def speculate_head(
 
         # 5. Go on with the newest prediction.
         moved_x0 = end_x0 + head.moved(row, end_k, end_noise)
-        if v is not None and end_v is not None and scaled_v is not None:
-            # A singular prediction is not worth holding.
-            x0 = torch.where((at_law.table.sqrt_recip[end_k] < SINGULAR)[:, None], moved_x0, x0)
-            v = end_v
-            made_AL = (ahead <= stands_A[:, None]) & (k_AL > 0)
-            log_stds.total[row] += (scaled_v * made_AL[..., None]).sum(dim=1)
-            log_stds.last[row] = scaled_v[end]
-        else:
-            x0 = moved_x0
-        if kept is not None:
-            which, step = (ahead <= stands_A[:, None]).nonzero(as_tuple=True)
-            place = (row[which], first - k_AL[which, step])
-            for column, values in ((kept.states, before), (kept.x0, true.x0), (kept.noise, result_noise)):
-                column[place] = values[which, step]
+        x0 = torch.where(worth_S[end_k, None], moved_x0, x0) if learned else moved_x0
+        v = end_v
+        found = [true.v] if true.v is not None else []
+        if trace:
+            found += [before, true.x0, result_noise]
+        if found:
+            place = (row[:, None], (first - k_A)[:, None] + ahead)
+            for column, values in zip(kept, found, strict=True):
+                column[place] = values
         k_A = end_k - 1
         going = end_k > last
         if not bool(going.all()):
@@ -180,22 +171,27 @@ def speculate_head(
             ends[done], newest[done] = y[~going], x0[~going]
             row, k_A, y, x0 = row[going], k_A[going], y[going], x0[going]
             v = None if v is None else v[going]
+    columns = [column[:, :steps] for column in kept]
+    log_stds = LogStds(torch.zeros_like(y_RD), torch.zeros_like(y_RD))
     if learned:
-        middle = at_law.table.log_std_mid
-        log_stds = LogStds(log_stds.last + middle[last], log_stds.total + middle[max(last, 1) : first + 1].sum())
-    return Path(ends, newest, calls, evaluations, kept), log_stds
+        log_std = head.log_std(steps_down(first, last, device), columns.pop(0))
+        log_stds = LogStds(log_std[:, -1], log_std[:, : first - max(last, 1) + 1].sum(dim=1))
+    return Path(ends, newest, calls, evaluations, Trace(*columns) if trace else None), log_stds
 
 
 @lru_cache(maxsize=16)
-def _lengths(
+def _plan(
     windows: tuple[int, ...], steps: int, start_level: int, last: int, learned: bool, device: torch.device
-) -> Tensor:
-    """int64 [S]: steps of a window begun at each step k; it ends at ``last``, and a singular step is made alone."""
+) -> tuple[Tensor, Tensor]:
+    """Of each step k: the steps of a window begun there, int64 [S], and whether its prediction is worth holding.
+
+    A window ends at ``last``. Where the variance is learned, a singular step is made alone, and not worth it.
+    """
     length = torch.minimum(
         windows_by_step(windows, steps, device), torch.arange(1 - last, steps + 1 - last, device=device)
     )
-    singular = step_table(steps, start_level, device).sqrt_recip >= SINGULAR
-    return torch.where(singular, 1, length) if learned else length
+    singular = step_table(steps, start_level, device).sqrt_recip >= SINGULAR if learned else length < 0
+    return torch.where(singular, 1, length), ~singular
 
 
 def _evaluated(
@@ -204,7 +200,7 @@ def _evaluated(
     """Predictions [A, L, D] at the states inside the windows (elsewhere 0), and how many they are."""
     longest = k_AL.shape[1]
     if len(row_A) == 1 or int(length_A.min()) == longest:
-        flat = head.predict(row_A.repeat_interleave(longest), k_AL.flatten(), before.flatten(0, 1))
+        flat = head.predict(row_A[:, None].expand_as(k_AL).flatten(), k_AL.flatten(), before.flatten(0, 1))
         return Prediction(flat.x0.view_as(before), None if flat.v is None else flat.v.view_as(before)), k_AL.numel()
     which, step = (torch.arange(longest, device=k_AL.device) < length_A[:, None]).nonzero(as_tuple=True)
     flat = head.predict(row_A[which], k_AL[which, step], before[which, step])
@@ -219,15 +215,9 @@ class _Residuals:
     Both transitions are known Gaussians, so proposals cost no head call.
     """
 
-    def __init__(self, draws: HeadDraws, rows: int, dims: int) -> None:
-        self.draws, self.dims = draws, dims
+    def __init__(self, draws: HeadDraws) -> None:
+        self.draws = draws
         self.made = torch.zeros_like(draws.salt)  # [R] refusals so far
-        self.stock: tuple[Tensor, Tensor] | None = None
-        if rows <= STOCK[1]:
-            refusal = torch.arange(STOCK[0], device=self.made.device).repeat(rows)
-            row = torch.arange(rows, device=self.made.device).repeat_interleave(STOCK[0])
-            normals, uniforms = draws.proposals(row, refusal, 0, PROPOSALS[0], dims)
-            self.stock = normals.unflatten(0, (rows, -1)), uniforms.unflatten(0, (rows, -1))
 
     def draw(self, row_M: Tensor, shift_MD: Tensor, log_scale_MD: Tensor) -> Tensor:
         """[M, D] for refused steps of rows ``row_M``.
@@ -242,13 +232,8 @@ class _Residuals:
         back = -shift_MD * log_scale_MD.exp()
 
         def propose(at: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
-            normals, uniforms = self._proposals(row_M[at], refusal[at], attempt)
+            normals, uniforms = self.draws.proposals(row_M[at], refusal[at], attempt, shift_MD.shape[1])
             _, log_inverse = change_noise(normals, back[at, None], -log_scale_MD[at, None])
             return normals, -log_inverse, uniforms
 
         return sample_residual(torch.arange(len(row_M), device=row_M.device), propose)
-
-    def _proposals(self, row: Tensor, refusal: Tensor, attempt: int) -> tuple[Tensor, Tensor]:
-        if attempt == 0 and self.stock is not None and int(refusal.max()) < STOCK[0]:
-            return self.stock[0][row, refusal], self.stock[1][row, refusal]
-        return self.draws.proposals(row, refusal, attempt, min(PROPOSALS[0] * 4**attempt, PROPOSALS[1]), self.dims)

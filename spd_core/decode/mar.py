@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead
 from spd_core.models.mar import Mar
+
+#: Rows whose random numbers are drawn at once, where the tokens of one iteration are fewer.
+DRAWN_AHEAD = 16
 
 
 def mask_lengths(tokens: int, num_iter: int) -> list[int]:
@@ -63,6 +67,65 @@ def rows_of(order_BN: Tensor, left: int, masked: int) -> TokenRows:
     token = order_BN[:, left:masked]
     image = torch.arange(len(order_BN), device=order_BN.device)[:, None].expand_as(token)
     return TokenRows(image.flatten(), token.flatten())
+
+
+@dataclass(frozen=True)
+class RowDraws:
+    """The random numbers of R rows' denoising paths."""
+
+    noise: PathNoise
+    head: HeadDraws  #: for head self-speculation
+
+    @staticmethod
+    def of(
+        draws: Draws,
+        law: SamplerLaw,
+        rows: TokenRows,
+        dims: int,
+        speculates: bool,
+        purposes: tuple[Purpose, Purpose] = (Purpose.START, Purpose.STEP),
+    ) -> RowDraws:
+        """Draws them; what only head self-speculation needs, if it ``speculates``."""
+        start = draws.normals(purposes[0], rows.image, rows.token, dims)
+        step = draws.normals(purposes[1], rows.image, rows.token, law.head_steps * dims)
+        salt = torch.full_like(rows.token, int(purposes != (Purpose.START, Purpose.STEP)))
+        head = HeadDraws(draws, rows.image, rows.token, salt, law.head_steps)
+        noise = PathNoise(start, step.view(-1, law.head_steps, dims))
+        return RowDraws(noise, head.ahead(dims) if speculates else head)
+
+    def at(self, rows: Tensor) -> RowDraws:
+        """Those of some rows."""
+        return RowDraws(PathNoise(self.noise.start[rows], self.noise.step[rows]), self.head.of(rows))
+
+
+class OrderDraws:
+    """The random numbers of a batch whose tokens are made in an order known beforehand.
+
+    A draw costs about the same for one row as for a dozen, so small iterations are drawn several at a time.
+
+    Args:
+        draws: of the images.
+        law: what is sampled.
+        tokens: of an image.
+        dims: of a token.
+        speculates: whether heads run ahead of themselves.
+    """
+
+    def __init__(self, draws: Draws, law: SamplerLaw, tokens: int, dims: int, speculates: bool) -> None:
+        self.order = draws.orders(tokens)  #: int64 [B, N], made from the end
+        self._draw = partial(RowDraws.of, draws, law, dims=dims, speculates=speculates)
+        self._low, self._high = tokens, tokens  # the part of the order that is drawn
+        self._drawn: RowDraws | None = None
+
+    def of(self, left: int, masked: int) -> tuple[TokenRows, RowDraws]:
+        """The rows of the iteration from ``masked`` masked tokens to ``left``, and their random numbers."""
+        batch = len(self.order)
+        if self._drawn is None or not self._low <= left < masked <= self._high:
+            self._low, self._high = min(left, max(0, masked - DRAWN_AHEAD // batch)), masked
+            self._drawn = self._draw(rows_of(self.order, self._low, self._high))
+        at = torch.arange(batch * (self._high - self._low), device=self.order.device).view(batch, -1)
+        here = at[:, left - self._low : masked - self._low].flatten()
+        return rows_of(self.order, left, masked), self._drawn.at(here)
 
 
 @dataclass(frozen=True)
@@ -152,22 +215,20 @@ def sample_rows(
     purposes: tuple[Purpose, Purpose] = (Purpose.START, Purpose.STEP),
     ahead: Lookahead | None = None,
 ) -> TokenPaths:
-    """`denoise` with the rows' own counter-based noise; with ``ahead`` by head self-speculation, at the same law."""
-    dims, steps = model.config.token_dim, law.head_steps
-    start = draws.normals(purposes[0], rows.image, rows.token, dims)
-    noise = draws.normals(purposes[1], rows.image, rows.token, steps * dims).view(-1, steps, dims)
+    """`sample_paths` with random numbers drawn now."""
+    own = RowDraws.of(draws, law, rows, model.config.token_dim, ahead is not None, purposes)
+    return sample_paths(model, law, z, scale, own, ahead)
+
+
+def sample_paths(
+    model: Mar, law: SamplerLaw, z: Tensor, scale: float | Tensor, own: RowDraws, ahead: Lookahead | None = None
+) -> TokenPaths:
+    """`denoise` with the rows' own random numbers; with ``ahead`` by head self-speculation, at the same law."""
+    noise = own.noise
     if ahead is None:
-        return denoise(model.head, law, z, scale, start, noise)
-    salt = torch.full_like(rows.token, int(purposes != (Purpose.START, Purpose.STEP)))
-    path, log_stds = speculate_head(
-        ahead.head.bind(z, scale),
-        start,
-        steps - 1,
-        0,
-        PathNoise(start, noise),
-        HeadDraws(draws, rows.image, rows.token, salt, steps),
-        ahead.windows,
-    )
+        return denoise(model.head, law, z, scale, noise.start, noise.step)
+    bound = ahead.head.bind(z, scale)
+    path, log_stds = speculate_head(bound, noise.start, law.head_steps - 1, 0, noise, own.head, ahead.windows)
     return TokenPaths(path.end, log_stds.last.exp() * law.temperature, log_stds.total, path.calls, path.rows)
 
 
@@ -176,12 +237,11 @@ def mar_step(
     law: SamplerLaw,
     who: str,
     tokens_BND: Tensor,
-    order_BN: Tensor,
+    draws: OrderDraws,
     masked: int,
     left: int,
     scale: float,
     labels_B: Tensor,
-    draws: Draws,
     meter: Meter,
     ahead: Lookahead | None = None,
 ) -> tuple[TokenRows, TokenPaths]:
@@ -194,13 +254,14 @@ def mar_step(
     Returns:
         the rows and their paths; the canvas is not written.
     """
-    rows = rows_of(order_BN, left, masked)
     guided_rows = 1 + (law.cfg != 1.0)
+    with meter.span("head" if who == "target" else "draft"):
+        rows, own = draws.of(left, masked)
     with meter.span("context" if who == "target" else "draft"):
-        visible = order_BN[:, masked:].sort(dim=1).values
+        visible = draws.order[:, masked:].sort(dim=1).values
         z = contexts(model, law, tokens_BND, visible, labels_B).stacked(rows)
     with meter.span("head" if who == "target" else "draft"):
-        paths = sample_rows(model, law, z, scale, draws, rows, ahead=ahead)
+        paths = sample_paths(model, law, z, scale, own, ahead)
     meter.add(
         **{
             f"{who}_context_calls": 1,

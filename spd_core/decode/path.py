@@ -27,6 +27,11 @@ from spd_core.models.variance import PosteriorVariance
 
 #: Rows of one head call; more are evaluated in chunks, which bounds the memory of their modulations.
 HEAD_ROWS = 4096
+#: Residual proposals of a refused step: so many at once at first, four times as many at each further attempt up to the
+#: second number; attempts go on until one is kept.
+PROPOSALS = (48, 4096)
+#: First proposals for this many refusals of a path are drawn ahead, while there are no more than this many rows.
+STOCK = (8, 16)
 
 
 @dataclass(frozen=True)
@@ -121,14 +126,14 @@ class BoundHead:
     def _predict(self, row: Tensor, k: Tensor, y: Tensor) -> Prediction:
         if self.at_law.guided_rows == 1:
             return self._prediction(self.at_law.evaluate(y, self._modulations(row, k)), k[:, None], y)
-        null = row + len(self.condition) // 2
-        out = self.at_law.evaluate(y, self._modulations(torch.cat([row, null]), k.repeat(2)))
+        both = torch.cat([row, row + len(self.condition) // 2])
+        out = self.at_law.evaluate(y, self._modulations(both, torch.cat([k, k])))
         scale = self.scale[row] if isinstance(self.scale, Tensor) else self.scale
         return self._prediction(self.guided(out, scale), k[:, None], y)
 
     def _modulations(self, row: Tensor, k: Tensor) -> Tensor:
         if self._table is not None:
-            return self._table[k - self._lowest, row]
+            return self._table.index_select(0, (k - self._lowest) * len(self.condition) + row)
         return self.at_law.modulate(self.at_law.step_embeddings[k] + self.condition[row])
 
     def hoist(self, first: int, last: int) -> None:
@@ -138,7 +143,7 @@ class BoundHead:
         """
         if self._table is None and len(self.condition) * (first - last + 1) <= HEAD_ROWS:
             self._lowest, at = last, slice(last, first + 1)
-            self._table = self.at_law.modulate(self.at_law.step_embeddings[at, None] + self.condition)
+            self._table = self.at_law.modulate(self.at_law.step_embeddings[at, None] + self.condition).flatten(0, 1)
             if self.at_law.variance is not None:
                 k = torch.arange(last, first + 1, device=self.z.device)[:, None]
                 embedding = self.at_law.level_embeddings[at, None] + self._certainty
@@ -234,8 +239,8 @@ class BoundHead:
         """
         carry = self.table.carry[k_RL[:, :, None], k_RL[:, None, :]].tril()
         drift = torch.addcmul(noise_RLD, self.table.c_x0[k_RL][..., None], x0_RLD)
-        kept = carry[:, :, :1] * self.table.c_x[k_RL[:, :1], None]
-        return torch.baddbmm(kept * y_RD[:, None], carry, drift)
+        drift[:, 0] += self.table.c_x[k_RL[:, 0]][..., None] * y_RD
+        return carry @ drift
 
 
 @dataclass(frozen=True)
@@ -266,6 +271,8 @@ class HeadDraws:
     steps: int
     #: [R, S] what `uniforms` gives, where it was drawn for more rows at once
     drawn: Tensor | None = None
+    #: Normals [R, F, P, D] and uniforms [R, F, P] of the first attempts at a path's first F refusals, likewise
+    stock: tuple[Tensor, Tensor] | None = None
 
     def uniforms(self) -> Tensor:
         """[R, S], one per step of the path."""
@@ -273,17 +280,31 @@ class HeadDraws:
             return self.drawn
         return self.draws.uniforms(Purpose.HEAD_ACCEPT, self.image, self.token, self.steps, self.salt)
 
-    def ahead(self) -> HeadDraws:
-        """The same, the uniforms drawn now: cut into parts by `of`, they cost one draw."""
-        return replace(self, drawn=self.uniforms())
+    def ahead(self, dims: int | None = None) -> HeadDraws:
+        """The same, drawn now what is sure to be used: cut into parts by `of`, they cost one draw.
 
-    def of(self, rows: slice) -> HeadDraws:
+        Args:
+            dims: also the first proposals for residuals of so many dims, if the rows are few.
+        """
+        rows, stock = len(self.salt), None
+        if dims is not None and rows <= STOCK[1]:
+            refusal = torch.arange(STOCK[0], device=self.salt.device).repeat(rows)
+            row = torch.arange(rows, device=self.salt.device).repeat_interleave(STOCK[0])
+            normals, uniforms = self.proposals(row, refusal, 0, dims)
+            stock = normals.unflatten(0, (rows, -1)), uniforms.unflatten(0, (rows, -1))
+        return replace(self, drawn=self.uniforms(), stock=stock)
+
+    def of(self, rows: slice | Tensor) -> HeadDraws:
         """Those of some rows."""
         drawn = None if self.drawn is None else self.drawn[rows]
-        return HeadDraws(self.draws, self.image[rows], self.token[rows], self.salt[rows], self.steps, drawn)
+        stock = None if self.stock is None else (self.stock[0][rows], self.stock[1][rows])
+        return HeadDraws(self.draws, self.image[rows], self.token[rows], self.salt[rows], self.steps, drawn, stock)
 
-    def proposals(self, row: Tensor, refusal: Tensor, attempt: int, count: int, dims: int) -> tuple[Tensor, Tensor]:
-        """Normals [M, count, D] and uniforms [M, count] for the residual of a path's refusal number 0, 1, 2, ..."""
+    def proposals(self, row: Tensor, refusal: Tensor, attempt: int, dims: int) -> tuple[Tensor, Tensor]:
+        """Normals [M, P, D] and uniforms [M, P] for the residual of a path's refusal number 0, 1, 2, ..."""
+        if attempt == 0 and self.stock is not None and int(refusal.max()) < STOCK[0]:
+            return self.stock[0][row, refusal], self.stock[1][row, refusal]
+        count = min(PROPOSALS[0] * 4**attempt, PROPOSALS[1])
         number = self.salt[row] * self.steps + refusal
         return self.draws.proposals(
             Purpose.HEAD_PROPOSAL, self.image[row], self.token[row], count, dims, number, attempt

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spd_core.decode.head_speculation import Lookahead
 from spd_core.decode.log import Decoded, DraftRecords, Meter
-from spd_core.decode.mar import guidance_scale, left_after, mar_step, mask_lengths
+from spd_core.decode.mar import OrderDraws, guidance_scale, left_after, mar_step, mask_lengths
 from spd_core.draws import Draws
 from spd_core.law import SamplerLaw
 from spd_core.models.mar import Mar
@@ -27,14 +27,15 @@ def decode_plain(
     """
     length = target.config.seq_len
     meter, ahead = Meter(labels_B.device), Lookahead.of(target.head, law, windows)
-    order = draws.orders(length)
-    tokens = torch.zeros(len(labels_B), length, target.config.token_dim, device=labels_B.device)
+    dims = target.config.token_dim
+    ordered = OrderDraws(draws, law, length, dims, speculates=bool(windows))
+    tokens = torch.zeros(len(labels_B), length, dims, device=labels_B.device)
     lengths, masked, iterations = mask_lengths(length, law.num_iter), length, 0
     for left, table in zip(left_after(lengths), lengths, strict=True):
         if left == masked:
             continue
         scale = guidance_scale(law, length, table)
-        rows, paths = mar_step(target, law, "target", tokens, order, masked, left, scale, labels_B, draws, meter, ahead)
+        rows, paths = mar_step(target, law, "target", tokens, ordered, masked, left, scale, labels_B, meter, ahead)
         tokens[rows.image, rows.token] = paths.x0
         masked, iterations = left, iterations + 1
     rounds = torch.full((len(labels_B),), iterations)

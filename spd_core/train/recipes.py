@@ -35,7 +35,7 @@ FASHION_AR_DRAFT = _fashion_ar(128, 2, 4, 2, 128)
 #: 90 of the 100 steps down: the level its context networks are trained with.
 LAWS = {
     "fashion-mar": SamplerLaw(num_iter=64, head_steps=100, start_level=960, cfg=3.0, temperature=0.85),
-    "fashion-ar": SamplerLaw(num_iter=64, head_steps=100, start_level=999, handoff_level=91, cfg=1.0),
+    "fashion-ar": SamplerLaw(num_iter=64, head_steps=100, start_level=999, handoff_level=91, temperature=0.9),
 }
 
 RECIPES: dict[tuple[str, str], MarRecipe | CausalRecipe | DistilRecipe | VarianceRecipe] = {
