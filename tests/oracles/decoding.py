@@ -15,9 +15,8 @@ from torch import Tensor
 
 from spd_core import accept as acceptance
 from spd_core.codec import unpatchify
-from spd_core.decode import cspd
+from spd_core.decode import cspd, plain
 from spd_core.decode import mar as decoding
-from spd_core.decode.plain import decode_plain
 from spd_core.draws import Purpose
 from spd_core.law import Cspd, SamplerLaw
 from spd_core.models.mar import Mar
@@ -45,14 +44,15 @@ def _lengths(tokens: int, num_iter: int) -> tuple[Tensor, Tensor]:
 
 
 def _sampled(model: Mar, law: SamplerLaw, labels: Tensor, draws: TableDraws) -> dict[str, Tensor]:
-    """One run of the plain decoder; ``gen_step`` comes from the order in which it asked for start noise."""
+    """One run of the plain decoder; ``gen_step`` comes from the rows that its iterations made."""
     length = model.config.seq_len
     table, made = _lengths(length, law.num_iter)
-    tokens = decode_plain(model, law, labels, draws).tokens
+    with recorded((plain, "mar_step")) as iterations:
+        tokens = plain.decode_plain(model, law, labels, draws).tokens
     generated = torch.full_like(draws.order, -1)
-    starts = [request for request in draws.requests if request.purpose is Purpose.START]
-    for step, request in zip(made.nonzero()[:, 0].tolist(), starts, strict=True):
-        generated[request.image, request.token] = step
+    for step, iteration in zip(made.nonzero()[:, 0].tolist(), iterations, strict=True):
+        rows, _ = iteration.result
+        generated[rows.image, rows.token] = step
     return {
         "latent": unpatchify(tokens, model.config.patch_size),
         "tokens": tokens,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from spd_core.decode import decode
 from spd_core.decode.cspd import prefill_iterations
-from spd_core.decode.mar import guidance_scale, left_after, mask_lengths
+from spd_core.decode.mar import OrderDraws, RowDraws, guidance_scale, left_after, mask_lengths, rows_of
 from spd_core.draws import Draws, image_seed
 from spd_core.law import Cspd, Guarantee, Plain, SamplerLaw
 from spd_core.models.mar import Mar, visible_from_mask
@@ -48,6 +49,35 @@ def test_guidance_schedules():
     assert guidance_scale(law, 64, 64) == 1.0
     assert guidance_scale(law, 64, 32) == 2.0
     assert guidance_scale(law.model_copy(update={"cfg_schedule": "constant"}), 64, 64) == 3.0
+
+
+@pytest.mark.parametrize(("batch", "draws_of_a_kind"), [(1, 3), (3, 5), (20, 8)])
+def test_numbers_drawn_ahead_are_those_of_the_row(batch, draws_of_a_kind):
+    length, dims = 40, 3
+    _, draws = _inputs(batch)
+    ordered = OrderDraws(draws, LAW, length, dims, speculates=True)
+    ends = [40, 39, 38, 37, 30, 29, 4, 3, 0]
+    with patch.object(draws, "normals", wraps=draws.normals) as normals:
+        iterations = [ordered.of(left, masked) for masked, left in itertools.pairwise(ends)]
+    assert normals.call_count == 2 * draws_of_a_kind
+    for (masked, left), (rows, own) in zip(itertools.pairwise(ends), iterations, strict=True):
+        expected = RowDraws.of(draws, LAW, rows_of(ordered.order, left, masked), dims, speculates=False)
+        assert torch.equal(rows.image, expected.head.image)
+        assert torch.equal(rows.token, expected.head.token)
+        assert torch.equal(own.noise.start, expected.noise.start)
+        assert torch.equal(own.noise.step, expected.noise.step)
+        assert torch.equal(own.head.uniforms(), expected.head.uniforms())
+        every = torch.arange(len(rows))
+        for refusal in (0, 3, 50):
+            number = torch.full_like(every, refusal)
+            assert all(
+                torch.equal(ahead, now)
+                for ahead, now in zip(
+                    own.head.proposals(every, number, 0, dims),
+                    expected.head.proposals(every, number, 0, dims),
+                    strict=True,
+                )
+            )
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
