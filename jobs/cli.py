@@ -138,7 +138,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sample_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pair", default="fashion-mar", help="bundled pair or a folder that holds one")
+    parser.add_argument("--pair", help="bundled pair or a folder that holds one; default: the spec's")
     parser.add_argument("--n", type=int, default=16, help="images")
     parser.add_argument("--label", type=int, help="label of every image; default: all classes in turn")
     parser.add_argument("--seed", type=int, default=0, help="job seed")

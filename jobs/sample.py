@@ -45,24 +45,27 @@ def _checked(out: str, n: int) -> Path:
     return path
 
 
-def _spec(pair: str, n: int, label: int | None, seed: int, method: str | None, overrides: list[str]) -> Spec:
-    given = [f"pair={pair}", f"requests.count={n}", f"seed={seed}"]
+def _spec(pair: str | None, n: int, label: int | None, seed: int, method: str | None, overrides: list[str]) -> Spec:
+    given = [f"requests.count={n}", f"seed={seed}"]
+    given += [f"pair={pair}"] if pair is not None else []
     given += [f"requests.labels=[{label}]"] if label is not None else []
     given += [f"method={method}"] if method is not None else []
     return load_spec(None, [*given, *overrides])
 
 
-def run(pair: str, n: int, label: int | None, seed: int, method: str | None, overrides: list[str], out: str) -> None:
+def run(
+    pair: str | None, n: int, label: int | None, seed: int, method: str | None, overrides: list[str], out: str
+) -> None:
     """Decodes ``n`` images and writes ``out``.
 
     The images are those of a job with the same seed: request i has the id and the random numbers it has there.
 
     Args:
-        pair: bundled name or folder.
+        pair: bundled name or folder; None: the spec's default.
         n: how many.
         label: of every image; None: all classes in turn.
         seed: the job's seed.
-        method: plain, cspd or speculative; None: the spec's default.
+        method: plain, cspd or speculative; None: that of the pair's family.
         overrides: ``field=value`` for any other field of the spec.
         out: ``.png`` (a grid, one column per class) or ``.npz`` (``images`` uint8 [n, H, W, C], ``labels`` int64 [n],
             ``tokens`` float32 [n, N, D]).

@@ -11,8 +11,8 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from spd_core.candidates import admissible
-from spd_core.law import Auto, Choice, Cspd, Method, MethodRequest, SamplerLaw, Settings, Speculative
+from spd_core.candidates import admissible, default_method
+from spd_core.law import Auto, Choice, Method, MethodRequest, SamplerLaw, Settings, Speculative
 from spd_core.pairs.pair import PairCard, PairError, load_card
 from workers.records import ImageFormat
 
@@ -58,13 +58,13 @@ class Spec(Settings):
     name: str = Field("fashion", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the dataset")
     output: str = Field("", description="fsspec URL the dataset goes to; empty: out/<name>")
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the fsspec file system")
-    pair: str = Field("fashion-mar", description="bundled pair or a folder that holds one")
+    pair: str = Field("fashion-ar", description="bundled pair or a folder that holds one")
     seed: int = Field(0, ge=0, lt=2**63, description="every random draw of an image follows from it and the request id")
     requests: Requests = Requests()
     law: SamplerLaw = Field(description="what is sampled; fields left out are those of the pair's card")
     method: MethodRequest = Field(
-        default_factory=Cspd,
-        description="how it is decoded: plain, cspd, speculative or null; auto: the fastest, measured before the plan",
+        description="how it is decoded: plain, cspd, speculative or null; auto: the fastest, measured before the plan; "
+        "left out: cspd for a MAR pair, speculative with the pair's windows for a causal one"
     )
     batch: int | Literal["auto"] = Field(
         32,
@@ -83,9 +83,6 @@ class Spec(Settings):
             return raw
         if not raw.get("output"):
             raw = {**raw, "output": f"out/{raw.get('name', cls.model_fields['name'].default)}"}
-        method = raw.get("method")
-        if isinstance(method, dict) and "name" not in method:
-            raw = {**raw, "method": {"name": Cspd().name, **method}}
         return raw
 
     @field_validator("batch", mode="before")
@@ -186,6 +183,9 @@ def make_spec(raw: dict[str, Any]) -> Spec:
         law = raw.get("law", {})
         if isinstance(law, dict):
             raw = {**raw, "law": {**card.law.model_dump(), **law}}
+        method = raw.get("method", {})
+        if isinstance(method, dict) and "name" not in method:
+            raw = {**raw, "method": {**default_method(card).model_dump(), **method}}
         spec = Spec.model_validate(raw)
     except PairError as error:
         raise SpecError(str(error)) from error

@@ -19,7 +19,7 @@ def _defaults() -> Spec:
         return Spec(**{name: getattr(fixed, name) for name in Spec.model_fields})
     except SpecError:
         # Without the default pair's card, the law's own defaults.
-        return Spec(law=SamplerLaw())
+        return Spec(law=SamplerLaw(), method=Plain())
 
 
 def _allowed(schema: dict[str, Any]) -> str:

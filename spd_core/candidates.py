@@ -1,4 +1,4 @@
-"""What `Auto` chooses from: the methods worth measuring on a pair, and the batch sizes."""
+"""The methods of a pair: the one a spec means that names none, and those that `Auto` measures, at which batch sizes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ BATCHES = (1, 4, 16, 64, 256)
 #: Tokens drafted before each target pass, and steps the draft holds each prediction.
 SPECULATION = ((4, 15), (8, 15))
 CSPD_GAMMAS = (8, 32)
+
+
+def default_method(card: PairCard) -> Plain | Cspd | Speculative:
+    """What a spec without a method is decoded by: speculation in the form of the pair's family, if it has a draft."""
+    if card.draft is None:
+        return Plain()
+    return Cspd() if card.family == "mar" else Speculative(gamma=4, head_window=card.windows[0])
 
 
 def _offered(card: PairCard, auto: Auto) -> Iterator[Method]:

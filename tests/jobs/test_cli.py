@@ -73,8 +73,10 @@ def test_wrong_input_is_one_line_and_writes_nothing(command, setting, message, p
 
 
 def test_a_pair_without_draft_cannot_speculate(plain_pair, tmp_path, capsys):
-    assert main(["generate", "--set", f"pair={plain_pair}", "--output", str(tmp_path / "out")]) == 2
+    given = ["--set", f"pair={plain_pair}", "--output", str(tmp_path / "out")]
+    assert main(["generate", *given, "--set", "method=cspd"]) == 2
     assert "method: got 'cspd', allowed: plain or null" in one_line_error(capsys)
+    assert main(["plan", *given]) == 0
 
 
 def test_spec_file_that_cannot_be_read(tmp_path, capsys):
@@ -193,7 +195,7 @@ def test_estimate_takes_the_nearest_measured_batch(pair):
 def test_spec_text_is_the_default_spec():
     text = spec_as_yaml()
     raw = yaml.safe_load(text)
-    assert raw["method"]["name"] == "cspd"
+    assert raw["method"]["name"] == "speculative"
     assert "# method auto, guarantee at least exact: The fastest" in text and "#   seconds: 120.0" in text
     assert "# images decoded together (1 to 65536)" in text
     assert "# images of the dataset (>= 1)" in text and "(one of paper, released)" in text
