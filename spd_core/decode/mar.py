@@ -130,15 +130,20 @@ class OrderDraws:
 
 @dataclass(frozen=True)
 class Contexts:
-    """Context vectors [B, N, Z] of the conditional rows and, under guidance, of the null rows."""
+    """Context vectors [B, N, Z] of the conditional rows and, under guidance, of the null rows; or those wanted."""
 
     cond: Tensor
     null: Tensor | None
 
     def stacked(self, rows: TokenRows) -> Tensor:
-        """[R, Z] or, under guidance, [2 R, Z] with the conditional rows first."""
+        """[R, Z] or, under guidance, [2 R, Z] with the conditional rows first; of all tokens' vectors."""
         parts = [self.cond] if self.null is None else [self.cond, self.null]
         return torch.cat([part[rows.image, rows.token] for part in parts])
+
+    def flat(self) -> Tensor:
+        """Every vector, image-major, otherwise like `stacked`."""
+        parts = [self.cond] if self.null is None else [self.cond, self.null]
+        return torch.cat([part.flatten(0, 1) for part in parts])
 
 
 def contexts(
@@ -148,16 +153,21 @@ def contexts(
     visible_BV: Tensor,
     labels_B: Tensor,
     counts_B: Tensor | None = None,
+    wanted_BQ: Tensor | None = None,
 ) -> Contexts:
-    """One transformer pass over the batch (conditional and null rows together under guidance); z is float32."""
+    """One transformer pass over the batch (conditional and null rows together under guidance); z is float32.
+
+    Arguments as for `Mar.forward`.
+    """
     guided = law.cfg != 1.0
     if guided:
         tokens_BND, visible_BV = tokens_BND.repeat(2, 1, 1), visible_BV.repeat(2, 1)
         labels_B = torch.cat([labels_B, torch.full_like(labels_B, -1)])
         counts_B = counts_B.repeat(2) if counts_B is not None else None
+        wanted_BQ = wanted_BQ.repeat(2, 1) if wanted_BQ is not None else None
     low_precision = law.dtype == "bfloat16"
     with torch.autocast(tokens_BND.device.type, dtype=torch.bfloat16, enabled=low_precision):
-        z = model(tokens_BND, visible_BV, labels_B, counts_B).float()
+        z = model(tokens_BND, visible_BV, labels_B, counts_B, wanted_BQ).float()
     return Contexts(*z.chunk(2)) if guided else Contexts(z, None)
 
 
@@ -259,7 +269,8 @@ def mar_step(
         rows, own = draws.of(left, masked)
     with meter.span("context" if who == "target" else "draft"):
         visible = draws.order[:, masked:].sort(dim=1).values
-        z = contexts(model, law, tokens_BND, visible, labels_B).stacked(rows)
+        wanted = rows.token.view(len(labels_B), -1)
+        z = contexts(model, law, tokens_BND, visible, labels_B, wanted_BQ=wanted).flat()
     with meter.span("head" if who == "target" else "draft"):
         paths = sample_paths(model, law, z, scale, own, ahead)
     meter.add(

@@ -62,6 +62,11 @@ def preset(name: str) -> MarConfig:
     return MarConfig(**sides, diffloss_d=head_depth, diffloss_w=head_width)
 
 
+def _positions(x: Tensor, at_BQ: Tensor) -> Tensor:
+    """[B, Q, ...] of x [B, length, ...]."""
+    return x[torch.arange(len(x), device=x.device)[:, None], at_BQ]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, full and bidirectional; qkv rows are [q | k | v]."""
 
@@ -73,12 +78,14 @@ class Attention(nn.Module):
         self.qkv = Linear(dims, 3 * dims)
         self.proj = Linear(dims, dims)
 
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor | None = None, wanted_BQ: Tensor | None = None) -> Tensor:
         batch, length, dims = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, dims // self.heads).permute(2, 0, 3, 1, 4)
+        if wanted_BQ is not None:
+            q = _positions(q.transpose(1, 2), wanted_BQ).transpose(1, 2)
         dropout = self.attn_dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=dropout)
-        out = self.proj(out.transpose(1, 2).reshape(batch, length, dims))
+        out = self.proj(out.transpose(1, 2).reshape(batch, -1, dims))
         return F.dropout(out, self.proj_dropout, self.training)
 
 
@@ -106,9 +113,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dims, eps=config.norm_eps)
         self.mlp = Mlp(dims, int(dims * config.mlp_ratio), config.proj_dropout)
 
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Same shape as x; ``keys`` [B, 1, 1, length] (bool) leaves positions out of the attention."""
-        x = x + self.attn(self.norm1(x), keys)
+    def forward(self, x: Tensor, keys: Tensor | None = None, wanted_BQ: Tensor | None = None) -> Tensor:
+        """Same shape as x, or [B, Q, d] of the positions ``wanted``: they still attend to all.
+
+        ``keys`` [B, 1, 1, length] (bool) leaves positions out of the attention.
+        """
+        attended = self.attn(self.norm1(x), keys, wanted_BQ)
+        x = attended + (x if wanted_BQ is None else _positions(x, wanted_BQ))
         return x + self.mlp(self.norm2(x))
 
 
@@ -199,8 +210,14 @@ class Mar(nn.Module):
             x = block(x, keys)
         return self.encoder_norm(x)
 
-    def decode(self, encoded: Tensor, visible_BV: Tensor, counts_B: Tensor | None = None) -> Tensor:
-        """Context vectors z [B, N, d] from the encoder's output."""
+    def decode(
+        self,
+        encoded: Tensor,
+        visible_BV: Tensor,
+        counts_B: Tensor | None = None,
+        wanted_BQ: Tensor | None = None,
+    ) -> Tensor:
+        """Context vectors z [B, N, d], or [B, Q, d] of the ``wanted`` tokens only, from the encoder's output."""
         buffer, length = self.config.buffer_size, self.config.seq_len
         x = self.decoder_embed(encoded)
         # One place more than the image has: padded rows are written there and cut off.
@@ -211,16 +228,29 @@ class Mar(nn.Module):
         index = visible_BV[..., None].expand(-1, -1, x.shape[-1])
         x = torch.cat([x[:, :buffer], canvas.scatter(1, index, x[:, buffer:])[:, :length]], dim=1)
         x = x + self.decoder_pos_embed_learned
-        for block in self.decoder_blocks:
+        *blocks, last = self.decoder_blocks
+        for block in blocks:
             x = block(x)
-        return self.decoder_norm(x)[:, buffer:] + self.diffusion_pos_embed_learned
+        # No other position looks at the last block's result.
+        x = self.decoder_norm(last(x, wanted_BQ=None if wanted_BQ is None else buffer + wanted_BQ))
+        if wanted_BQ is None:
+            return x[:, buffer:] + self.diffusion_pos_embed_learned
+        return x + self.diffusion_pos_embed_learned[0, wanted_BQ]
 
     def forward(
-        self, tokens_BND: Tensor, visible_BV: Tensor, labels_B: Tensor, counts_B: Tensor | None = None
+        self,
+        tokens_BND: Tensor,
+        visible_BV: Tensor,
+        labels_B: Tensor,
+        counts_B: Tensor | None = None,
+        wanted_BQ: Tensor | None = None,
     ) -> Tensor:
-        """Context vectors z [B, N, d]; arguments as for `encode`, labels below 0 meaning "no class"."""
+        """Context vectors z [B, N, d], or [B, Q, d] of the ``wanted`` tokens (raster indices) only.
+
+        Other arguments as for `encode`, labels below 0 meaning "no class".
+        """
         encoded = self.encode(tokens_BND, visible_BV, self.class_embedding(labels_B), counts_B)
-        return self.decode(encoded, visible_BV, counts_B)
+        return self.decode(encoded, visible_BV, counts_B, wanted_BQ)
 
 
 def visible_from_mask(mask_BN: Tensor) -> Tensor:

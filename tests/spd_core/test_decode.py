@@ -51,6 +51,18 @@ def test_guidance_schedules():
     assert guidance_scale(law.model_copy(update={"cfg_schedule": "constant"}), 64, 64) == 3.0
 
 
+@torch.inference_mode()
+def test_wanted_contexts_are_those_of_the_whole_pass(pair):
+    model = pair.target
+    config, labels = model.config, torch.tensor([0, -1, 2])
+    tokens = torch.randn(3, config.seq_len, config.token_dim, generator=torch.Generator().manual_seed(0))
+    visible = torch.tensor([[1, 4, 9], [0, 2, 3], [5, 6, 15]])
+    wanted = torch.tensor([[7, 2], [15, 1], [0, 1]])
+    whole = model(tokens, visible, labels)
+    part = model(tokens, visible, labels, wanted_BQ=wanted)
+    assert torch.allclose(part, whole[torch.arange(3)[:, None], wanted], atol=1e-5)
+
+
 @pytest.mark.parametrize(("batch", "draws_of_a_kind"), [(1, 3), (3, 5), (20, 8)])
 def test_numbers_drawn_ahead_are_those_of_the_row(batch, draws_of_a_kind):
     length, dims = 40, 3
