@@ -26,6 +26,7 @@ from torch import Tensor
 
 from spd_core.accept import accept, change_noise, first_refusal, reflect, sample_residual
 from spd_core.decode.path import (
+    PROPOSALS,
     BoundHead,
     HeadDraws,
     LawHead,
@@ -108,7 +109,7 @@ def speculate_head(
     # Of the active rows: which they are, their next step, state and held prediction.
     row, k_A, y = torch.arange(rows, device=device), torch.full((rows,), first, device=device), y_RD
     places = torch.arange(max(rows, longest), device=device)
-    residuals = None if head.equal_stds else _Residuals(draws)
+    residuals = None if head.equal_stds else _Residuals(draws, dims)
     x0 = head.prior_mean() if held_x0_RD is None else held_x0_RD
     v = torch.zeros_like(y) if learned else None
     while len(row):
@@ -212,12 +213,21 @@ def _evaluated(
 class _Residuals:
     """Draws from Norm[(p - q)_+] of single steps with learned variances, as noise of p.
 
-    Both transitions are known Gaussians, so proposals cost no head call.
+    Both transitions are known Gaussians, so proposals cost no head call. The proposals of a path are one stream: a
+    refusal takes the first that it keeps. Nothing depends on those behind it yet, so the next refusal goes on there.
+
+    Args:
+        draws: of the R rows.
+        dims: token dims.
     """
 
-    def __init__(self, draws: HeadDraws) -> None:
-        self.draws = draws
-        self.made = torch.zeros_like(draws.salt)  # [R] refusals so far
+    def __init__(self, draws: HeadDraws, dims: int) -> None:
+        self.draws, self.dims = draws, dims
+        normals, uniforms = draws.first_proposals(dims)
+        self.normals, self.uniforms = normals.clone(), uniforms.clone()  # [R, H, D], [R, H]: held
+        self.places = torch.arange(uniforms.shape[1], device=uniforms.device)
+        self.used = torch.zeros_like(draws.salt)  # [R] of the held ones
+        self.block = torch.full_like(draws.salt, uniforms.shape[1] // PROPOSALS)  # [R] the next to draw
 
     def draw(self, row_M: Tensor, shift_MD: Tensor, log_scale_MD: Tensor) -> Tensor:
         """[M, D] for refused steps of rows ``row_M``.
@@ -227,13 +237,23 @@ class _Residuals:
             shift_MD: (mean of q - mean of p) / std of q.
             log_scale_MD: log of std of q / std of p.
         """
-        refusal = self.made[row_M]
-        self.made[row_M] += 1
         back = -shift_MD * log_scale_MD.exp()
 
         def propose(at: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
-            normals, uniforms = self.draws.proposals(row_M[at], refusal[at], attempt, shift_MD.shape[1])
-            _, log_inverse = change_noise(normals, back[at, None], -log_scale_MD[at, None])
-            return normals, -log_inverse, uniforms
+            row = row_M[at]
+            if attempt:
+                self._refill(row)
+            _, log_inverse = change_noise(self.normals[row], back[at, None], -log_scale_MD[at, None])
+            log_ratio = (-log_inverse).masked_fill(self.places < self.used[row, None], -torch.inf)
+            return self.places.expand_as(log_ratio), log_ratio, self.uniforms[row]
 
-        return sample_residual(torch.arange(len(row_M), device=row_M.device), propose)
+        place = sample_residual(torch.arange(len(row_M), device=row_M.device), propose)
+        self.used[row_M] = place + 1
+        return self.normals[row_M, place]
+
+    def _refill(self, row: Tensor) -> None:
+        """Puts the next block of rows whose proposals are all used into the last places."""
+        normals, uniforms = self.draws.proposals(row, self.block[row], self.dims)
+        self.normals[row, -PROPOSALS:], self.uniforms[row, -PROPOSALS:] = normals, uniforms
+        self.used[row] = len(self.places) - PROPOSALS
+        self.block[row] += 1

@@ -27,11 +27,10 @@ from spd_core.models.variance import PosteriorVariance
 
 #: Rows of one head call; more are evaluated in chunks, which bounds the memory of their modulations.
 HEAD_ROWS = 4096
-#: Residual proposals of a refused step: so many at once at first, four times as many at each further attempt up to the
-#: second number; attempts go on until one is kept.
-PROPOSALS = (48, 4096)
-#: First proposals for this many refusals of a path are drawn ahead, while there are no more than this many rows.
-STOCK = (8, 16)
+#: Residual proposals of a block; a path needs one proposal or so for each step tested.
+PROPOSALS = 128
+#: So many blocks of a path's proposals are drawn ahead, while there are no more than this many rows.
+STOCK = (2, 16)
 
 
 @dataclass(frozen=True)
@@ -271,7 +270,7 @@ class HeadDraws:
     steps: int
     #: [R, S] what `uniforms` gives, where it was drawn for more rows at once
     drawn: Tensor | None = None
-    #: Normals [R, F, P, D] and uniforms [R, F, P] of the first attempts at a path's first F refusals, likewise
+    #: what `first_proposals` gives, likewise
     stock: tuple[Tensor, Tensor] | None = None
 
     def uniforms(self) -> Tensor:
@@ -286,12 +285,7 @@ class HeadDraws:
         Args:
             dims: also the first proposals for residuals of so many dims, if the rows are few.
         """
-        rows, stock = len(self.salt), None
-        if dims is not None and rows <= STOCK[1]:
-            refusal = torch.arange(STOCK[0], device=self.salt.device).repeat(rows)
-            row = torch.arange(rows, device=self.salt.device).repeat_interleave(STOCK[0])
-            normals, uniforms = self.proposals(row, refusal, 0, dims)
-            stock = normals.unflatten(0, (rows, -1)), uniforms.unflatten(0, (rows, -1))
+        stock = self.first_proposals(dims) if dims is not None and len(self.salt) <= STOCK[1] else None
         return replace(self, drawn=self.uniforms(), stock=stock)
 
     def of(self, rows: slice | Tensor) -> HeadDraws:
@@ -300,15 +294,20 @@ class HeadDraws:
         stock = None if self.stock is None else (self.stock[0][rows], self.stock[1][rows])
         return HeadDraws(self.draws, self.image[rows], self.token[rows], self.salt[rows], self.steps, drawn, stock)
 
-    def proposals(self, row: Tensor, refusal: Tensor, attempt: int, dims: int) -> tuple[Tensor, Tensor]:
-        """Normals [M, P, D] and uniforms [M, P] for the residual of a path's refusal number 0, 1, 2, ..."""
-        if attempt == 0 and self.stock is not None and int(refusal.max()) < STOCK[0]:
-            return self.stock[0][row, refusal], self.stock[1][row, refusal]
-        count = min(PROPOSALS[0] * 4**attempt, PROPOSALS[1])
-        number = self.salt[row] * self.steps + refusal
-        return self.draws.proposals(
-            Purpose.HEAD_PROPOSAL, self.image[row], self.token[row], count, dims, number, attempt
-        )
+    def first_proposals(self, dims: int) -> tuple[Tensor, Tensor]:
+        """Normals [R, H, D] and uniforms [R, H] for residuals: the first block of every path, of few rows `STOCK`."""
+        rows = len(self.salt)
+        if self.stock is not None:
+            return self.stock
+        block = torch.arange(STOCK[0] if rows <= STOCK[1] else 1, device=self.salt.device)
+        row = torch.arange(rows, device=self.salt.device).repeat_interleave(len(block))
+        normals, uniforms = self.proposals(row, block.repeat(rows), dims)
+        return normals.view(rows, -1, dims), uniforms.view(rows, -1)
+
+    def proposals(self, row: Tensor, block: Tensor, dims: int) -> tuple[Tensor, Tensor]:
+        """Normals [M, P, D] and uniforms [M, P]: block number 0, 1, 2, ... of a path's proposals."""
+        number = self.salt[row] + (block << 16)
+        return self.draws.proposals(Purpose.HEAD_PROPOSAL, self.image[row], self.token[row], PROPOSALS, dims, number)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from spd_core.decode import decode, head_speculation
+from spd_core.decode import path as path_module
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, PathNoise, steps_down, windows_by_step
 from spd_core.diffusion import diffusion, step_log_std, step_mean
 from spd_core.draws import Draws, Purpose
@@ -53,16 +54,24 @@ def _plain(law, seed=0):
     return x
 
 
-def _windowed(law, windows):
-    rows, zeros = torch.arange(ROWS), torch.zeros(ROWS, dtype=torch.int64)
+def _windowed(law, windows, count=ROWS):
+    rows, zeros = torch.arange(count), torch.zeros(count, dtype=torch.int64)
     draws = Draws(rows + 10**6)
     noise = PathNoise(
         draws.normals(Purpose.START, rows, zeros, 2),
-        draws.normals(Purpose.STEP, rows, zeros, law.head_steps * 2).view(ROWS, -1, 2),
+        draws.normals(Purpose.STEP, rows, zeros, law.head_steps * 2).view(count, -1, 2),
     )
-    bound = AnalyticHead(law).bind(torch.zeros(ROWS, 1), 1.0)
+    bound = AnalyticHead(law).bind(torch.zeros(count, 1), 1.0)
     head_draws = HeadDraws(draws, rows, zeros, zeros, law.head_steps)
     return head_speculation.speculate_head(bound, noise.start, law.head_steps - 1, 0, noise, head_draws, windows)
+
+
+def test_a_path_does_not_depend_on_how_many_proposals_are_held():
+    law = LAW.model_copy(update={"head_steps": 40})
+    with patch.object(path_module, "PROPOSALS", 8), patch.object(head_speculation, "PROPOSALS", 8):
+        few, _ = _windowed(law, (10,), count=16)
+        many, _ = _windowed(law, (10,), count=200)
+    assert torch.allclose(few.end, many.end[:16], atol=1e-4)
 
 
 @pytest.mark.parametrize("law", [LAW, SINGULAR], ids=["from 960", "from 999"])
@@ -102,6 +111,20 @@ def test_a_capped_residual_is_caught():
 
     with patch.object(head_speculation, "sample_residual", capped):
         path, _ = _windowed(LAW, (4, 3))
+    assert marginal_p_value(_plain(LAW), path.end) < 1e-6
+
+
+def test_proposals_used_twice_are_caught():
+    """The mutant begins with a path's first proposal again at each refusal."""
+    residuals = head_speculation._Residuals
+    right = residuals.draw
+
+    def from_the_first(self, *refused):
+        self.used.zero_()
+        return right(self, *refused)
+
+    with patch.object(residuals, "draw", from_the_first):
+        path, _ = _windowed(LAW, (12,))
     assert marginal_p_value(_plain(LAW), path.end) < 1e-6
 
 
