@@ -45,13 +45,15 @@ RECIPES: dict[tuple[str, str], MarRecipe | CausalRecipe | DistilRecipe | Varianc
     ),
     ("fashion-ar", "target"): CausalRecipe(model=FASHION_AR_TARGET, batch=64, steps=10_000, head_repeats=2, ema=0.999),
     ("fashion-ar", "draft"): CausalRecipe(model=FASHION_AR_DRAFT, batch=64, steps=10_000, head_repeats=2, ema=0.999),
-    # Starts from the draft. Its anchors are those of the method's default stride.
+    # Starts from the draft, fitted at every step: between its calls the draft's prediction follows the noise, which is
+    # learned from its own predictions at all steps.
     ("fashion-ar", "distil"): DistilRecipe(
         model=FASHION_AR_DRAFT,
         target=FASHION_AR_TARGET,
         law=LAWS["fashion-ar"],
         batch=64,
-        steps=3000,
+        stride=1,
+        steps=1500,
         lr=5e-4,
         warmup=100,
         head_repeats=2,
