@@ -25,7 +25,7 @@ from spd_core.pairs.pair import Pair
 from spd_core.train.variance import token_contexts
 
 #: Longest window considered.
-LONGEST = 64
+LONGEST = 100
 #: Slices of the path, each with a window of its own.
 SLICES = 10
 #: What a row may cost, in sequential calls: first where calls are all that counts, then where rows do too.
