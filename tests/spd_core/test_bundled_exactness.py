@@ -25,7 +25,7 @@ from tests.two_samples import energy_p_value, marginal_p_value
 
 IMAGES, SLOTS = 2000, 64
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
