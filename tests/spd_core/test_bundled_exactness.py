@@ -6,7 +6,6 @@ Kolmogorov-Smirnov tests of single values and their sums. A decoder that is wron
 
 from __future__ import annotations
 
-from functools import lru_cache
 from unittest.mock import patch
 
 import pytest
@@ -39,8 +38,8 @@ def _tokens(pair: Pair, method: Plain | Speculative, seed: int) -> Tensor:
     return decode(pair, pair.card.law, method, torch.arange(IMAGES) % 10, Draws(seeds), SLOTS).tokens
 
 
-@lru_cache(maxsize=1)
-def _plain(pair: Pair) -> Tensor:
+@pytest.fixture(scope="module")
+def plain(pair: Pair) -> Tensor:
     return _tokens(pair, Plain(), 0)
 
 
@@ -67,10 +66,10 @@ def _overlap(one: tuple[float, float] | None, other: tuple[float, float] | None)
 
 
 @pytest.mark.parametrize("name", ["windows", "speculative"])
-def test_the_method_samples_the_targets_law(pair, name):
+def test_the_method_samples_the_targets_law(pair, plain, name):
     windows = pair.card.windows[0]
     method = Plain(head_window=windows) if name == "windows" else Speculative(gamma=4, head_window=windows)
-    made, plain = _tokens(pair, method, 1 + (name == "windows")), _plain(pair)
+    made = _tokens(pair, method, 1 + (name == "windows"))
     energy, marginal = _p_values(plain, made)
     own, right = _quality(made), _quality(plain)
     print(f"\n{name}: p {energy:.3f} (energy), {marginal:.3f} (marginals)")
@@ -85,7 +84,7 @@ def test_the_method_samples_the_targets_law(pair, name):
     assert _overlap(own.label_agreement_interval, right.label_agreement_interval)
 
 
-def test_accepting_every_step_of_a_window_is_rejected(pair):
+def test_accepting_every_step_of_a_window_is_rejected(pair, plain):
     """Power: the mutant lets the held predictions make the path, as a fast sampler without a test would."""
 
     def all_stand(noise: Tensor, shift: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,6 +92,6 @@ def test_accepting_every_step_of_a_window_is_rejected(pair):
 
     with patch.object(head_speculation, "reflect", all_stand):
         wrong = _tokens(pair, Plain(head_window=pair.card.windows[0]), 9)
-    energy, marginal = _p_values(_plain(pair), wrong)
+    energy, marginal = _p_values(plain, wrong)
     print(f"\nmutant: p {energy:.3f} (energy), {marginal:.2g} (marginals)")
     assert energy < 0.01
