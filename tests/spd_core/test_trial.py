@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from spd_core.decode import causal, decode
+from spd_core.decode import mar as decode_mar
 from spd_core.decode import trial as trial_module
 from spd_core.decode.mar import left_after, mask_lengths
 from spd_core.decode.trial import Stopwatch, Trial, try_out
@@ -52,6 +53,12 @@ def heard(pair, method, count, slots=None) -> tuple[list[int], object]:
     labels, seeds = requests(count)
     listener = Listener(seeds, pair.card.target.seq_len)
     return listener.heard, decode(pair, pair.card.law, method, labels, listener, slots)
+
+
+@pytest.fixture(autouse=True)
+def one_iteration_at_a_time(monkeypatch):
+    """MAR decoders draw for the coming iterations too, which a tiny image has too few of."""
+    monkeypatch.setattr(decode_mar, "DRAWN_AHEAD", 0)
 
 
 def test_plain_mar_is_heard_iteration_by_iteration(pairs):
