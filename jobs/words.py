@@ -66,11 +66,11 @@ def quality_in_words(quality: dict[str, Any]) -> list[tuple[str, str]]:
 def law_in_words(law: dict[str, Any]) -> str:
     """One line for a dumped `SamplerLaw`."""
     guidance = "no guidance" if law["cfg"] == 1 else f"guidance {law['cfg']:g} ({law['cfg_schedule']})"
-    levels = f"from level {law['start_level']}"
-    if law.get("handoff_level"):
-        levels += f", hand-off at {law['handoff_level']}"
+    levels, iterations = f"from level {law['start_level']}", f"{law['num_iter']} iterations, "
+    if law.get("handoff_level"):  # of a causal pair, which has no iterations
+        levels, iterations = f"{levels}, hand-off at {law['handoff_level']}", ""
     return (
-        f"{law['num_iter']} iterations, {law['head_steps']} head steps {levels}, {guidance}, "
+        f"{iterations}{law['head_steps']} head steps {levels}, {guidance}, "
         f"temperature {law['temperature']:g}, {law['dtype']}"
     )
 
