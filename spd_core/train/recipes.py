@@ -43,8 +43,8 @@ RECIPES: dict[tuple[str, str], MarRecipe | CausalRecipe | DistilRecipe | Varianc
     ("fashion-mar", "draft"): MarRecipe(
         model=_fashion_mar(96, 1, 2, 3, 2, 64), batch=64, steps=10_000, head_repeats=2, ema=0.999
     ),
-    ("fashion-ar", "target"): CausalRecipe(model=FASHION_AR_TARGET, batch=64, steps=10_000, head_repeats=2, ema=0.999),
-    ("fashion-ar", "draft"): CausalRecipe(model=FASHION_AR_DRAFT, batch=64, steps=10_000, head_repeats=2, ema=0.999),
+    ("fashion-ar", "target"): CausalRecipe(model=FASHION_AR_TARGET, batch=64, steps=6000, head_repeats=2, ema=0.999),
+    ("fashion-ar", "draft"): CausalRecipe(model=FASHION_AR_DRAFT, batch=64, steps=5000, head_repeats=2, ema=0.999),
     # Starts from the draft, fitted at every step: between its calls the draft's prediction follows the noise, which is
     # learned from its own predictions at all steps.
     ("fashion-ar", "distil"): DistilRecipe(
