@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from spd_core.decode.causal import PathLaw
 from spd_core.decode.head_speculation import SINGULAR
 from spd_core.decode.mar import contexts, guidance_scale, mask_lengths
-from spd_core.decode.path import LawHead
+from spd_core.decode.path import BoundHead, LawHead, Trace
 from spd_core.diffusion import handoff_step, step_table
 from spd_core.law import SamplerLaw
 from spd_core.models.causal import Causal, CausalConfig
@@ -215,23 +215,26 @@ def _masked_contexts(
 def _walk(
     at_law: LawHead, counted_K: Tensor, z: Tensor, scale: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    head, rows, dims = at_law.bind(z, scale), len(scale), at_law.head.in_channels
-    row = torch.arange(rows)
+    first, rows = at_law.law.head_steps - 1, len(scale)
+    trace = plain_paths(at_law.bind(z, scale), rows, first, int(counted_K[-1]) - 1, rng)
+    at = first - counted_K
+    return z[:rows], trace.x0[:, int(at[0])], trace.x0[:, at + 1] - trace.x0[:, at], trace.noise[:, at]
+
+
+def plain_paths(head: BoundHead, rows: int, first: int, last: int, rng: np.random.Generator) -> Trace:
+    """Paths of any head from pure noise through step ``last``, one call a step, all randomness from ``rng``."""
+    row, dims, made = torch.arange(rows), head.at_law.head.in_channels, []
 
     def normals() -> Tensor:
         return torch.from_numpy(rng.standard_normal((rows, dims), dtype=np.float32))
 
-    y, predictions, noises = normals(), [], []
-    first, last = at_law.law.head_steps - 1, int(counted_K[-1])
-    for step in range(first, last - 2, -1):
+    y = normals()
+    for step in range(first, last - 1, -1):
         k = torch.full_like(row, step)
         prediction, noise = head.predict(row, k, y), normals()
-        predictions.append(prediction.x0)
-        noises.append(noise)
+        made.append((y, prediction.x0, noise))
         y = head.mean(k, prediction.x0, y) + head.std(k, prediction.v) * noise
-    at = first - counted_K
-    x0 = torch.stack(predictions, dim=1)
-    return z[:rows], x0[:, int(at[0])], x0[:, at + 1] - x0[:, at], torch.stack(noises, dim=1)[:, at]
+    return Trace(*(torch.stack(column, dim=1) for column in zip(*made, strict=True)))
 
 
 def shifts(model: PosteriorVariance | None, recipe: VarianceRecipe, paths: Paths) -> Tensor:

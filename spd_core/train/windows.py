@@ -22,7 +22,7 @@ from spd_core.decode.causal import PathLaw
 from spd_core.decode.path import BoundHead, LawHead, Trace, steps_down, windows_by_step
 from spd_core.models.mar import Mar
 from spd_core.pairs.pair import Pair
-from spd_core.train.variance import token_contexts
+from spd_core.train.variance import plain_paths, token_contexts
 
 #: Longest window considered.
 LONGEST = 100
@@ -55,25 +55,9 @@ def tuned_windows(pair: Pair, tokens_nND: Tensor, labels_n: Tensor, seed: int = 
     with torch.inference_mode():
         for z, scale in token_contexts(pair.target, law, TOKENS, tokens_nND, labels_n, rng):
             head = at_law.bind(z, scale)
-            parts.append(survival(head, _walked(head, len(scale), first, last, rng), first))
+            parts.append(survival(head, plain_paths(head, len(scale), first, last, rng), first))
     stands = np.mean(parts, axis=0)
     return [tune(stands, first, law.head_steps, price) for price in PRICES]
-
-
-def _walked(head: BoundHead, rows: int, first: int, last: int, rng: np.random.Generator) -> Trace:
-    """Plain paths of any head, one call a step."""
-    row, dims, made = torch.arange(rows), head.at_law.head.in_channels, []
-
-    def normals() -> Tensor:
-        return torch.from_numpy(rng.standard_normal((rows, dims), dtype=np.float32))
-
-    y = normals()
-    for step in range(first, last - 1, -1):
-        k = torch.full_like(row, step)
-        prediction, noise = head.predict(row, k, y), normals()
-        made.append((y, prediction.x0, noise))
-        y = head.mean(k, prediction.x0, y) + head.std(k, prediction.v) * noise
-    return Trace(*(torch.stack(column, dim=1) for column in zip(*made, strict=True)))
 
 
 @torch.inference_mode()
