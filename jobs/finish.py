@@ -7,11 +7,12 @@ from typing import Any
 from jobs.aggregate import Json
 from jobs.card import write_card
 from jobs.commits import read_committed
+from jobs.fleet import JobError
 from jobs.manifest import build_manifest
 from jobs.plan import read_plan
 from jobs.report import write_report
 from workers import layout
-from workers.store import Store
+from workers.store import Conflict, Store
 
 
 def finish(url: str, storage_options: dict[str, Any] | None = None) -> Json:
@@ -19,16 +20,28 @@ def finish(url: str, storage_options: dict[str, Any] | None = None) -> Json:
 
     Raises:
         SpecError: there is no job.
-        ValueError: a shard is not committed.
+        JobError: a shard is not committed, or another driver is in the way.
         StoreError: the output cannot be read or written.
     """
     store = Store(url, storage_options)
     store.delete(layout.SUCCESS)
-    report = write_report(url, storage_options)
-    plan = read_plan(store)
-    write_card(store, plan, report)
-    records = read_committed(store, plan).records
-    store.create(layout.SUCCESS, build_manifest(store, plan, list(records.values())))
+    try:
+        report = write_report(url, storage_options)
+        plan = read_plan(store)
+        records = read_committed(store, plan).records
+        if lost := [shard for shard in range(plan.shards) if shard not in records]:
+            raise FileNotFoundError(f"{layout.commit(lost[0])} is not there")
+        write_card(store, plan, report)
+        manifest = build_manifest(store, plan, list(records.values()))
+    except FileNotFoundError as error:
+        raise JobError(f"{error}: the dataset changed while it was finished; the same command resumes") from error
+    try:
+        store.create(layout.SUCCESS, manifest)
+    except Conflict as error:
+        # Report and card follow from the commit records, so only another version of the program writes other ones.
+        raise JobError(
+            "output: another driver finished this job at the same moment with other reports; the same command ends it"
+        ) from error
     return report
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from jobs.aggregate import activity
 from jobs.commits import read_committed
 from jobs.plan import public_url, read_plan
+from jobs.presence import WATCH_S, Mark, read_mark
 from jobs.progress import duration, time_left
 from spd_core.law import Settings
 from workers import layout
@@ -28,15 +29,19 @@ class Status(Settings):
     images_per_s: float = Field(description="over the time in which workers were at work; 0: nothing is committed")
     since_last_s: float | None = Field(description="since the last commit; None: nothing is committed")
     finished: bool = Field(description=f"{layout.SUCCESS} is there")
+    driver: Mark | None = Field(description="the last driver that did not end in order, or the one at work; None: none")
 
     @property
     def next_step(self) -> str:
         """What to do next, in a line."""
         if self.finished and not self.damaged:
             return f"finished; `spd validate {self.output}` re-reads everything"
+        if self.driver is not None and self.driver.age_s < WATCH_S:
+            return f"driver {self.driver.driver} was at work {duration(self.driver.age_s)} ago; ask again in a minute"
         if self.committed == self.shards:
             return "all shards are committed; `spd generate` with the same spec writes the report and finishes"
-        return "unfinished; if no driver is running, `spd generate` with the same spec and output resumes"
+        killed = f"driver {self.driver.driver} is gone since {self.driver.seen}; " if self.driver else ""
+        return f"unfinished; {killed}`spd generate` with the same spec and output resumes"
 
     def lines(self) -> list[str]:
         """The status as text."""
@@ -74,4 +79,5 @@ def status(url: str, storage_options: dict[str, Any] | None = None) -> Status:
         images_per_s=rows / when.active_seconds if when and when.active_seconds else 0.0,
         since_last_s=max(0.0, now - when.last) if when else None,
         finished=store.exists(layout.SUCCESS),
+        driver=read_mark(store),
     )

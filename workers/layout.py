@@ -5,6 +5,7 @@ from __future__ import annotations
 CARD = "README.md"
 SUCCESS = "_SUCCESS"
 PLAN = "_run/plan.json"
+DRIVER = "_run/driver.json"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 COMMITS = "_commits"
@@ -27,6 +28,11 @@ def acceptance(shard: int, shards: int) -> str:
 def features(shard: int, shards: int) -> str:
     """Image features."""
     return _part("_features", shard, shards)
+
+
+def requests(sha256: str, part: int, parts: int) -> str:
+    """Rows of the request file with this content hash."""
+    return _part(f"_run/requests-{sha256[:16]}", part, parts)
 
 
 def commit(shard: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 import re
 import threading
 import uuid
@@ -48,7 +49,13 @@ _PERMANENT_ERRNOS = frozenset(
 _PERMANENT_NAMES = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
 )
+#: An object may be deleted while we look what lies there; a store that says so every time contradicts itself.
+_CREATE_TRIES = 5
 _PROBE = "_run/.probe-"
+#: Options that a person must see in an error and that hold no secret.
+_OPEN_OPTIONS = frozenset({"endpoint_url", "profile", "region_name"})
+#: What the usual credential chain takes from the environment, for the error of a driver that repeats it.
+_SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _memory_lock = threading.Lock()
 
 
@@ -60,8 +67,12 @@ class Conflict(StoreError):
     """A create-only write found an object with other content under its name."""
 
 
+class _Shortened(OSError):
+    """Fewer bytes came than the object has."""
+
+
 def _error_code(error: BaseException) -> str:
-    response = getattr(error.__cause__, "response", None)
+    response = getattr(error.__cause__ or error.__context__, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
@@ -81,10 +92,19 @@ def _is_transient(error: BaseException) -> bool:
 def _secrets(options: Any) -> list[str]:
     """Every text in nested storage options that is long enough to be a secret."""
     if isinstance(options, dict):
-        return [text for value in options.values() for text in _secrets(value)]
+        return [text for name, value in options.items() if name not in _OPEN_OPTIONS for text in _secrets(value)]
     if isinstance(options, (list, tuple)):
         return [text for value in options for text in _secrets(value)]
     return [options] if isinstance(options, str) and len(options) >= 4 else []
+
+
+def _secrets_of_environment() -> list[str]:
+    return [value for name in _SECRET_VARIABLES if len(value := os.environ.get(name, "")) >= 4]
+
+
+def _without_userinfo(text: str) -> str:
+    """The text without user names and passwords in its URLs."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _create_remote(fs: Any, key: str, data: bytes) -> None:
@@ -120,7 +140,7 @@ class Store:
 
     @property
     def _shown_url(self) -> str:
-        return re.sub(r"//[^/@]*@", "//", self.url)
+        return _without_userinfo(self.url)
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -137,10 +157,13 @@ class Store:
     def _failure(self, action: str, path: str, error: BaseException) -> StoreError:
         if path.startswith(_PROBE):
             path = ""  # a name the user has never heard of
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = _without_userinfo(" ".join(str(error).split())) or type(error).__name__
+        if _error_code(error) == "NoSuchBucket":
+            text = "there is no such bucket"
         where = f"{self._shown_url}/{path}" if path else self._shown_url
         message = f"output: cannot {action} {where}: {text}"
-        for secret in _secrets(self._options):
+        # The longest first: one secret may be the beginning of another.
+        for secret in sorted({*_secrets(self._options), *_secrets_of_environment()}, key=len, reverse=True):
             message = message.replace(secret, "***")
         return StoreError(message)
 
@@ -161,6 +184,8 @@ class Store:
         try:
             return retrying(call)
         except FileNotFoundError as error:
+            if _error_code(error) == "NoSuchBucket":
+                raise self._failure(action, path, error) from error
             raise FileNotFoundError(f"output: {self._shown_url}/{path} is not there") from error
         except StoreError:
             raise
@@ -170,13 +195,23 @@ class Store:
             raise self._failure(action, path, error) from error
 
     def read(self, path: str) -> bytes:
-        """The whole object.
+        """The whole object; a reading that ends early is repeated.
 
         Raises:
             FileNotFoundError: no such object.
             StoreError: the store cannot be read.
         """
-        return self._retry("read", path, lambda: bytes(self._opened[0].cat_file(self._key(path))))
+
+        def call() -> bytes:
+            # With a range s3fs does not ask for the size once more; an empty object has none to ask for.
+            size = self._size(path)
+            data = bytes(self._opened[0].cat_file(self._key(path), start=0, end=size)) if size else b""
+            # What looks damaged costs its shard, so a connection that was cut must not look like that.
+            if len(data) != size:
+                raise _Shortened(f"got {len(data)} of {size} bytes")
+            return data
+
+        return self._retry("read", path, call)
 
     def size(self, path: str) -> int:
         """Bytes of the object.
@@ -185,14 +220,13 @@ class Store:
             FileNotFoundError: no such object.
             StoreError: the store cannot be read.
         """
+        return self._retry("read", path, lambda: self._size(path))
 
-        def call() -> int:
-            info = self._opened[0].info(self._key(path))
-            if info["type"] != "file":
-                raise FileNotFoundError(path)
-            return int(info["size"])
-
-        return self._retry("read", path, call)
+    def _size(self, path: str) -> int:
+        info = self._opened[0].info(self._key(path))
+        if info["type"] != "file":
+            raise FileNotFoundError(path)
+        return int(info["size"])
 
     def exists(self, path: str) -> bool:
         try:
@@ -233,15 +267,22 @@ class Store:
         self._create(path, data, RETRY_DEADLINE_S)
 
     def _create(self, path: str, data: bytes, deadline_s: float) -> None:
-        try:
-            self._retry("write", path, lambda: self._create_once(path, data), deadline_s)
-        except FileNotFoundError as error:
-            raise self._failure("write", path, error.__cause__ or error) from error
-        except OSError as error:
-            if not _is_taken(error):
-                raise
-            if hashlib.sha256(self.read(path)).digest() != hashlib.sha256(data).digest():
-                raise Conflict(f"output: {self._shown_url}/{path} exists with other content") from error
+        for _ in range(_CREATE_TRIES):
+            try:
+                return self._retry("write", path, lambda: self._create_once(path, data), deadline_s)
+            except FileNotFoundError as error:
+                raise self._failure("write", path, error.__cause__ or error) from error
+            except OSError as error:
+                if not _is_taken(error):
+                    raise
+                try:
+                    there = self.read(path)
+                except FileNotFoundError:
+                    continue  # whoever wrote it has deleted it again
+                if hashlib.sha256(there).digest() != hashlib.sha256(data).digest():
+                    raise Conflict(f"output: {self._shown_url}/{path} exists with other content") from error
+                return None
+        raise StoreError(f"output: {self._shown_url}/{path} exists when it is written and not when it is read")
 
     def _create_once(self, path: str, data: bytes) -> None:
         fs, key = self._opened[0], self._key(path)
@@ -272,19 +313,26 @@ class Store:
         except FileNotFoundError as error:
             raise self._failure("write", path, error.__cause__ or error) from error
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, deadline_s: float | None = None) -> None:
         """Deletes an object; one that is not there is deleted already.
+
+        Args:
+            path: of the object.
+            deadline_s: longest time it is tried again; None: `RETRY_DEADLINE_S`.
 
         Raises:
             StoreError: the store cannot be written.
         """
         try:
-            self._retry("delete", path, lambda: self._opened[0].rm_file(self._key(path)))
+            self._retry("delete", path, lambda: self._opened[0].rm_file(self._key(path)), deadline_s)
         except FileNotFoundError:
             logger.debug("%s was not there to delete", path)
 
-    def check_writable(self) -> None:
+    def check_writable(self) -> bool:
         """Writes, reads and deletes a probe object and leaves nothing, not even a folder.
+
+        Returns:
+            whether of two creators one is refused; some gateways ignore the header that says so.
 
         Raises:
             StoreError: the output cannot be written.
@@ -293,10 +341,7 @@ class Store:
         probe = f"{_PROBE}{uuid.uuid4().hex}"
         try:
             self._create(probe, b"first", PROBE_DEADLINE_S)
-            if not self._refuses_overwriting(probe):
-                logger.warning(
-                    "%s does not honour create-only writes: run one driver at a time on this output", self._shown_url
-                )
+            return self._refuses_overwriting(probe)
         finally:
             self._remove_probe(probe, made)
 
