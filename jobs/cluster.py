@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 #: No image crosses the object store, so it may be as small as Ray likes it.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 
-#: Only Linux has it without setting up; Ray takes 127.0.0.1 for a wish to find the machine's own address.
-_LOOPBACK = "127.0.0.2"
+_LOOPBACK = "127.0.0.1"
 
 
 def _guard_local_ray() -> None:
-    """Ray listens on every interface and runs whatever it is sent: a token made for this run keeps others out.
+    """Ray runs whatever it is sent: a token made for this run keeps the machine's other users out.
 
-    A token in the environment leaves no file in the home folder, which would turn authentication on for later
-    clusters. Ray reads both variables when it is imported: a program that imported it before has chosen its own way.
+    Left to itself, Ray would turn authentication on and leave the token in ``~/.ray/auth_token``, which turns it on for
+    every later cluster of this user too. A token in the environment leaves no file. Ray reads both variables when it is
+    imported: a program that imported it before gets a cluster without a token, on loopback like any other.
     """
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -36,6 +36,17 @@ def _guard_local_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Otherwise Ray warns that it will stop hiding GPUs from actors that reserve none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _stay_on_loopback() -> None:
+    """Keeps every server of a local Ray on 127.0.0.1, as Ray itself does on macOS and Windows.
+
+    On Linux Ray takes that address for a wish to find the machine's outward one, and on any other its servers listen on
+    all interfaces. Where this constant does not exist, Ray goes on doing so, behind the token.
+    """
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
@@ -64,9 +75,10 @@ def running_ray(workers: Workers) -> Iterator[Any]:
             wanted = math.ceil(workers.count * workers.num_cpus)
             if wanted > (have := usable_cpus()):
                 logger.warning("%d CPUs are asked for and this machine has %d: workers share them", wanted, have)
-            options |= {"_node_ip_address": _LOOPBACK} if sys.platform == "linux" else {}
+            _stay_on_loopback()
             ray.init(
                 address="local",
+                _node_ip_address=_LOOPBACK,
                 num_cpus=max(usable_cpus(), wanted),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
@@ -78,25 +90,42 @@ def running_ray(workers: Workers) -> Iterator[Any]:
 
 
 def worker_count(ray: Any, workers: Workers) -> int:
-    """Actors to start: what the spec says, or as many as the cluster has room for now.
+    """Actors to run: what the spec says, or as many as the cluster has room for now.
 
     Raises:
         SpecError: the cluster has room for none.
     """
     if workers.count:
         return workers.count
-    have = ray.cluster_resources()
-    if workers.num_gpus > 0:
-        count, what, each = int(have.get("GPU", 0) / workers.num_gpus), "GPUs", workers.num_gpus
-    else:
-        each = max(workers.num_cpus, float(workers.threads))
-        count, what = int(have.get("CPU", 0) / each), "CPUs"
+    leaving = draining_nodes(ray)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    count = sum(_fits(node["Resources"], workers) for node in nodes)
     if count < 1:
         raise SpecError(
-            f"workers.count: got 0 (as many as fit), allowed: a cluster with at least {each:g} {what} "
-            f"(this one has {have.get(what[:-1], 0):g})"
+            f"workers.count: got 0 (as many as fit), allowed: a cluster with a node of {_needs(workers)} "
+            f"({_has(ray)}), or a count for an autoscaler to make room for"
         )
     return count
+
+
+def _fits(resources: dict[str, float], workers: Workers) -> int:
+    """Actors that one node has room for, if it had nothing else to do."""
+    if workers.accelerator_type and f"accelerator_type:{workers.accelerator_type}" not in resources:
+        return 0
+    # Without a GPU the threads are what the node runs out of first, whatever is reserved.
+    cpus = workers.num_cpus if workers.num_gpus else max(workers.num_cpus, float(workers.threads))
+    needs = {"CPU": cpus, "GPU": workers.num_gpus}
+    # A little more, because Ray itself counts in ten-thousandths: 0.3 fits three times into 0.9.
+    return min(int(resources.get(name, 0.0) / need + 1e-6) for name, need in needs.items() if need)
+
+
+def draining_nodes(ray: Any) -> frozenset[str]:
+    """Ids of the nodes that are about to be taken away; a Ray that cannot tell has none.
+
+    Ray starts nothing new there and goes on with what runs, which is never told. Only the cluster knows.
+    """
+    state = getattr(ray._private.state, "state", None)
+    return frozenset(state.get_draining_nodes()) if hasattr(state, "get_draining_nodes") else frozenset()
 
 
 def reserved(workers: Workers) -> dict[str, Any]:
@@ -112,9 +141,17 @@ def reserved(workers: Workers) -> dict[str, Any]:
 
 def no_room(ray: Any, workers: Workers) -> str:
     """Why no actor came up in time, as far as the cluster's size tells."""
-    have = ray.cluster_resources()
     return (
-        f"no worker came up in {workers.start_timeout_s:g} s (workers.start_timeout_s): each needs "
-        f"{workers.num_cpus:g} CPUs and {workers.num_gpus:g} GPUs, the cluster has "
-        f"{have.get('CPU', 0):g} and {have.get('GPU', 0):g}"
+        f"no worker came up in {workers.start_timeout_s:g} s (workers.start_timeout_s): each needs {_needs(workers)}, "
+        f"{_has(ray)}"
     )
+
+
+def _needs(workers: Workers) -> str:
+    kind = f" of type {workers.accelerator_type}" if workers.accelerator_type else ""
+    return f"{workers.num_cpus:g} CPUs and {workers.num_gpus:g} GPUs{kind}"
+
+
+def _has(ray: Any) -> str:
+    have = ray.cluster_resources()
+    return f"the cluster has {have.get('CPU', 0):g} and {have.get('GPU', 0):g}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.auto import decide, decided_before
 from jobs.calibration import Calibration
-from jobs.cluster import running_ray, worker_count
+from jobs.cluster import running_ray
 from jobs.commits import Committed, drop_damaged, find_damage, read_committed
 from jobs.finish import finish
 from jobs.fleet import Fleet, JobError
@@ -97,8 +97,7 @@ def _make_shards(spec: FixedSpec, store: Store, plan: Plan, committed: Committed
     logger.info("starting Ray and the workers")
     # Ray puts its own signal handlers in place of the first ones.
     with running_ray(spec.workers) as ray, _stoppable():
-        count = min(worker_count(ray, spec.workers), todo)
-        fleet = Fleet(ray, store, plan, _settings(spec, plan, store), spec.workers, count)
+        fleet = Fleet(ray, store, plan, _settings(spec, plan, store), spec.workers, todo)
         try:
             fleet.wait_for_first()
             plan = store_plan(store, plan)
@@ -107,7 +106,7 @@ def _make_shards(spec: FixedSpec, store: Store, plan: Plan, committed: Committed
             attempts = {shard: attempts.get(shard, 0) for shard in _missing(plan, committed)}
             done = sum(record.rows for record in committed.records.values())
             progress = Progress(plan.shards, plan.rows, len(committed.records), done)
-            logger.info("shards to make: %d, workers: %d", len(attempts), count)
+            logger.info("shards to make: %d, workers: %d", len(attempts), fleet.size)
             for record in fleet.run(attempts):
                 if record is not None:
                     progress.add(record.rows)

@@ -1,55 +1,74 @@
 """The actors of a job: keeps each one busy, replaces lost and stuck ones, and trusts the store before any answer.
 
 A call may have committed its shard although its answer is lost, so whoever fails is judged by the commit record. Every
-wait has a deadline: a Ray actor that can find no node, or hangs, gives no sign at all.
+wait has a deadline: a Ray actor that can find no node, or hangs, gives no sign at all. Actors come and go with the
+nodes of the cluster, and near the end an idle one also makes the shard that another is slow with: the first commit
+counts, and the loser finds it, compares, and says so if its own bytes differ.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.cluster import no_room, reserved
+from jobs.cluster import draining_nodes, no_room, reserved, worker_count
 from jobs.commits import read_record
-from jobs.plan import Plan, task_of
+from jobs.plan import Plan
+from jobs.requests import Tasks
 from jobs.spec import SpecError, Workers
 from spd_core.pairs.pair import PairError
 from spd_core.quality.files import QualityError
 from workers.actor import Worker
 from workers.records import CommitRecord, WorkerSettings
-from workers.shard import DamagedCommit
+from workers.shard import DamagedCommit, UnequalCommit
 from workers.store import Store
 
 logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0  #: longest wait before deadlines are looked at again
+_LOOK_S = 2.0  #: between two looks at the nodes of the cluster
 _FETCH_S = 60.0  #: longest wait for an answer that Ray says is there
+_REST_S = 30.0  #: before new actors are asked for again, after several in a row failed and others work
+_SLOW = 1.5  #: times the median after which a running shard is slow
+_COPIES = 2  #: actors that make one shard at a time, at most
+_RECENT = 1000  #: shards whose time the median is over
 _HOPELESS = (PairError, QualityError, SpecError)  #: no other worker could do better
+
+_Pending = deque[tuple[int, int]]  #: shard and number of its next attempt
 
 
 class JobError(RuntimeError):
     """The job cannot go on; what is committed stays, and the same command resumes. Exit code 1."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     ref: Any
     shard: int
     attempt: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
-    """One place for an actor; the actor in it may be replaced."""
+    """One actor; only the first shard of its queue is running."""
 
     actor: Any
     starting: Any | None  #: reference of the ready() call, None once the actor is up
-    since: float  #: when the actor was asked for, or its oldest shard became the running one
+    since: float  #: when the actor was asked for, or its first shard became the running one
     queue: deque[_Job] = field(default_factory=deque)
+    node: str = ""
+    draining: bool = False  #: its node is about to be taken away
+
+    @property
+    def up(self) -> bool:
+        """Whether it may be given a shard."""
+        return self.starting is None and not self.draining
 
 
 def reason_of(error: BaseException) -> str:
@@ -74,21 +93,33 @@ class Fleet:
         store: the output.
         plan: whose shards are made.
         settings: what every worker is told.
-        workers: resources and deadlines.
-        count: actors.
+        workers: how many actors, their resources and deadlines.
+        todo: shards to make; more actors than that are never asked for.
+
+    Raises:
+        SpecError: as many actors as fit are asked for, and the cluster has room for none.
     """
 
     def __init__(
-        self, ray: Any, store: Store, plan: Plan, settings: WorkerSettings, workers: Workers, count: int
+        self, ray: Any, store: Store, plan: Plan, settings: WorkerSettings, workers: Workers, todo: int
     ) -> None:
         self._ray, self._store, self._plan, self._settings, self._workers = ray, store, plan, settings, workers
+        self._tasks = Tasks(store, plan)
         self._failed_starts = 0
         self._failures: Counter[int] = Counter()  # of this run, by shard
-        self._slots = [self._new_slot() for _ in range(count)]
+        self._took: deque[float] = deque(maxlen=_RECENT)  # seconds, of the last shards of this run
+        self._todo = todo
+        self._missing: set[int] = set()  # shards of this run that no record is known of
+        self._slots: list[_Slot] = []
+        self._room = worker_count(ray, workers)
+        self._looked = self._any_up = time.monotonic()
+        self._rest_until = 0.0
+        self._grow()
 
-    def _new_slot(self) -> _Slot:
-        actor = self._ray.remote(Worker).options(**reserved(self._workers)).remote(self._settings)
-        return _Slot(actor, actor.ready.remote(), time.monotonic())
+    @property
+    def size(self) -> int:
+        """Actors that are wanted now."""
+        return min(self._room, self._todo)
 
     def wait_for_first(self) -> None:
         """Returns when one actor is up; the others may still be coming.
@@ -97,12 +128,14 @@ class Fleet:
             PairError, StoreError: the workers refuse their input.
             JobError: no actor came up in time.
         """
-        while all(slot.starting is not None for slot in self._slots):
-            self._wait_once()
-            self._replace_late()
+        pending: _Pending = deque()
+        while not any(slot.up for slot in self._slots):
+            self._look_around(pending)
+            self._wait_once(pending)
+            self._drop_late(pending)
 
     def run(self, attempts: dict[int, int]) -> Iterator[CommitRecord | None]:
-        """Makes shards and yields each commit record; None when nothing was committed for a moment.
+        """Makes shards and yields each commit record once; None when nothing was committed for a moment.
 
         Args:
             attempts: number of the next attempt, by shard.
@@ -110,13 +143,17 @@ class Fleet:
         Raises:
             JobError: a shard failed too often, or no actor comes up.
         """
-        pending = deque(sorted(attempts.items()))
-        while pending or any(slot.queue for slot in self._slots):
+        pending: _Pending = deque(sorted(attempts.items()))
+        self._missing = set(attempts)
+        while self._missing:
+            self._todo = len(self._missing)
+            self._look_around(pending)
             self._hand_out(pending)
-            records = self._wait_once(pending)
-            records += self._replace_late(pending)
-            if records:
-                yield from records
+            records = self._wait_once(pending) + self._drop_late(pending)
+            new = [record for record in records if record.shard in self._missing]
+            self._missing.difference_update(record.shard for record in new)
+            if new:
+                yield from new
             else:
                 yield None
 
@@ -126,19 +163,108 @@ class Fleet:
             self._ray.kill(slot.actor, no_restart=True)
         self._slots = []
 
-    def _hand_out(self, pending: deque[tuple[int, int]]) -> None:
+    # Actors
+
+    def _grow(self) -> None:
+        """Asks for the actors that are wanted and not there."""
+        if time.monotonic() < self._rest_until:
+            return
+        staying = sum(not slot.draining for slot in self._slots)
+        for _ in range(self.size - staying):
+            actor = self._ray.remote(Worker).options(**reserved(self._workers)).remote(self._settings)
+            self._slots.append(_Slot(actor, actor.ready.remote(), time.monotonic()))
+
+    def _drop(self, slot: _Slot) -> None:
+        self._ray.kill(slot.actor, no_restart=True)
+        self._slots.remove(slot)
+
+    def _look_around(self, pending: _Pending) -> None:
+        """Takes in what became of the cluster: new room, nodes that are about to go, actors that went."""
+        now = time.monotonic()
+        if any(slot.up for slot in self._slots):
+            self._any_up = now
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            try:
+                self._room = worker_count(self._ray, self._workers)
+            except SpecError:
+                self._room = 1  # every node went; the one actor waits for the next
+            self._leave(draining_nodes(self._ray), pending)
+        for slot in [slot for slot in self._slots if slot.draining and not slot.queue]:
+            self._drop(slot)
+        self._grow()
+
+    def _leave(self, nodes: frozenset[str], pending: _Pending) -> None:
+        """Gives the actors of nodes that are about to go no new shard; the running one they may finish."""
+        for slot in self._slots:
+            if slot.node not in nodes or slot.draining:
+                continue
+            logger.warning("a node is about to be taken away: its worker gets no more shards")
+            slot.draining = True
+            while len(slot.queue) > 1:
+                self._hand_back(slot.queue.pop(), pending)
+
+    def _drop_late(self, pending: _Pending) -> list[CommitRecord]:
+        """Drops every actor that is past its deadline; records of shards that prove to be committed."""
+        now, limits = time.monotonic(), self._workers
+        if now - self._any_up > limits.start_timeout_s and not any(slot.up for slot in self._slots):
+            raise JobError(no_room(self._ray, limits))
+        records: list[CommitRecord] = []
+        late = 0
+        for slot in list(self._slots):
+            waited = now - slot.since
+            if slot.starting is not None and waited > limits.start_timeout_s:
+                late += 1
+                self._drop(slot)
+            elif slot.queue and waited > limits.shard_timeout_s:
+                records += self._lose(slot, f"no answer for {waited:.0f} s (workers.shard_timeout_s)", pending)
+        if late:
+            waited_for = f"{limits.start_timeout_s:g} s (workers.start_timeout_s)"
+            logger.warning("%d of %d workers did not come up in %s; asking again", late, self.size, waited_for)
+        return records
+
+    # Shards
+
+    def _copies(self, shard: int) -> int:
+        """Actors that have the shard."""
+        return sum(job.shard == shard for slot in self._slots for job in slot.queue)
+
+    def _give(self, slot: _Slot, shard: int, attempt: int) -> None:
+        if not slot.queue:
+            slot.since = time.monotonic()
+        slot.queue.append(_Job(slot.actor.run.remote(self._tasks.task(shard, attempt)), shard, attempt))
+
+    def _hand_out(self, pending: _Pending) -> None:
         # A second shard waits at each actor so that none idles; near the end that would starve free actors.
         for depth in (1, 2):
             for slot in self._slots:
                 enough = depth == 1 or len(pending) > len(self._slots)
-                if pending and enough and slot.starting is None and len(slot.queue) < depth:
-                    shard, attempt = pending.popleft()
-                    if not slot.queue:
-                        slot.since = time.monotonic()
-                    ref = slot.actor.run.remote(task_of(self._plan, shard, attempt))
-                    slot.queue.append(_Job(ref, shard, attempt))
+                if pending and enough and slot.up and len(slot.queue) < depth:
+                    self._give(slot, *pending.popleft())
+        for slot in self._slots if not pending else ():
+            if slot.up and not slot.queue:
+                job = self._slowest()
+                if job is None:
+                    return
+                logger.info("shard %d is slow; an idle worker makes it too", job.shard)
+                self._give(slot, job.shard, job.attempt + 1)
 
-    def _wait_once(self, pending: deque[tuple[int, int]] | None = None) -> list[CommitRecord]:
+    def _slowest(self) -> _Job | None:
+        """The shard that an idle actor helps most with: one that waits behind another, or the longest running slow one.
+
+        Slow is against the median of this run; on a node that is about to go, every shard is.
+        """
+        now = time.monotonic()
+        limit = _SLOW * statistics.median(self._took) + _TICK_S if self._took else math.inf
+        found: list[tuple[float, _Job]] = []
+        for slot in self._slots:
+            for place, job in enumerate(slot.queue):
+                late = math.inf if place or slot.draining else now - slot.since - limit
+                if late > 0 and job.shard in self._missing and self._copies(job.shard) < _COPIES:
+                    found.append((late, job))
+        return max(found, key=lambda each: each[0])[1] if found else None
+
+    def _wait_once(self, pending: _Pending) -> list[CommitRecord]:
         """Takes in the first answer of a tick: an actor that is up, or a shard."""
         owners = {(slot.starting or slot.queue[0].ref): slot for slot in self._slots if slot.starting or slot.queue}
         if not owners:
@@ -150,40 +276,47 @@ class Fleet:
             slot = owners[ref]
             if slot.starting is not None:
                 self._finish_start(slot)
-            elif pending is not None:
+            else:
                 records += self._finish_shard(slot, pending)
         return records
 
     def _finish_start(self, slot: _Slot) -> None:
         try:
-            self._ray.get(slot.starting, timeout=_FETCH_S)
+            slot.node = self._ray.get(slot.starting, timeout=_FETCH_S)["node"]
         except self._ray.exceptions.RayError as error:
             raise_if_hopeless(error)
             self._failed_starts += 1
             if self._failed_starts >= self._workers.max_attempts:
-                raise JobError(f"{self._failed_starts} workers in a row failed: {reason_of(error)}") from error
+                if not any(slot.up for slot in self._slots):
+                    raise JobError(f"{self._failed_starts} workers in a row failed: {reason_of(error)}") from error
+                self._rest_until = time.monotonic() + _REST_S
             logger.warning("a worker did not come up and is replaced: %s", reason_of(error))
-            self._replace(slot)
+            self._drop(slot)
             return
         self._failed_starts = 0
         slot.starting = None
 
-    def _finish_shard(self, slot: _Slot, pending: deque[tuple[int, int]]) -> list[CommitRecord]:
+    def _finish_shard(self, slot: _Slot, pending: _Pending) -> list[CommitRecord]:
         job = slot.queue[0]
         try:
             record = CommitRecord.model_validate(self._ray.get(job.ref, timeout=_FETCH_S))
         except self._ray.exceptions.RayTaskError as error:
             raise_if_hopeless(error)
-            slot.queue.popleft()
-            slot.since = time.monotonic()
+            self._next(slot)
+            if isinstance(getattr(error, "cause", None), UnequalCommit):
+                logger.warning("%s", reason_of(error))
             return self._judge(job, reason_of(error), pending)
         except self._ray.exceptions.RayError as error:
             # A node that the cloud took back says nothing about the shard.
-            blame = not getattr(error, "preempted", False)
+            blame = not (getattr(error, "preempted", False) or slot.draining)
             return self._lose(slot, f"its worker is lost: {reason_of(error)}", pending, blame)
+        self._took.append(record.wall_seconds)
+        self._next(slot)
+        return [record]
+
+    def _next(self, slot: _Slot) -> None:
         slot.queue.popleft()
         slot.since = time.monotonic()
-        return [record]
 
     def _committed(self, shard: int) -> CommitRecord | None:
         try:
@@ -191,7 +324,7 @@ class Fleet:
         except DamagedCommit:
             return None
 
-    def _judge(self, job: _Job, reason: str, pending: deque[tuple[int, int]], blame: bool = True) -> list[CommitRecord]:
+    def _judge(self, job: _Job, reason: str, pending: _Pending, blame: bool = True) -> list[CommitRecord]:
         """A failed attempt whose shard is committed all the same has succeeded; any other is tried again."""
         record = self._committed(job.shard)
         if record is not None:
@@ -200,38 +333,24 @@ class Fleet:
         if self._failures[job.shard] >= self._workers.max_attempts:
             raise JobError(f"shard {job.shard} failed {self._workers.max_attempts} times, the most allowed: {reason}")
         logger.warning("shard %d, attempt %d: %s; trying again", job.shard, job.attempt, reason)
-        pending.appendleft((job.shard, job.attempt + 1))
+        if not self._copies(job.shard):
+            pending.appendleft((job.shard, job.attempt + 1))
         return []
 
-    def _lose(
-        self, slot: _Slot, reason: str, pending: deque[tuple[int, int]], blame: bool = True
-    ) -> list[CommitRecord]:
-        """Replaces an actor; of its shards only the oldest was running."""
+    def _lose(self, slot: _Slot, reason: str, pending: _Pending, blame: bool = True) -> list[CommitRecord]:
+        """Drops an actor; of its shards only the oldest was running."""
         running, *waiting = slot.queue
-        self._replace(slot)
+        self._drop(slot)
         records = self._judge(running, reason, pending, blame)
         for job in waiting:
             record = self._committed(job.shard)
-            if record is None:
-                pending.append((job.shard, job.attempt))
-            else:
+            if record is not None:
                 records.append(record)
+            else:
+                self._hand_back(job, pending)
         return records
 
-    def _replace(self, slot: _Slot) -> None:
-        self._ray.kill(slot.actor, no_restart=True)
-        self._slots[self._slots.index(slot)] = self._new_slot()
-
-    def _replace_late(self, pending: deque[tuple[int, int]] | None = None) -> list[CommitRecord]:
-        """Replaces every actor that is past its deadline."""
-        records: list[CommitRecord] = []
-        for slot in list(self._slots):
-            waited = time.monotonic() - slot.since
-            if slot.starting is not None and waited > self._workers.start_timeout_s:
-                if all(other.starting is not None for other in self._slots):
-                    raise JobError(no_room(self._ray, self._workers))
-                logger.warning("a worker did not come up in %.0f s; asking again", waited)
-                self._replace(slot)
-            elif slot.queue and pending is not None and waited > self._workers.shard_timeout_s:
-                records += self._lose(slot, f"no answer for {waited:.0f} s (workers.shard_timeout_s)", pending)
-        return records
+    def _hand_back(self, job: _Job, pending: _Pending) -> None:
+        """A shard whose actor will not begin it waits for another, unless one has it already."""
+        if job.shard in self._missing and not self._copies(job.shard):
+            pending.append((job.shard, job.attempt))

@@ -11,6 +11,7 @@ import socket
 import time
 from typing import Any
 
+import ray
 import torch
 
 from workers.engine import Engine
@@ -43,7 +44,7 @@ class Worker:
         return self._engine
 
     def ready(self) -> dict[str, Any]:
-        """Loads the pair and says where: ``hostname``, ``pid``, ``device``, ``load_seconds``.
+        """Loads the pair and says where: ``node`` (of Ray), ``hostname``, ``pid``, ``device``, ``load_seconds``.
 
         Raises:
             PairError: unknown or damaged pair, or another one than the plan's.
@@ -51,6 +52,7 @@ class Worker:
         engine = self._loaded()
         device = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else str(engine.device)
         return {
+            "node": ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
             "hostname": socket.gethostname(),
             "pid": os.getpid(),
             "device": device,
@@ -63,6 +65,7 @@ class Worker:
         Raises:
             PairError: as `ready`.
             StoreError: the output cannot be read or written.
+            UnequalCommit: another attempt committed the shard first, with other bytes.
         """
         record = committed(self._store, self._settings, task.shard)
         if record is None:

@@ -31,6 +31,10 @@ class DamagedCommit(ValueError):
     """A commit record that cannot be believed; the message names it."""
 
 
+class UnequalCommit(RuntimeError):
+    """An attempt made other bytes than the one that committed first, whose commit stays; the message names both."""
+
+
 @dataclass(frozen=True)
 class _Blob:
     """One file to write."""
@@ -62,11 +66,22 @@ def read_commit(store: Store, shard: int) -> CommitRecord | None:
         DamagedCommit: something else lies there.
         StoreError: the store cannot be read.
     """
-    path = layout.commit(shard)
     try:
-        record = CommitRecord.model_validate(unseal(store.read(path)))
+        raw = store.read(layout.commit(shard))
     except FileNotFoundError:
         return None
+    return parse_commit(raw, shard)
+
+
+def parse_commit(raw: bytes, shard: int) -> CommitRecord:
+    """The commit record of a shard from the bytes of its file.
+
+    Raises:
+        DamagedCommit: they are something else.
+    """
+    path = layout.commit(shard)
+    try:
+        record = CommitRecord.model_validate(unseal(raw))
     except ValidationError as error:
         raise DamagedCommit(f"{path}: is not a commit record") from error
     except ValueError as error:
@@ -100,6 +115,7 @@ def commit_shard(store: Store, settings: WorkerSettings, task: ShardTask, result
 
     Raises:
         StoreError: the store cannot be written, or other attempts keep overwriting this one.
+        UnequalCommit: another attempt was first, with other bytes.
     """
     blobs = _blobs(settings, task, result)
     files = tuple(blob.record for blob in blobs)
@@ -166,10 +182,9 @@ def _blobs(settings: WorkerSettings, task: ShardTask, result: ShardResult) -> li
 
 def _first_wins(committed: CommitRecord, files: tuple[FileRecord, ...]) -> CommitRecord:
     if committed.files != files:
-        logger.warning(
-            "shard %d is committed by %s with other bytes than this attempt's; the first commit stays",
-            committed.shard,
-            committed.worker,
+        raise UnequalCommit(
+            f"shard {committed.shard} is committed by {committed.worker} with other bytes than those that "
+            f"{worker_name()} made; the first commit stays"
         )
     return committed
 

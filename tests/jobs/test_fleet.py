@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +12,15 @@ from typing import Any
 import pytest
 
 from jobs import fleet as fleet_module
+from jobs.cluster import _fits
 from jobs.fleet import Fleet, JobError
 from jobs.plan import Plan, make_plan
-from jobs.spec import Spec, Workers
+from jobs.spec import Spec, SpecError, Workers
 from spd_core.pairs.pair import PairError
 from tests.jobs.tree import tree_spec, worker_settings
 from workers.engine import Engine
 from workers.records import ShardTask
-from workers.shard import commit_shard, read_commit
+from workers.shard import UnequalCommit, commit_shard, read_commit
 from workers.store import Store
 
 
@@ -41,18 +44,25 @@ class GetTimeoutError(RayError):
 
 @dataclass(eq=False)
 class Ref:
-    outcome: Any  #: value, exception, or None for an answer that never comes
+    outcome: Any  #: value, exception, or None for an answer that never comes; called if it can be
+    at: float = 0.0  #: when it is there
 
 
 @dataclass
 class FakeRay:
-    """Actors that answer at once, as a script says; only what the fleet uses of Ray."""
+    """Actors that answer as a script says, one call after the other; only what the fleet uses of Ray.
+
+    The script gets (actor, call, calls of that actor before) and says "ok", an exception, None for no answer at all, or
+    the seconds that making the shard takes, which is made when they are over.
+    """
 
     make: Callable[[ShardTask], dict[str, Any]]
-    script: Callable[[int, str, int], Any]  #: (actor, call, calls of that actor before) -> "ok", exception or None
+    script: Callable[[int, str, int], Any]
     started: int = 0
     killed: list[int] = field(default_factory=list)
     tasks: list[ShardTask] = field(default_factory=list)
+    room: int = 2
+    draining: set[str] = field(default_factory=set)
     exceptions: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(
             RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError
@@ -63,12 +73,16 @@ class FakeRay:
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _settings: self._actor()))
 
     def _actor(self) -> Any:
-        number, calls = self.started, itertools.count()
+        number, calls, busy_until = self.started, itertools.count(), 0.0
         self.started += 1
 
         def run(task: ShardTask) -> Ref:
+            nonlocal busy_until
             self.tasks.append(task)
             outcome = self.script(number, "run", next(calls))
+            if isinstance(outcome, float):
+                busy_until = max(busy_until, time.monotonic()) + outcome
+                return Ref(lambda: self.make(task), busy_until)
             if outcome == "committed, then lost":
                 self.make(task)
                 return Ref(ActorDied("gone"))
@@ -76,23 +90,34 @@ class FakeRay:
 
         def ready() -> Ref:
             outcome = self.script(number, "ready", 0)
-            return Ref({} if outcome == "ok" else outcome)
+            return Ref({"node": f"node{number}"} if outcome == "ok" else outcome)
 
         return SimpleNamespace(number=number, ready=SimpleNamespace(remote=ready), run=SimpleNamespace(remote=run))
 
     def wait(self, refs: list[Ref], num_returns: int, timeout: float) -> tuple[list[Ref], list[Ref]]:
-        return [ref for ref in refs if ref.outcome is not None][:num_returns], []
+        ready = [ref for ref in refs if ref.outcome is not None and ref.at <= time.monotonic()]
+        if not ready:
+            time.sleep(0.001)
+        return ready[:num_returns], []
 
     def get(self, ref: Ref, timeout: float) -> Any:
         if isinstance(ref.outcome, Exception):
             raise ref.outcome
-        return ref.outcome
+        return ref.outcome() if callable(ref.outcome) else ref.outcome
 
     def kill(self, actor: Any, no_restart: bool) -> None:
         self.killed.append(actor.number)
 
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": 2.0}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeID": f"node{n}", "Alive": True, "Resources": {"CPU": 1.0}} for n in range(self.room)]
+
+    @property
+    def _private(self) -> Any:
+        state = SimpleNamespace(get_draining_nodes=lambda: dict.fromkeys(self.draining, 0))
+        return SimpleNamespace(state=SimpleNamespace(state=state))
 
 
 @dataclass
@@ -104,7 +129,7 @@ class Job:
 
     def fleet(self, ray: FakeRay, count: int = 2, **workers: object) -> Fleet:
         settings = worker_settings(self.spec, self.plan)
-        return Fleet(ray, self.store, self.plan, settings, Workers(**workers), count)
+        return Fleet(ray, self.store, self.plan, settings, Workers(count=count, **workers), self.plan.shards)
 
     def run(self, ray: FakeRay, count: int = 2, **workers: object) -> list[int]:
         made = self.fleet(ray, count, **workers).run(dict.fromkeys(range(self.plan.shards), 0))
@@ -114,6 +139,7 @@ class Job:
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setattr(fleet_module, "_TICK_S", 0.005)
+    monkeypatch.setattr(fleet_module, "_LOOK_S", 0.0)
     spec = tree_spec(tmp_path, method="null", requests={"count": 20})
     plan, store = make_plan(spec), Store(spec.output)
     settings = worker_settings(spec, plan)
@@ -153,7 +179,7 @@ def test_a_failed_call_is_tried_again_on_the_same_actor(job):
 
 def test_a_stuck_actor_is_killed_after_its_deadline(job):
     ray = FakeRay(job.make, lambda actor, call, _: None if (actor, call) == (0, "run") else "ok")
-    assert job.run(ray, shard_timeout_s=1.5) == list(range(5))
+    assert job.run(ray, count=1, shard_timeout_s=0.3) == list(range(5))
     assert ray.killed == [0]
 
 
@@ -168,6 +194,146 @@ def test_a_preempted_actor_blames_nobody(job):
     gone.preempted = True
     ray = FakeRay(job.make, lambda actor, call, _: gone if call == "run" and actor < 4 else "ok")
     assert job.run(ray, count=1, max_attempts=2) == list(range(5))
+
+
+def test_a_stuck_actor_does_not_hold_up_the_end(job):
+    ray = FakeRay(job.make, lambda actor, call, _: None if (actor, call) == (0, "run") else "ok")
+    assert job.run(ray) == list(range(5))
+    assert ray.killed == []
+    again = [task.shard for task in ray.tasks if task.attempt == 1]
+    assert again and len(again) == len(set(again)), "each shard of the stuck actor is made once more, no oftener"
+
+
+def slow_first_actor(actor: int, call: str, _: int) -> float | str:
+    return "ok" if call == "ready" else 1.0 if actor == 0 else 0.02
+
+
+@pytest.mark.parametrize("reissue", [True, False])
+def test_a_slow_shard_is_made_by_an_idle_actor_too(job, reissue, monkeypatch):
+    if not reissue:
+        monkeypatch.setattr(Fleet, "_slowest", lambda _: None)
+    ray = FakeRay(job.make, slow_first_actor)
+    began = time.monotonic()
+    assert job.run(ray) == list(range(5))
+    took = time.monotonic() - began
+    assert took < 0.7 if reissue else took > 0.95
+    assert read_commit(job.store, 0).attempt == int(reissue)
+
+
+def test_the_loser_of_two_copies_compares_what_it_made(job, caplog):
+    """Three actors, one slow with shard 0 and one with shard 2, so that the first loser answers before the job ends."""
+    seconds = {(0, 0): 0.3, (1, 0): 0.8}
+
+    def make_other(task: ShardTask) -> dict[str, Any]:
+        try:
+            return job.make(task if task.attempt else task.model_copy(update={"seeds": tuple(range(4))}))
+        except UnequalCommit as error:
+            raise RayTaskError(error) from error
+
+    def script(actor: int, call: str, n: int) -> float | str:
+        return "ok" if call == "ready" else seconds.get((actor, n), 0.05)
+
+    for make, told in ((job.make, False), (make_other, True)):
+        caplog.clear()
+        for path in job.store.list():
+            job.store.delete(path)
+        ray = FakeRay(make, script)
+        fleet = job.fleet(ray, 3)
+        records = [record for record in fleet.run(dict.fromkeys(range(5), 0)) if record]
+        assert sorted(record.shard for record in records) == list(range(5))
+        # The job ends with the last commit; what the loser is still at is asked for here.
+        for slot in fleet._slots:
+            while slot.queue:
+                time.sleep(max(0.0, slot.queue[0].ref.at - time.monotonic()))
+                fleet._finish_shard(slot, deque())
+        assert ("with other bytes" in caplog.text) is told
+
+
+def test_a_node_about_to_go_gets_no_more_shards(job):
+    def script(actor: int, call: str, n: int) -> float | str:
+        if call == "run" and actor == 0:
+            ray.draining.add("node0")
+        return "ok" if call == "ready" else 0.05
+
+    ray = FakeRay(job.make, script)
+    assert job.run(ray) == list(range(5))
+    assert 0 in ray.killed and ray.started == 3, "an actor elsewhere takes its place"
+    assert sum(read_commit(job.store, shard).attempt == 0 for shard in range(5)) >= 4, "what ran there was finished"
+
+
+def test_a_shard_lost_with_a_node_about_to_go_is_not_blamed(job):
+    def make(task: ShardTask) -> dict[str, Any]:
+        if task.shard == 0 and task.attempt < 4:
+            raise ActorDied("the node is gone")
+        return job.make(task)
+
+    def script(actor: int, call: str, n: int) -> float | str:
+        if call == "run":
+            ray.draining.add(f"node{actor}")
+        return "ok" if call == "ready" else 0.02
+
+    ray = FakeRay(make, script)
+    assert job.run(ray, count=1, max_attempts=2) == list(range(5))
+    assert read_commit(job.store, 0).attempt == 4
+
+
+def test_the_fleet_grows_with_the_cluster(job):
+    def script(actor: int, call: str, n: int) -> float | str:
+        ray.room = 3
+        return "ok" if call == "ready" else 0.05
+
+    ray = FakeRay(job.make, script, room=1)
+    assert job.run(ray, count=0) == list(range(5))
+    assert ray.started == 3
+
+
+def test_the_fleet_shrinks_with_the_cluster(job):
+    def script(actor: int, call: str, n: int) -> Any:
+        if call == "ready":
+            return "ok"
+        ray.room = 1
+        return ActorDied("gone") if actor == 0 else 0.02
+
+    ray = FakeRay(job.make, script, room=2)
+    assert job.run(ray, count=0) == list(range(5))
+    assert ray.started == 2, "the lost actor has no place to come back to"
+
+
+def test_a_cluster_without_room_for_one_is_refused(job):
+    with pytest.raises(
+        SpecError, match=r"workers.count: got 0 .* a node of 8 CPUs and 0 GPUs \(the cluster has 2"
+    ):
+        job.fleet(FakeRay(job.make, lambda *_: "ok"), count=0, num_cpus=8)
+
+
+@pytest.mark.parametrize(
+    ("node", "workers", "count"),
+    [
+        ({"CPU": 4.0}, {}, 4),
+        ({"CPU": 4.0}, {"threads": 3}, 1),
+        ({"CPU": 0.9}, {"num_cpus": 0.3, "threads": 1}, 0),
+        ({"CPU": 4.0}, {"num_gpus": 1}, 0),
+        ({"CPU": 4.0, "GPU": 8.0}, {"num_gpus": 1}, 4),
+        ({"CPU": 4.0, "GPU": 1.0}, {"num_gpus": 0.25, "num_cpus": 0.5}, 4),
+        ({"CPU": 0.9, "GPU": 9.0}, {"num_gpus": 1, "num_cpus": 0.3}, 3),
+        ({"CPU": 4.0, "GPU": 1.0}, {"num_gpus": 1, "accelerator_type": "A100"}, 0),
+        ({"CPU": 4.0, "GPU": 1.0, "accelerator_type:A100": 1.0}, {"num_gpus": 1, "accelerator_type": "A100"}, 1),
+        ({}, {}, 0),
+    ],
+)
+def test_actors_that_fit_on_a_node(node, workers, count):
+    assert _fits(node, Workers(**workers)) == count
+
+
+def test_a_node_that_fails_every_actor_does_not_end_a_job_that_goes_on_elsewhere(job):
+    def script(actor: int, call: str, n: int) -> Any:
+        if call == "ready":
+            return "ok" if actor == 0 else ActorDied("no driver")
+        return 0.02
+
+    ray = FakeRay(job.make, script)
+    assert job.run(ray, max_attempts=2) == list(range(5))
+    assert ray.started <= 1 + 3, "after some failures in a row it asks less often"
 
 
 def test_wrong_input_ends_the_job_at_once(job):

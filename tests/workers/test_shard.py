@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 
@@ -12,6 +13,7 @@ from workers import layout
 from workers.sealed import canonical_json, seal
 from workers.shard import (
     DamagedCommit,
+    UnequalCommit,
     commit_shard,
     committed,
     drop_shard,
@@ -119,8 +121,8 @@ def test_the_first_commit_wins(store, settings, task, caplog):
     again = task.model_copy(update={"attempt": 1})
     assert commit_shard(store, settings, again, make_result()) == first
     assert not caplog.records
-    assert commit_shard(store, settings, again, other_result()) == first
-    assert "the first commit stays" in caplog.text
+    with pytest.raises(UnequalCommit, match="the first commit stays"):
+        commit_shard(store, settings, again, other_result())
     assert {path: store.read(path) for path in store.list()} == before
 
 
@@ -130,9 +132,10 @@ def test_losing_the_race_for_the_record(store, settings, task, theirs, caplog):
     rival = task.model_copy(update={"attempt": 7})
 
     raced = Raced(store, lambda: commit_shard(store, settings, rival, theirs()))
-    record = commit_shard(raced, settings, task, make_result())
+    with nullcontext() if theirs is make_result else pytest.raises(UnequalCommit, match="shard 1 is committed by"):
+        assert commit_shard(raced, settings, task, make_result()).attempt == 7
+    record = read_commit(store, 1)
     assert record.attempt == 7
-    assert read_commit(store, 1) == record
     assert verify_shard(store, record) == []
 
 
