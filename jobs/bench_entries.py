@@ -8,7 +8,11 @@ from typing import Literal
 
 from spd_core.law import Acceptance, Cspd, Guarantee, HeadWindow, Plain, SamplerLaw, Settings, Speculative
 
-GAMMAS: dict[Literal["mar", "causal"], tuple[int, ...]] = {"mar": (4, 8, 16, 32), "causal": (4, 8)}
+GAMMAS: dict[Literal["mar", "causal", "llamagen"], tuple[int, ...]] = {
+    "mar": (4, 8, 16, 32),
+    "causal": (4, 8),
+    "llamagen": (2, 4, 6),
+}
 PAPER_GAMMAS = (8,)
 DELTAS = (2.0, 4.0, 8.0, 16.0)
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from typing import Any
@@ -27,6 +27,7 @@ from spd_core.draws import Draws, image_seed
 from spd_core.law import Guarantee
 from spd_core.models.causal import Causal
 from spd_core.models.deepen import deepened
+from spd_core.models.llamagen import LlamaGen
 from spd_core.pairs.pair import Pair, load_pair
 from spd_core.quality.intervals import mean_interval
 
@@ -136,7 +137,7 @@ def loaded(bench: Bench) -> Pair:
     pair = load_pair(bench.pair, bench.device)
     if not bench.deepen or not isinstance(pair.target, Causal):
         return pair
-    return Pair(pair.card, deepened(pair.target, bench.deepen), pair.draft, pair.device, pair.vae)
+    return replace(pair, target=deepened(pair.target, bench.deepen))
 
 
 def now(device: torch.device) -> float:
@@ -157,6 +158,8 @@ def _decode(pair: Pair, entry: Entry, seed: int, start: int, count: int, slots: 
     labels, draws = requests(pair, seed, start, count)
     began = now(pair.device)
     if isinstance(entry.method, Naive):
+        if isinstance(pair.target, LlamaGen):
+            raise TypeError("naive: got a model of codes, allowed: a model with a diffusion head")
         batches = zip(labels.split(slots), draws.seeds.split(slots), strict=True)
         decoded = Decoded.concatenate([decode_naive(pair.target, entry.law, b, Draws(s)) for b, s in batches])
     else:

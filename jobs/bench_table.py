@@ -15,7 +15,7 @@ class Row(Settings):
     """One law, method and batch size. Drafts and certificate: of the n images, of the timed ones where n is None."""
 
     pair: str
-    family: Literal["mar", "causal"]
+    family: Literal["mar", "causal", "llamagen"]
     deepen: int = Field(0, description="blocks that work and change nothing, added after each of the target's")
     law: SamplerLaw
     label: str = Field(description="the method's name in the table")

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from spd_core.law import Acceptance
 
-#: Decay of the annealed weights from one draft of a block to the next (COOL-SD).
-ANNEALING = 0.7
 #: Proposals per row of one round of `resample_modified`; the last round picks by weight, so the loop always ends.
 PROPOSAL_ROUNDS = (1, 4, 16, 64, 256, 1024)
 
@@ -172,27 +170,35 @@ def path_log_ratio(noise_RKD: Tensor, shift_RKD: Tensor) -> Tensor:
 
 
 def annealed_log_weights(rule: Acceptance, place_R: Tensor) -> Tensor:
-    """log w [R] of drafts at ``place_R`` of their block, w = max(1, delta exp(-0.7 place)).
+    """log w [R] of drafts at ``place_R`` of their block, w = max(1, delta exp(-nu place)); 0 for every other rule.
 
     A weight below 1 would only lose speed. Spending the excess early is best: a late draft is tested only if the
-    earlier ones were kept.
+    earlier ones were kept (COOL-SD, whose delta is this one times the mean of exp(-nu place) over the block).
     """
-    return (math.log(rule.delta) - ANNEALING * place_R).clamp(min=0.0)
+    if rule.rule != "annealed":
+        return torch.zeros_like(place_R, dtype=torch.float32)
+    return (math.log(rule.delta) - rule.nu * place_R).clamp(min=0.0)
 
 
-def excess(log_ratio_R: Tensor, log_weight_R: Tensor) -> Tensor:
-    """(min(1, w R) - R)_+ [R], in [0, 1]: its mean over drafts of q is the total variation that weight w costs.
+def excess(log_ratio_R: Tensor, log_relaxed_R: Tensor) -> Tensor:
+    """(f - min(1, R))_+ [R] with f = min(1, relaxed R), in [0, 1]: a draft's share of the certificate.
 
-    With f = min(1, w R) and the lossless residual, TV = E_q[f - min(1, R)].
+    Its mean over drafts of q is sum_x (q f - p)_+, with the lossless residual the total variation of the token's law
+    from p, whenever f is at least min(1, R).
     """
-    relaxed = (log_ratio_R + log_weight_R).clamp(max=0.0).exp()
+    relaxed = log_relaxed_R.clamp(max=0.0).exp()
     return (relaxed - log_ratio_R.clamp(max=0.0).exp()).clamp(min=0.0)
 
 
-def judge(rule: Acceptance, log_ratio_R: Tensor, place_R: Tensor, uniform_R: Tensor) -> Verdict:
-    """Keeps each draft with probability min(1, w R); w = 1 for the lossless rule, whose excess is 0."""
-    log_weight = annealed_log_weights(rule, place_R)
-    return Verdict(accept(log_ratio_R + log_weight, uniform_R), log_ratio_R, excess(log_ratio_R, log_weight))
+def judge(log_ratio_R: Tensor, log_relaxed_R: Tensor, uniform_R: Tensor) -> Verdict:
+    """Keeps each draft with probability min(1, relaxed ratio); the lossless rule relaxes nothing.
+
+    Args:
+        log_ratio_R: log p/q of the draft.
+        log_relaxed_R: what the rule makes of it, never less.
+        uniform_R: of the test.
+    """
+    return Verdict(accept(log_relaxed_R, uniform_R), log_ratio_R, excess(log_ratio_R, log_relaxed_R))
 
 
 def judge_coupled(rule: Acceptance, drafted_RD: Tensor, coupled_RD: Tensor) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Literal
 
@@ -13,10 +14,14 @@ BATCHES = (1, 4, 16, 64, 256)
 #: Tokens drafted before each target pass, and steps the draft holds each prediction.
 SPECULATION = ((4, 15), (8, 15))
 CSPD_GAMMAS = (8, 32)
+#: Codes drafted before each target pass.
+CODE_GAMMAS = (2, 4, 6)
 
 
 def default_method(card: PairCard) -> Plain | Cspd | Speculative:
     """What a spec without a method is decoded by: speculation in the form of the pair's family, if it has a draft."""
+    if card.family == "llamagen":
+        return Speculative(gamma=4, drafter=card.drafters[0]) if card.drafters else Plain()
     if card.draft is None:
         return Plain()
     return Cspd() if card.family == "mar" else Speculative(gamma=4, head_window=card.windows[0])
@@ -28,6 +33,11 @@ def _offered(card: PairCard, auto: Auto) -> Iterator[Method]:
     yield Plain()
     for window in windows:
         yield Plain(head_window=window)
+    rules = [Acceptance(rule="annealed", delta=auto.delta)] if auto.delta > 1 else []
+    if card.family == "llamagen":
+        for gamma, drafter, rule in itertools.product(CODE_GAMMAS, card.drafters, (Acceptance(), *rules)):
+            yield Speculative(gamma=gamma, drafter=drafter, acceptance=rule)
+        return
     if card.draft is None:
         return
     if card.family == "mar":
@@ -35,7 +45,6 @@ def _offered(card: PairCard, auto: Auto) -> Iterator[Method]:
             yield Cspd(gamma=gamma)
             yield Cspd(gamma=gamma, head_window=windows[0])
         return
-    rules = [Acceptance(rule="annealed", delta=auto.delta)] if auto.delta > 1 else []
     rules += [Acceptance(rule="coupled", radius=auto.radius)] if auto.radius > 0 else []
     for gamma, stride in SPECULATION:
         yield Speculative(gamma=gamma, stride=stride)

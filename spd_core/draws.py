@@ -35,6 +35,8 @@ class Purpose(IntEnum):
     HEAD_ACCEPT = 8  #: uniforms of head self-speculation, one a step
     HEAD_PROPOSAL = 9  #: residual proposals of one step in head self-speculation
     PATH_PROPOSAL = 10  #: residual proposals of a whole path: start noise, step noise, and what keeps or drops them
+    CODE = 11  #: the code that the target draws itself
+    CODE_DRAFT = 12  #: drafted codes, one a node of the draft tree
 
 
 def image_seed(job_seed: int, request_id: str) -> int:

@@ -46,7 +46,22 @@ class SamplerLaw(Settings):
     cfg_schedule: Literal["linear", "constant"] = Field(
         "linear", description="linear: guidance grows with the share of tokens already made; constant: always cfg"
     )
-    temperature: float = Field(1.0, gt=0.0, le=10.0, description="factor on the std of every diffusion step's noise")
+    cfg_interval: int = Field(
+        -1,
+        ge=-1,
+        description="codes: guidance for the first code and this many steps after the one that follows it, none later; "
+        "-1: for all",
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0.0,
+        le=10.0,
+        description="factor on the std of every diffusion step's noise; codes: divides the logits",
+    )
+    top_k: int = Field(0, ge=0, description="codes: only the k likeliest; 0: all")
+    top_p: float = Field(
+        1.0, gt=0.0, le=1.0, description="codes: only the likeliest that together reach this probability; 1: all"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the transformers")
 
     @model_validator(mode="after")
@@ -119,38 +134,86 @@ class Cspd(Settings):
 class Acceptance(Settings):
     """When a drafted token is kept, and so what is promised."""
 
-    rule: Literal["lossless", "annealed", "coupled"] = Field(
+    rule: Literal["lossless", "annealed", "coupled", "lantern", "lantern++"] = Field(
         "lossless",
         description="lossless: with probability min(1, R); annealed: min(1, w R), w largest early in a block; "
-        "coupled: if the target's own path on the same noise ends within the radius",
+        "coupled: if the target's own path on the same noise ends within the radius; codes only: lantern, lantern++: "
+        "min(1, (p + S) / q), S the target's mass on codes near the drafted one",
     )
-    delta: float = Field(1.0, ge=1.0, le=1e6, description="annealed: w of a block's first draft, falling from there")
+    delta: float = Field(
+        1.0,
+        ge=0.0,
+        le=1e6,
+        description="annealed: w of a block's first draft, at least 1, falling from there; "
+        "lantern: most mass S, at most 1",
+    )
+    nu: float = Field(0.7, ge=0.0, le=100.0, description="annealed: w falls by exp(-nu) a draft; 0: uniform")
     radius: float = Field(
         0.0, ge=0.0, description="coupled: largest Euclidean distance, in units of the normalised token"
     )
+    k: int = Field(100, ge=1, description="lantern, lantern++: nearest codes whose mass may count")
+    lam: float = Field(1.0, ge=1.0, le=1e6, description="lantern++: S at most (lam - 1) p")
 
     @model_validator(mode="after")
     def _knob_of_its_rule(self) -> Self:
-        if self.delta != 1.0 and self.rule != "annealed":
-            raise ValueError(f"delta belongs to rule annealed, got {self.delta:g} with {self.rule}")
-        if self.radius != 0.0 and self.rule != "coupled":
-            raise ValueError(f"radius belongs to rule coupled, got {self.radius:g} with {self.rule}")
+        for knob, rules in _RULES_OF_KNOB.items():
+            value = getattr(self, knob)
+            if value != type(self).model_fields[knob].default and self.rule not in rules:
+                raise ValueError(f"{knob} belongs to rule {' or '.join(rules)}, got {value:g} with {self.rule}")
+        if self.rule == "annealed" and self.delta < 1:
+            raise ValueError(f"delta at least 1 with rule annealed, got {self.delta:g}")
+        if self.rule == "lantern" and self.delta > 1:
+            raise ValueError(f"delta at most 1 with rule lantern, got {self.delta:g}")
         return self
 
     @property
     def guarantee(self) -> Guarantee:
-        return {"lossless": Guarantee.EXACT, "annealed": Guarantee.TV, "coupled": Guarantee.W_INF}[self.rule]
+        return {"lossless": Guarantee.EXACT, "coupled": Guarantee.W_INF}.get(self.rule, Guarantee.TV)
+
+    @property
+    def neighbourly(self) -> bool:
+        """Whether the rule looks at codes near the drafted one."""
+        return self.rule in ("lantern", "lantern++")
+
+
+_RULES_OF_KNOB = {
+    "delta": ("annealed", "lantern"),
+    "nu": ("annealed",),
+    "radius": ("coupled",),
+    "k": ("lantern", "lantern++"),
+    "lam": ("lantern++",),
+}
 
 
 class Speculative(Settings):
-    """Speculative decoding over the denoising paths of a causal pair: exact under the lossless rule."""
+    """Speculative decoding, over codes or over the denoising paths of a causal pair: exact under the lossless rule."""
 
     name: Literal["speculative"] = "speculative"
     gamma: int = Field(8, ge=0, le=4096, description="tokens drafted before each target pass; 0: plain decoding")
-    stride: int = Field(15, ge=1, le=1000, description="steps for which the draft holds each prediction of its head")
-    proposals: int = Field(4, ge=1, le=4096, description="residual proposals of a refused token made at once")
+    tree: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
+        (),
+        max_length=64,
+        description="codes: branches of every node of the draft tree, level by level, in place of a chain of gamma",
+    )
+    drafter: Literal["draft", "eagle"] = Field(
+        "draft", description="codes: which draft of the pair; draft: the small model; eagle: the layer on its features"
+    )
+    stride: int = Field(
+        15, ge=1, le=1000, description="paths: steps for which the draft holds each prediction of its head"
+    )
+    proposals: int = Field(4, ge=1, le=4096, description="paths: residual proposals of a refused token made at once")
     acceptance: Acceptance = Acceptance()
     head_window: HeadWindow = ()
+
+    @model_validator(mode="after")
+    def _tree_fits(self) -> Self:
+        nodes = width = 1
+        for branches in self.tree:
+            width *= branches
+            nodes += width
+        if nodes > 4096:
+            raise ValueError(f"tree of at most 4096 nodes, got {nodes}")
+        return self
 
     @property
     def guarantee(self) -> Guarantee:
@@ -231,7 +294,8 @@ class Choice(Settings):
 
 #: Windows of head self-speculation worth trying on a pair that has none of its own, by family: long ones for few
 #: sequential calls, short ones for few rows.
-HEAD_WINDOWS: dict[Literal["mar", "causal"], tuple[tuple[int, ...], ...]] = {
+HEAD_WINDOWS: dict[Literal["mar", "causal", "llamagen"], tuple[tuple[int, ...], ...]] = {
     "mar": ((8,), (4,)),
     "causal": ((24, 20, 16, 12, 8), (12, 10, 8, 6, 4)),
+    "llamagen": (),
 }

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from spd_core.decode.causal import decode_causal_plain
+from spd_core.decode.code_speculation import decode_codes_speculative
+from spd_core.decode.codes import decode_codes_plain
 from spd_core.decode.cspd import decode_cspd
 from spd_core.decode.log import Decoded
 from spd_core.decode.plain import decode_plain
@@ -13,6 +15,7 @@ from spd_core.decode.speculative import decode_speculative
 from spd_core.draws import Draws
 from spd_core.law import Cspd, Plain, SamplerLaw, Speculative
 from spd_core.models.causal import Causal
+from spd_core.models.llamagen import EagleDraft, LlamaGen
 from spd_core.models.mar import Mar
 from spd_core.pairs.pair import Pair
 
@@ -52,14 +55,33 @@ def decode(
         return Decoded.concatenate([decode(pair, law, method, labels, Draws(seeds)) for labels, seeds in batches])
     target, draft = pair.target, pair.draft
     if isinstance(method, Plain):
+        if isinstance(target, LlamaGen):
+            return decode_codes_plain(target, law, labels_B, draws)
         if isinstance(target, Mar):
             return decode_plain(target, law, labels_B, draws, method.head_window)
         return decode_causal_plain(target, law, labels_B, draws, method.head_window)
+    if isinstance(method, Speculative) and isinstance(target, LlamaGen):
+        return _speculate_codes(pair, target, law, method, labels_B, draws, slots)
     if draft is None:
         raise ValueError(f"method: got {method.name!r}, but pair {pair.card.name} has no draft; allowed: plain")
     if isinstance(method, Cspd) and isinstance(target, Mar) and isinstance(draft, Mar):
         return decode_cspd(target, draft, law, method, labels_B, draws)
     if isinstance(method, Speculative) and isinstance(target, Causal) and isinstance(draft, Causal):
         return decode_speculative(target, draft, law, method, labels_B, draws, slots)
-    allowed = {"mar": "plain or cspd", "causal": "plain or speculative"}[pair.card.family]
+    allowed = "plain or cspd" if pair.card.family == "mar" else "plain or speculative"
     raise ValueError(f"method: got {method.name!r}, allowed for family {pair.card.family}: {allowed}")
+
+
+def _speculate_codes(
+    pair: Pair,
+    target: LlamaGen,
+    law: SamplerLaw,
+    method: Speculative,
+    labels_B: Tensor,
+    draws: Draws,
+    slots: int | None,
+) -> Decoded:
+    draft = pair.eagle if method.drafter == "eagle" else pair.draft
+    if not isinstance(draft, LlamaGen | EagleDraft) or pair.vq is None:
+        raise ValueError(f"method.drafter: got {method.drafter!r}, but pair {pair.card.name} has no such draft")
+    return decode_codes_speculative(target, draft, pair.vq.quantize.vectors, law, method, labels_B, draws, slots)

@@ -27,7 +27,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spd_core.accept import Verdict, first_refusal, judge, judge_coupled, path_log_ratio, sample_residual
+from spd_core.accept import (
+    Verdict,
+    annealed_log_weights,
+    first_refusal,
+    judge,
+    judge_coupled,
+    path_log_ratio,
+    sample_residual,
+)
 from spd_core.decode.causal import (
     Canvas,
     ContextReader,
@@ -309,7 +317,7 @@ class _Decoding:
         self.canvas.x0[row, token] = x0[:, -1] + news
         log_ratio = path_log_ratio(trace.noise, shift)
         uniform = self.draws.uniforms(Purpose.ACCEPT, image, token)[:, 0]
-        return judge(rule, log_ratio, place, uniform), None
+        return judge(log_ratio, log_ratio + annealed_log_weights(rule, place), uniform), None
 
     def _own_tokens(
         self,

@@ -2,7 +2,8 @@
 
 Plain and speculative decoders ask for the start noise of a token's path before they make the token, and again for a
 token that they drafted in vain. So a `Draws` that listens knows how far the decoding has come, and can stop it. CSpD
-cannot be stopped: half an image may be drafted before the target sees any of it.
+cannot be stopped: half an image may be drafted before the target sees any of it. Nor can decoders of codes, which draw
+all of an image's random numbers at its start.
 
 Shape legend: n images of the trial, N tokens of an image, R rows of one request for noise.
 """
@@ -103,7 +104,8 @@ def try_out(pair: Pair, law: SamplerLaw, choice: Choice, labels_n: Tensor, seeds
     # Speculative decoding refills its slots from all images; the others take one batch after another.
     size, slots = (len(labels_n), choice.batch) if isinstance(method, Speculative) else (choice.batch, None)
     began, images = time.perf_counter(), 0
-    until = math.inf if isinstance(method, Cspd) else began + limit_s
+    whole = isinstance(method, Cspd) or pair.card.family == "llamagen"
+    until = math.inf if whole else began + limit_s
     for labels, seeds in zip(labels_n.split(size), seeds_n.split(size), strict=True):
         draws = Stopwatch(seeds, tokens, until)
         try:

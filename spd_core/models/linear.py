@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 #: Multiply-adds from which oneDNN's cost per call (a few microseconds more than MKL's) is earned back.
-WORTH_IT = 1_200_000
+WORTH_IT = 800_000
 
 
 def _onednn_linear() -> Any | None:

@@ -46,7 +46,8 @@ class KlVaeConfig(BaseModel):
         return 1 << (len(self.ch_mult) - 1)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def norm(channels: int) -> nn.GroupNorm:
+    """The normalisation in front of every convolution."""
     return nn.GroupNorm(GROUPS, channels, eps=NORM_EPS)
 
 
@@ -55,9 +56,9 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
@@ -73,7 +74,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -153,7 +154,7 @@ class Encoder(nn.Module):
             resample = Downsample(width) if level + 1 < len(widths) else None
             self.down.append(Level([before] + [width] * config.num_res_blocks, attention, resample, "downsample"))
         self.mid = Middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.norm_out = norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.embed_dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ class Decoder(nn.Module):
         for level, (width, before) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
             resample = Upsample(width) if level > 0 else None
             self.up.append(Level([before] + [width] * (config.num_res_blocks + 1), False, resample, "upsample"))
-        self.norm_out = _norm(widths[0])
+        self.norm_out = norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """A pair on disk and in memory: target, draft, codec, and the card that says what they are.
 
 A pair is a folder with ``pair.json`` (`PairCard`), ``target.safetensors`` and, if it has them, ``draft.safetensors``,
-the autoencoder's ``vae.safetensors``, and the models' posterior variances, ``target_variance.safetensors`` and
-``draft_variance.safetensors``.
+a second draft ``eagle.safetensors``, the autoencoder's ``vae.safetensors`` or the tokenizer's ``vq.safetensors``, and
+the models' posterior variances, ``target_variance.safetensors`` and ``draft_variance.safetensors``.
 Bundled pairs lie beside this file, ``spd_core/pairs/<name>/``; any other folder of that form is named by its path.
 """
 
@@ -24,12 +24,16 @@ from torch import Tensor, nn
 from spd_core.codec import PixelCodec
 from spd_core.law import HEAD_WINDOWS, HeadWindow, SamplerLaw, Settings
 from spd_core.models.causal import Causal, CausalConfig
+from spd_core.models.llamagen import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
 from spd_core.models.mar import Mar, MarConfig
 from spd_core.models.vae import KlCodec, KlVae
 from spd_core.models.variance import PosteriorVariance
+from spd_core.models.vq import Vq, VqCodec
 
 BUNDLED = Path(__file__).parent
-Codec = Annotated[PixelCodec | KlCodec, Field(discriminator="kind")]
+Codec = Annotated[PixelCodec | KlCodec | VqCodec, Field(discriminator="kind")]
+ModelConfig = MarConfig | CausalConfig | LlamaGenConfig
+Model = Mar | Causal | LlamaGen
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -41,9 +45,10 @@ class PairCard(Settings):
     """The facts of a pair: what the models are, how they are meant to be sampled, where they come from."""
 
     name: str
-    family: Literal["mar", "causal"]
-    target: MarConfig | CausalConfig
-    draft: MarConfig | CausalConfig | None = None
+    family: Literal["mar", "causal", "llamagen"]
+    target: ModelConfig
+    draft: ModelConfig | None = None
+    eagle: EagleConfig | None = Field(None, description="a second draft, of codes: one layer on the target's features")
     codec: Codec
     class_names: tuple[str, ...] = Field(description="one name per label")
     law: SamplerLaw = Field(description="the law the pair is meant to be sampled at")
@@ -51,7 +56,7 @@ class PairCard(Settings):
     licence: str
     data: str = Field(description="what the weights were trained on")
     sha256: dict[str, str] = Field(
-        description="of each weights file, by part: target, draft, vae, target_variance, draft_variance"
+        description="of each weights file, by part: target, draft, eagle, vae, vq, target_variance, draft_variance"
     )
     training: dict[str, Any] = Field(default_factory=dict, description="recipe, machine, hours, loss, by part")
     head_windows: tuple[HeadWindow, ...] = Field(
@@ -63,10 +68,20 @@ class PairCard(Settings):
 
     @model_validator(mode="after")
     def _one_family(self) -> Self:
-        kind = {"mar": MarConfig, "causal": CausalConfig}[self.family]
+        kind = {"mar": MarConfig, "causal": CausalConfig, "llamagen": LlamaGenConfig}[self.family]
         if not all(isinstance(config, kind) for config in (self.target, self.draft) if config is not None):
             raise ValueError(f"family: got {self.family!r}, but target or draft has the sizes of another")
+        if (self.family == "llamagen") != isinstance(self.codec, VqCodec):
+            raise ValueError(f"codec: got {self.codec.kind!r} for family {self.family!r}; codes need vq, and only they")
+        if self.eagle is not None and self.family != "llamagen":
+            raise ValueError(f"eagle: got one for family {self.family!r}, allowed: for llamagen only")
         return self
+
+    @property
+    def drafters(self) -> tuple[Literal["draft", "eagle"], ...]:
+        """The pair's drafts by the names that a method uses."""
+        small: tuple[Literal["draft", "eagle"], ...] = ("draft",) if self.draft is not None else ()
+        return (*small, "eagle") if self.eagle is not None else small
 
     @property
     def windows(self) -> tuple[tuple[int, ...], ...]:
@@ -76,9 +91,13 @@ class PairCard(Settings):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the images."""
-        if isinstance(self.codec, PixelCodec):
-            return self.codec.size, self.codec.size, self.codec.channels
-        return self.target.img_size, self.target.img_size, self.codec.vae.in_channels
+        codec = self.codec
+        if isinstance(codec, PixelCodec):
+            return codec.size, codec.size, codec.channels
+        if isinstance(codec, VqCodec):
+            return codec.size, codec.size, codec.vq.in_channels
+        side = 1 if isinstance(self.target, LlamaGenConfig) else self.target.img_size
+        return side, side, codec.vae.in_channels
 
 
 @dataclass(frozen=True)
@@ -86,23 +105,29 @@ class Pair:
     """A loaded pair, in eval mode on one device."""
 
     card: PairCard
-    target: Mar | Causal
-    draft: Mar | Causal | None
+    target: Model
+    draft: Model | None
     device: torch.device
     vae: KlVae | None = None
+    eagle: EagleDraft | None = None
+    vq: Vq | None = None
 
-    def to_images(self, tokens_BND: Tensor) -> Tensor:
-        """uint8 images [B, H, W, C] on the CPU.
+    def to_images(self, tokens: Tensor) -> Tensor:
+        """uint8 images [B, H, W, C] on the CPU of tokens [B, N, D] or codes [B, N].
 
         Raises:
-            PairError: if images need an autoencoder and the pair was made without one.
+            PairError: if images need an autoencoder or tokenizer and the pair was made without one.
         """
         codec = self.card.codec
         if isinstance(codec, PixelCodec):
-            return codec.decode(tokens_BND).cpu()
+            return codec.decode(tokens).cpu()
+        if isinstance(codec, VqCodec):
+            if self.vq is None:
+                raise PairError(f"pair: {self.card.name} has no tokenizer, allowed: a pair with vq.safetensors")
+            return codec.decode(tokens, self.vq).cpu()
         if self.vae is None:
             raise PairError(f"pair: {self.card.name} has no autoencoder, allowed: a pair with vae.safetensors")
-        return codec.decode(tokens_BND, self.vae).cpu()
+        return codec.decode(tokens, self.vae).cpu()
 
 
 def bundled_pairs() -> list[str]:
@@ -158,14 +183,16 @@ def _load_part(folder: Path, card: PairCard, part: str, make: Callable[[], Modul
     return model.eval().requires_grad_(False)
 
 
-def _model(config: MarConfig | CausalConfig) -> Mar | Causal:
+def _model(config: ModelConfig) -> Model:
+    if isinstance(config, LlamaGenConfig):
+        return LlamaGen(config)
     return Mar(config) if isinstance(config, MarConfig) else Causal(config)
 
 
-def _load_variance(folder: Path, card: PairCard, part: str, model: Mar | Causal) -> PosteriorVariance | None:
-    if part not in card.sha256:
-        return None
-    return _load_part(folder, card, part, lambda: PosteriorVariance.of(model.head)).to(model.device)
+def _add_variance(folder: Path, card: PairCard, part: str, model: Model) -> None:
+    if part in card.sha256 and not isinstance(model, LlamaGen):
+        head = model.head
+        head.variance = _load_part(folder, card, part, lambda: PosteriorVariance.of(head)).to(model.device)
 
 
 def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True) -> Pair:
@@ -180,13 +207,17 @@ def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True)
         PairError: unknown pair, unreadable or corrupt weights.
     """
     folder, card = pair_folder(name), load_card(name)
-    small_config, codec = card.draft, card.codec
-    target = _load_part(folder, card, "target", lambda: _model(card.target)).to(device)
-    target.head.variance = _load_variance(folder, card, "target_variance", target)
-    small = vae = None
+    small_config, eagle_config, codec, sizes = card.draft, card.eagle, card.codec, card.target
+    target = _load_part(folder, card, "target", lambda: _model(sizes)).to(device)
+    _add_variance(folder, card, "target_variance", target)
+    small = eagle = vae = vq = None
     if draft and small_config is not None:
         small = _load_part(folder, card, "draft", lambda: _model(small_config)).to(device)
-        small.head.variance = _load_variance(folder, card, "draft_variance", small)
+        _add_variance(folder, card, "draft_variance", small)
+    if draft and eagle_config is not None and isinstance(sizes, LlamaGenConfig):
+        eagle = _load_part(folder, card, "eagle", lambda: EagleDraft(eagle_config, sizes)).to(device)
     if isinstance(codec, KlCodec) and "vae" in card.sha256:
         vae = _load_part(folder, card, "vae", lambda: KlVae(codec.vae)).to(device)
-    return Pair(card, target, small, torch.device(device), vae)
+    if isinstance(codec, VqCodec) and "vq" in card.sha256:
+        vq = _load_part(folder, card, "vq", lambda: Vq(codec.vq)).to(device)
+    return Pair(card, target, small, torch.device(device), vae, eagle, vq)

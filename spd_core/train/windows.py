@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spd_core.decode.causal import PathLaw
 from spd_core.decode.path import BoundHead, LawHead, Trace, steps_down, windows_by_step
+from spd_core.models.llamagen import LlamaGen
 from spd_core.models.mar import Mar
 from spd_core.pairs.pair import Pair
 from spd_core.train.variance import plain_paths, token_contexts
@@ -47,7 +48,13 @@ class Tuned:
 
 
 def tuned_windows(pair: Pair, tokens_nND: Tensor, labels_n: Tensor, seed: int = 0) -> list[Tuned]:
-    """A schedule for each of `PRICES` at the pair's law, from plain paths in the contexts of images."""
+    """A schedule for each of `PRICES` at the pair's law, from plain paths in the contexts of images.
+
+    Raises:
+        ValueError: a pair of codes.
+    """
+    if isinstance(pair.target, LlamaGen):
+        raise ValueError(f"windows: got pair {pair.card.name}, allowed: a pair with a diffusion head")
     law, rng, parts = pair.card.law, np.random.default_rng(seed), []
     first = law.head_steps - 1
     last = 1 if isinstance(pair.target, Mar) else PathLaw(law, tokens_nND.shape[1]).handoff + 1

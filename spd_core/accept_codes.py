@@ -1,0 +1,220 @@
+"""Acceptance of drafted codes: relaxed ratios, residuals and trees, as pure functions of distributions over codes.
+
+A drafted code x of q stands with probability min(1, relaxed ratio) (`spd_core.accept.judge`):
+
+- lossless: p(x) / q(x);
+- annealed: w p(x) / q(x), w >= 1 falling along the block (COOL-SD);
+- lantern, lantern++: (p(x) + S(x)) / q(x), S the target's mass on the longest prefix of x's k nearest codes that stays
+  within delta, or within (lam - 1) p(x) (LANTERN, arXiv:2410.03355; LANTERN++, arXiv:2502.06352).
+
+Every one of these is at least min(1, p/q), so for all of them the residual Norm[(p - q f)_+] of a refused draft is the
+lossless one, Norm[(p - q)_+], and the token's law is within sum_x (q f - p)_+ of p. (The published residual of LANTERN
+depends on the refused code and is farther from p.)
+
+Several drafts of one token, siblings in a tree, are tested in turn: after a refusal the next one is tested against the
+residual, and is itself drawn from q without those before it. That is exact for the lossless rule (recursive rejection
+sampling, arXiv:2402.14160).
+
+Shape legend: A images, I inner nodes of a tree, T all of its nodes, C most children of a node, V codes, k neighbours, R
+rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from spd_core.accept import Verdict, annealed_log_weights, judge
+from spd_core.law import Acceptance, SamplerLaw
+from spd_core.models.llamagen import Tree, depths
+
+#: What a rule makes of a log ratio: (p [R, V], q(x) [R], codes x [R], log p(x)/q(x) [R], place [R]) -> [R].
+Relaxation = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def probabilities(logits: Tensor, law: SamplerLaw) -> Tensor:
+    """Distribution [..., V] over codes: temperature, then top-k, then top-p of what is left, as in LlamaGen.
+
+    Top-k keeps every code as likely as the k-th; top-p keeps the first code that passes the threshold as well.
+    """
+    logits = logits / law.temperature
+    if 0 < law.top_k < logits.shape[-1]:
+        lowest = logits.topk(law.top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < lowest, -torch.inf)
+    if law.top_p < 1.0:
+        ordered, index = logits.sort(descending=True)
+        likely = ordered.softmax(dim=-1)
+        beyond = likely.cumsum(dim=-1) - likely > law.top_p
+        logits = logits.masked_fill(beyond.scatter(-1, index, beyond), -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+def pick(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The code [...] at a uniform number [...] of unnormalised weights [..., V]; never one of weight zero."""
+    reached = weights.double().cumsum(dim=-1)
+    goal = uniform.double()[..., None] * reached[..., -1:]
+    return torch.searchsorted(reached, goal, right=True)[..., 0].clamp(max=weights.shape[-1] - 1)
+
+
+def residual(p: Tensor, q: Tensor) -> Tensor:
+    """Norm[(p - q)_+] [..., V]; p itself where nothing is left, which is where p equals q and no draft is refused."""
+    left = (p - q).clamp(min=0.0)
+    total = left.sum(dim=-1, keepdim=True)
+    return torch.where(total > 0, left / total, p)
+
+
+def neighbours(vectors_VE: Tensor, k: int) -> Tensor:
+    """int64 [V, k]: each code's nearest other codes, nearest first, by the vectors that the decoder sees."""
+    k = min(k, len(vectors_VE) - 1)
+    parts = []
+    for start in range(0, len(vectors_VE), 1024):
+        distance = torch.cdist(vectors_VE[start : start + 1024].double(), vectors_VE.double())
+        own = torch.arange(start, start + len(distance), device=distance.device)
+        distance[torch.arange(len(distance), device=distance.device), own] = torch.inf
+        parts.append(distance.topk(k, largest=False).indices)
+    return torch.cat(parts)
+
+
+def neighbour_mass(rule: Acceptance, p_RV: Tensor, code_R: Tensor, order_Vk: Tensor) -> Tensor:
+    """S [R] of rule lantern or lantern++: p on the longest prefix of the code's neighbours within its budget."""
+    masses = p_RV.gather(1, order_Vk[code_R]).cumsum(dim=1)
+    own = p_RV.gather(1, code_R[:, None])
+    budget = torch.full_like(own, rule.delta) if rule.rule == "lantern" else (rule.lam - 1.0) * own
+    return torch.where(masses <= budget, masses, 0.0).amax(dim=1)
+
+
+def relaxation(rule: Acceptance, vectors_VE: Tensor) -> Relaxation:
+    """What a rule makes of log ratios.
+
+    Args:
+        rule: any but coupled.
+        vectors_VE: the codes as the decoder sees them; only the neighbourly rules look at them.
+
+    Raises:
+        ValueError: the rule is for continuous tokens only.
+    """
+    if rule.rule == "coupled":
+        raise ValueError("acceptance.rule: got 'coupled', allowed for codes: lossless, annealed, lantern, lantern++")
+    if not rule.neighbourly:
+        return lambda p, q_at, code, log_ratio, place: log_ratio + annealed_log_weights(rule, place)
+    order = neighbours(vectors_VE, rule.k)
+
+    def relaxed(p: Tensor, q_at: Tensor, code: Tensor, log_ratio: Tensor, place: Tensor) -> Tensor:
+        mass = neighbour_mass(rule, p, code, order)
+        return ((p.gather(1, code[:, None])[:, 0] + mass) / q_at).log()
+
+    return relaxed
+
+
+@cache
+def _children(tree: Tree, device: torch.device) -> Tensor:
+    """int64 [T, C]: each node's children in the order of their tests, -1 where there is none."""
+    children = [tree.children(node) for node in range(1 + len(tree.parents))]
+    most = max(1, *map(len, children))
+    return torch.tensor([[*own, *[-1] * (most - len(own))] for own in children], device=device)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Which drafts of a tree stand, of A images."""
+
+    path: Tensor  #: int64 [A, 1 + D]: kept nodes from node 0 on; past the last one it is repeated
+    kept: Tensor  #: int64 [A] drafts kept
+    law: Tensor  #: [A, V] unnormalised: of the code that follows the last kept one
+    verdict: Verdict  #: of every node but 0, [A, T - 1]
+    tested: Tensor  #: bool [A, T - 1]: those whose test the result rests on
+
+
+def _without_drafts(p_ATV: Tensor) -> Walk:
+    none = p_ATV.new_zeros(len(p_ATV), 0)
+    kept = torch.zeros(len(p_ATV), dtype=torch.int64, device=p_ATV.device)
+    return Walk(kept[:, None], kept, p_ATV[:, 0], Verdict(none.bool(), none, none), none.bool())
+
+
+def walk_tree(
+    tree: Tree,
+    codes_AT: Tensor,
+    p_ATV: Tensor,
+    q_AIV: Tensor,
+    uniform_AT: Tensor,
+    room_A: Tensor,
+    relax: Relaxation,
+) -> Walk:
+    """Tests all drafts of a tree and follows those that stand.
+
+    Args:
+        tree: its inner nodes come before its leaves.
+        codes_AT: the code of every node; that of node 0 is not looked at.
+        p_ATV: the target's distribution after each node.
+        q_AIV: the draft's after each inner node, from which its first child was drawn; its other children were drawn
+            from what was left of it.
+        uniform_AT: of the tests; that of node 0 is not used.
+        room_A: deepest node that is a draft at all in each image.
+        relax: the rule.
+    """
+    device, inner = codes_AT.device, q_AIV.shape[1]
+    if not inner:
+        return _without_drafts(p_ATV)
+    children, depth = _children(tree, device), depths(tree, device)
+    images = torch.arange(len(codes_AT), device=device)
+    law, q = p_ATV[:, :inner], q_AIV
+    shape = (len(images), len(tree.parents))
+    accepted = torch.zeros(shape, dtype=torch.bool, device=device)
+    log_ratio, excess = (torch.zeros(shape, device=device) for _ in range(2))
+    open_AI = depth[:inner] < room_A[:, None]
+    chosen = torch.full((len(images), inner), -1, device=device)
+    tested = torch.zeros(shape, dtype=torch.bool, device=device)
+    for rank in range(children.shape[1]):
+        child = children[:inner, rank]
+        nodes = (child >= 0).nonzero()[:, 0]
+        drafted = child[nodes]
+        code = codes_AT[:, drafted]  # [A, L]
+        p, drawn = law[:, nodes], q[:, nodes]
+        p_at, q_at = (of.gather(2, code[..., None])[..., 0] for of in (p, drawn))
+        # A draft that q could not have given, there being fewer codes than children, is none.
+        real = (q_at > 0) & open_AI[:, nodes] & (chosen[:, nodes] < 0)
+        ratio = (p_at / q_at).log()
+        place = (depth[drafted] - 1).expand_as(code)
+        relaxed = relax(p.flatten(0, 1), q_at.flatten(), code.flatten(), ratio.flatten(), place.flatten()).view_as(
+            ratio
+        )
+        verdict = judge(ratio, relaxed, uniform_AT[:, drafted])
+        stands = verdict.accepted & real
+        chosen[:, nodes] = torch.where(stands, drafted, chosen[:, nodes])
+        at = drafted - 1
+        accepted[:, at], log_ratio[:, at], excess[:, at], tested[:, at] = stands, ratio, verdict.excess, real
+        refused = (real & ~stands)[..., None]
+        law, q = law.clone(), q.clone()
+        law[:, nodes] = torch.where(refused, residual(p, drawn), p)
+        if rank + 1 < children.shape[1]:
+            left = drawn.scatter(2, code[..., None], 0.0)
+            total = left.sum(dim=-1, keepdim=True)
+            q[:, nodes] = torch.where(total > 0, left / total, 0.0)
+    path = [torch.zeros_like(images)]
+    kept = torch.zeros_like(images)
+    seen = torch.zeros((len(images), inner), dtype=torch.bool, device=device)
+    going = torch.ones_like(images, dtype=torch.bool)
+    for _ in range(int(max(tree.depth))):
+        node = path[-1]
+        within = node.clamp(max=inner - 1)
+        going = going & (node < inner)
+        seen[images[going], within[going]] = True
+        following = chosen[images, within]
+        going = going & (following >= 0)
+        path.append(torch.where(going, following, node))
+        kept += going
+    last = path[-1]
+    within = last.clamp(max=inner - 1)
+    own = torch.where((last < inner)[:, None], law[images, within], p_ATV[images, last])
+    parents = torch.tensor(tree.parents, device=device)
+    return Walk(
+        path=torch.stack(path, dim=1),
+        kept=kept,
+        law=own,
+        verdict=Verdict(accepted, log_ratio, excess),
+        tested=tested & seen[:, parents],
+    )
