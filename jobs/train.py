@@ -24,9 +24,11 @@ from spd_core.quality.intervals import Interval, mean_interval
 from spd_core.train.acceptance import TeacherForced, teacher_forced
 from spd_core.train.bundle import VARIANCES, add_variance, bundle, record_figures, record_windows
 from spd_core.train.distil import DistilRecipe, load_causal
+from spd_core.train.llamagen import CodeRecipe, FollowerRecipe
 from spd_core.train.mar import train
 from spd_core.train.recipes import LAWS, RECIPES
 from spd_core.train.variance import Following, VarianceRecipe, followings, load_variance, walk_paths
+from spd_core.train.vq import VqRecipe, codes_of
 from spd_core.train.windows import tuned_windows
 
 _WEIGHTS = "weights.safetensors"
@@ -40,7 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--part",
-        choices=["target", "draft", "distil", *VARIANCES, "acceptance", "bundle", "add", "windows", "figures"],
+        choices=[
+            "tokenizer",
+            "target",
+            "draft",
+            "distil",
+            "eagle",
+            *VARIANCES,
+            "acceptance",
+            "bundle",
+            "add",
+            "windows",
+            "figures",
+        ],
         help="of a pair: train one, fit the draft to the target, learn how a model's predictions follow the noise, "
         "print what the target accepts, make the folder; or put into the folder a variance, tuned windows of head "
         "self-speculation or measured figures",
@@ -56,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         metavar="FILE",
-        help=f"distil, target-variance, acceptance: the target's weights; default: DIR/target/{_WEIGHTS}",
+        help=f"distil, target-variance, acceptance, eagle, draft of codes: its weights; default: DIR/target/{_WEIGHTS}",
     )
     parser.add_argument(
         "--from",
@@ -154,11 +168,21 @@ def _train(args: argparse.Namespace, out: Path, target: Path) -> None:
         recipe = type(recipe).model_validate(recipe.model_dump() | {"steps": args.steps})
     if isinstance(recipe, DistilRecipe):
         recipe = recipe.given(target, Path(args.initial) if args.initial else out / "draft" / _WEIGHTS)
+    if isinstance(recipe, FollowerRecipe):
+        recipe = recipe.given(target)
     if isinstance(recipe, VarianceRecipe):
         _fit_variance(recipe.given(_drafting(args, out) if recipe.draft else target), args, out / args.part)
         return
     images, labels = load_fashion_mnist("train", args.data)
-    train(recipe, PixelCodec().encode(images), labels, out / args.part)
+    if isinstance(recipe, VqRecipe):
+        train(recipe, images, labels, out / args.part)
+    elif isinstance(recipe, CodeRecipe):
+        tokenizer = RECIPES[args.what, "tokenizer"]
+        assert isinstance(tokenizer, VqRecipe)
+        sha256, codes = codes_of(tokenizer, out / "tokenizer" / _WEIGHTS, images)
+        train(recipe.model_copy(update={"tokenizer_sha256": sha256}), codes, labels, out / args.part)
+    else:
+        train(recipe, PixelCodec().encode(images), labels, out / args.part)
 
 
 def _drafting(args: argparse.Namespace, out: Path) -> Path:
@@ -211,7 +235,7 @@ def _machine(args: argparse.Namespace) -> str:
 
 
 def _bundle(args: argparse.Namespace, out: Path) -> None:
-    made = [run for run in ("distil", *VARIANCES) if (out / run).is_dir()]
+    made = [run for run in ("distil", "eagle", "tokenizer", *VARIANCES) if (out / run).is_dir()]
     bundle(args.what, {run: out / run for run in ["target", "draft", *made]}, out / "pair", _machine(args))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,26 @@ from safetensors.torch import load_file, save
 
 from spd_core.codec import PixelCodec
 from spd_core.data import FASHION_CLASSES
+from spd_core.models.llamagen import LlamaGenConfig
 from spd_core.models.mar import MarConfig
+from spd_core.models.vq import VqCodec
 from spd_core.pairs.pair import PairCard
 from spd_core.train.recipes import LAWS, RECIPES
+from spd_core.train.vq import VqRecipe
 
 #: Fields of a recipe that the card holds already.
 _ELSEWHERE = frozenset({"model", "target", "law"})
 #: Runs that fit a posterior variance.
 VARIANCES = ("target-variance", "draft-variance")
+#: The field of a recipe that holds the hash of another run's weights.
+_GIVEN = {"target": "target_sha256", "draft": "initial_sha256", "tokenizer": "tokenizer_sha256"}
 #: The part of the pair that a run makes, and what the card calls the run, where they differ from the run's name.
-_PARTS = {"distil": "draft", "target-variance": "target_variance", "draft-variance": "draft_variance"}
+_PARTS = {
+    "distil": "draft",
+    "target-variance": "target_variance",
+    "draft-variance": "draft_variance",
+    "tokenizer": "vq",
+}
 _TITLES = {
     "distil": "draft, distilled",
     "target-variance": "target's posterior variance",
@@ -52,7 +62,8 @@ def bundle(name: str, runs: dict[str, Path], out: Path, machine: str) -> PairCar
     Args:
         name: pair name; its recipes give the model configurations.
         runs: training folder of each part, ``target`` and ``draft``; ``distil``, if it is there, gives the draft's
-            weights; ``target-variance`` and ``draft-variance`` their posterior variances.
+            weights; ``target-variance`` and ``draft-variance`` their posterior variances; ``tokenizer`` and ``eagle``
+            belong to a pair of codes.
         out: the pair folder.
         machine: what the training ran on, in words.
 
@@ -62,24 +73,22 @@ def bundle(name: str, runs: dict[str, Path], out: Path, machine: str) -> PairCar
     made = {run: _weights(folder) for run, folder in runs.items()}
     digests = {run: hashlib.sha256(raw).hexdigest() for run, (raw, _) in made.items()}
     training = {run: {"machine": machine, **facts} for run, (_, facts) in made.items()}
-    for of, field in (("target", "target_sha256"), ("draft", "initial_sha256")):
-        if "distil" in runs and of in runs:
-            _check_given("distil", of, training["distil"]["recipe"][field], digests)
     replaced = {"draft"} if "distil" in runs else set()
     parts = {_PARTS.get(run, run): run for run in runs if run not in replaced}
     sha256 = {part: digests[run] for part, run in parts.items()}
     for run in runs:
+        recipe = training[run]["recipe"]
         if run in VARIANCES:
-            _check_variance(run, training[run]["recipe"], sha256)
+            _check_variance(run, recipe, sha256)
+        for of, field in _GIVEN.items():
+            if of in runs and recipe.get(field):
+                _check_given(run, of, recipe[field], digests)
     out.mkdir(parents=True, exist_ok=True)
     for part, run in parts.items():
         (out / f"{part}.safetensors").write_bytes(made[run][0])
     card = PairCard(
         name=name,
-        family="mar" if isinstance(RECIPES[name, "target"].model, MarConfig) else "causal",
-        target=RECIPES[name, "target"].model,
-        draft=RECIPES[name, "draft"].model if "draft" in parts else None,
-        codec=PixelCodec(),
+        **_models(name, parts),
         class_names=FASHION_CLASSES,
         law=LAWS[name],
         reference="fashion-mnist",
@@ -90,6 +99,18 @@ def bundle(name: str, runs: dict[str, Path], out: Path, machine: str) -> PairCar
     )
     (out / "pair.json").write_text(card.model_dump_json(indent=1) + "\n")
     return card
+
+
+def _models(name: str, parts: Collection[str]) -> dict[str, Any]:
+    """Family, sizes and codec of a pair, as its card names them."""
+    models: dict[str, Any] = {part: RECIPES[name, part].model for part in ("target", "draft", "eagle") if part in parts}
+    if isinstance(models["target"], LlamaGenConfig):
+        tokenizer = RECIPES[name, "tokenizer"]
+        padded = tokenizer.padded if isinstance(tokenizer, VqRecipe) else 0
+        codec: PixelCodec | VqCodec = VqCodec(vq=tokenizer.model, size=PixelCodec().size, padded=padded)
+        return models | {"family": "llamagen", "codec": codec}
+    family = "mar" if isinstance(models["target"], MarConfig) else "causal"
+    return models | {"family": family, "codec": PixelCodec()}
 
 
 def _check_given(run: str, of: str, digest: str, sha256: dict[str, str]) -> None:
@@ -137,9 +158,12 @@ def _training_rows(card: PairCard, parameters: dict[str, int]) -> list[str]:
 
 def _law_words(card: PairCard) -> str:
     law = card.law
+    guidance = "no guidance" if law.cfg == 1 else f"guidance {law.cfg:g} ({law.cfg_schedule})"
+    if card.family == "llamagen":
+        kept = "all codes" if not law.top_k and law.top_p == 1 else f"top-k {law.top_k}, top-p {law.top_p:g}"
+        return f"Law: {guidance}, temperature {law.temperature:g}, {kept}, {law.dtype}."
     begun = f"{law.num_iter} iterations, " if card.family == "mar" else ""
     handed = f", hand-off at {law.handoff_level}" if card.family == "causal" else ""
-    guidance = "no guidance" if law.cfg == 1 else f"guidance {law.cfg:g} ({law.cfg_schedule})"
     steps = f"{law.head_steps} head steps from level {law.start_level}"
     return f"Law: {begun}{steps}{handed}, {guidance}, temperature {law.temperature:g}, {law.dtype}."
 

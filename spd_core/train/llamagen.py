@@ -30,6 +30,7 @@ from spd_core.train.weights import fitted, read_weights
 class CodeRecipe(Recipe):
     """A training run of a model of codes."""
 
+    tokenizer_sha256: str = Field("", description="of the weights of the tokenizer that made the codes")
     label_drop: float = Field(0.1, ge=0, lt=1, description="share of images whose class is dropped (for guidance)")
 
     def dropped(self, labels_B: Tensor, rng: np.random.Generator) -> Tensor:

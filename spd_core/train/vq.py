@@ -8,14 +8,17 @@ Shape legend: B images of a batch, C channels, H, W pixels, h, w cells, R = B * 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spd_core.models.vq import Vq, VqConfig
+from spd_core.models.vq import Vq, VqCodec, VqConfig
 from spd_core.train.loop import Recipe
+from spd_core.train.weights import fitted, read_weights
 
 
 class VqRecipe(Recipe):
@@ -35,6 +38,19 @@ class VqRecipe(Recipe):
         if not isinstance(model, Vq):
             raise TypeError(f"recipe of a Vq, got {type(model).__name__}")
         return loss_of(model, data_B, self)
+
+
+def codes_of(recipe: VqRecipe, weights: Path, images_nHWC: Tensor) -> tuple[str, Tensor]:
+    """sha256 of a trained tokenizer's weights, and its codes int64 [n, N] of uint8 images.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it does not hold the weights of such a tokenizer.
+    """
+    sha256, state = read_weights(weights)
+    tokenizer = fitted(recipe.build(), state, weights).eval()
+    codec = VqCodec(vq=recipe.model, size=images_nHWC.shape[1], padded=recipe.padded)
+    return sha256, codec.encode(images_nHWC, tokenizer)
 
 
 def loss_of(model: Vq, images_BHWC: Tensor, recipe: VqRecipe) -> Tensor:
