@@ -23,7 +23,7 @@ from spd_core.law import Settings
 from workers import layout
 from workers.sealed import canonical_json, seal, unseal
 from workers.shard import worker_name
-from workers.store import Store, StoreError
+from workers.store import TIDY_DEADLINE_S, Store, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +82,8 @@ class Presence:
         if self._beaten is None:
             return
         try:
-            # One try: whoever stops a driver does not wait for a store that is away. Another driver's mark, if it has
-            # replaced ours, comes back with its next beat.
-            self._store.delete(layout.DRIVER, deadline_s=0.0)
+            # Another driver's mark, if it has replaced ours, comes back with its next beat.
+            self._store.delete(layout.DRIVER, TIDY_DEADLINE_S)
         except StoreError as failure:
             logger.warning("%s; the next driver replaces it", failure)
 

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,8 @@ T = TypeVar("T")
 RETRY_DEADLINE_S = 300.0
 #: The probe at the start answers a person who may have mistyped the output, so it gives up sooner.
 PROBE_DEADLINE_S = 15.0
+#: What is only tidied up must not hold up a driver that was told to stop.
+TIDY_DEADLINE_S = 2.0
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 20.0
 
@@ -213,6 +215,33 @@ class Store:
 
         return self._retry("read", path, call)
 
+    def read_many(self, sizes: Mapping[str, int]) -> dict[str, bytes | None]:
+        """Whole objects by path, as many at a time as the file system can; None for one that is gone.
+
+        Args:
+            sizes: bytes by path, of a listing; what comes otherwise is read again by itself.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        fs = self._opened[0]
+        found: dict[str, Any] = {}
+        if not isinstance(fs, LocalFileSystem) and sizes:
+            try:
+                found = fs.cat([self._key(path) for path in sizes], on_error="return")
+            except Exception as error:  # one by one they may come all the same
+                logger.debug("reading %d objects at once failed: %s", len(sizes), type(error).__name__)
+        result: dict[str, bytes | None] = {}
+        for path, size in sizes.items():
+            data = found.get(self._key(path))
+            if not isinstance(data, bytes) or len(data) != size:
+                try:
+                    data = self.read(path)
+                except FileNotFoundError:
+                    data = None
+            result[path] = data
+        return result
+
     def size(self, path: str) -> int:
         """Bytes of the object.
 
@@ -368,8 +397,8 @@ class Store:
 
     def _remove_probe(self, probe: str, made: tuple[Path, ...]) -> None:
         try:
-            self._retry("delete", probe, lambda: self._opened[0].rm_file(self._key(probe)), deadline_s=0.0)
-        except (FileNotFoundError, StoreError):
+            self.delete(probe, TIDY_DEADLINE_S)
+        except StoreError:
             # Nothing was written, or the write's own error is already on its way to the user.
             logger.debug("no probe to delete below %s", self._shown_url)
         for folder in made:
