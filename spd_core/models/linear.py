@@ -1,23 +1,33 @@
 """A Linear whose float32 inference on a CPU runs in oneDNN where the product is large enough to pay for the call.
 
-torch sends float32 products to MKL, which on AMD processors stays at AVX2; oneDNN, in the same wheel, uses AVX-512.
+torch sends float32 products to MKL, which on AMD processors stays at AVX2; oneDNN, in the same wheel, uses AVX-512. It
+wants the weight in an order of its own. Reordering it anew costs as much as a small product, so the order is kept.
 """
 
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 #: Multiply-adds from which oneDNN's cost per call (a few microseconds more than MKL's) is earned back.
-WORTH_IT = 800_000
+WORTH_IT = 300_000
+#: The same if its order of the weight is not kept.
+WORTH_REORDERING = 800_000
+#: Largest weight that is kept a second time; for larger ones the products outweigh the reordering.
+MOST_KEPT = 1 << 20
+#: Rows that the kept order is made for. It serves every number of rows.
+_ROWS = 8
 
 
 def _onednn_linear() -> Any | None:
     # The operator torch's own compiler emits for a frozen Linear; absent from builds without oneDNN.
     if not torch.backends.mkldnn.is_available():
+        return None
+    if getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) is None:
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
@@ -36,7 +46,27 @@ class Linear(nn.Linear):
             or x.dtype is not torch.float32
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
-            or x.numel() * self.out_features < WORTH_IT
+            or (work := x.numel() * self.out_features) < WORTH_IT
+            or x.numel() == self.in_features  # one row: a plain pass over the weight is as fast
         ):
             return F.linear(x, self.weight, self.bias)
-        return onednn(x, self.weight, self.bias, "none", [], "")
+        kept = _kept(self)
+        if kept is None and work < WORTH_REORDERING:
+            return F.linear(x, self.weight, self.bias)
+        return onednn(x, self.weight if kept is None else kept, self.bias, "none", [], "")
+
+
+#: Reordered weights, with the address and version of the weight they were made from.
+_KEPT: WeakKeyDictionary[Linear, tuple[int, int, Tensor]] = WeakKeyDictionary()
+
+
+def _kept(layer: Linear) -> Tensor | None:
+    """The layer's weight in oneDNN's order; None if it is too large to be held twice."""
+    weight = layer.weight
+    if weight.numel() > MOST_KEPT or weight.is_inference() or weight.dtype is not torch.float32:
+        return None
+    made = _KEPT.get(layer)
+    if made is None or made[:2] != (weight.data_ptr(), weight._version):
+        reordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+        made = _KEPT[layer] = (weight.data_ptr(), weight._version, reordered)
+    return made[2]

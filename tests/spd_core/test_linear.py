@@ -39,3 +39,19 @@ def test_large_inference_uses_onednn_and_training_does_not(monkeypatch):
         assert not calls
         layer(x)
     assert calls == [x.shape]
+
+
+@pytest.mark.skipif(linear._ONEDNN is None, reason="this torch was built without oneDNN")
+def test_a_kept_weight_follows_the_weight():
+    ours, theirs, x = Linear(256, 256), nn.Linear(256, 256), torch.randn(9, 256)
+    for _ in range(2):
+        with torch.no_grad():
+            for old, new in zip(ours.parameters(), theirs.parameters(), strict=True):
+                old.copy_(new)
+        with torch.inference_mode():
+            assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+        nn.init.normal_(theirs.weight)
+    assert ours in linear._KEPT
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    with torch.inference_mode():
+        assert torch.allclose(ours(x), theirs(x), atol=1e-4)
