@@ -3,7 +3,8 @@
 Method. Speed: every entry decodes the same images (same ids, same random numbers) batch by batch in turn, so that drift
 of the machine is shared; the ratio to plain decoding at the same law is the median of the pairwise ratios. For a causal
 pair the calls that decoding consists of are timed too, and the cost model predicts the ratio from them. Quality: the
-first ``n`` images of each entry at the largest batch, made by ``--processes`` processes; no time is taken from them.
+first ``n`` images of each entry in batches of 32 or the largest size, made by ``--processes`` processes; no time is
+taken from them.
 """
 
 from __future__ import annotations
@@ -17,31 +18,41 @@ from typing import Any
 
 import torch
 
+from jobs.bench_arguments import add_arguments, check_arguments, check_files, parse_tree
 from jobs.bench_calls import measure_calls, predicted_speedup
 from jobs.bench_entries import (
+    CODE_DELTAS,
     DELTAS,
     GAMMAS,
+    LAMS,
+    LANTERN_DELTAS,
+    NUS,
     PAPER_GAMMAS,
+    TREES,
     Entry,
     Naive,
     ablation_entries,
     causal_entries,
+    code_entries,
+    code_rules,
     mar_entries,
 )
 from jobs.bench_measure import Bench, Tally, Timed, loaded, measure_quality, measure_speed, speed_figures
+from jobs.bench_plot import plot
 from jobs.bench_table import Row, as_json, as_markdown
 from jobs.spec import SpecError, load_spec
-from spd_core.law import Acceptance, Plain, SamplerLaw, Speculative
-from spd_core.pairs.pair import PairCard, load_card
+from spd_core.law import Acceptance, Guarantee, Plain, SamplerLaw, Speculative
+from spd_core.pairs.pair import PairCard
 from workers.machine import describe_machine
+
+__all__ = ["add_arguments", "run"]
 
 log = logging.getLogger(__name__)
 
-#: Arguments that mean something for one family only.
-_OF_FAMILY = {
-    "mar": ("ablation", "num_iter", "paper_gamma"),
-    "causal": ("stride", "delta", "radius", "deepen"),
-}
+#: Batches in one timed decoding: an image of codes is made in a moment, and how many rounds it takes varies.
+_FILLS = {"mar": 1, "causal": 1, "llamagen": 8}
+#: Images decoded together for their quality, at least.
+_QUALITY_BATCH = 32
 
 
 @dataclass
@@ -55,7 +66,7 @@ class Run:
     fills: int
     speed: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  #: by batch size, as the entries
     quality: dict[Entry, dict[str, Any]] = field(default_factory=dict)  #: where measured
-    files: tuple[str | None, str | None] = (None, None)  #: JSON, markdown
+    files: tuple[str | None, str | None, str | None] = (None, None, None)  #: JSON, markdown, picture
 
     def measure(self, repeats: int) -> None:
         """Speed, and for a causal pair call times, at every batch size."""
@@ -89,7 +100,9 @@ class Run:
     def assess(self, entries: list[Entry], n: int, processes: int) -> None:
         """Quality of some of the entries."""
         for entry, figures in zip(
-            entries, measure_quality(self.bench, entries, n, max(self.batches), processes), strict=True
+            entries,
+            measure_quality(self.bench, entries, n, max(*self.batches, _QUALITY_BATCH), processes),
+            strict=True,
         ):
             self.quality[entry] = figures
             self.write()  # a run that is cut off keeps what it has measured
@@ -103,6 +116,7 @@ class Run:
 
     def _described(self, entry: Entry) -> dict[str, Any]:
         method, rule = entry.method, entry.acceptance
+        chain = not getattr(method, "tree", ())
         return {
             "pair": self.card.name,
             "family": self.card.family,
@@ -114,11 +128,11 @@ class Run:
             "guarantee": method.guarantee,
             "threads": self.bench.threads,
             "fills": self.fills,
-            "gamma": getattr(method, "gamma", None),
-            "stride": getattr(method, "stride", None),
+            "gamma": getattr(method, "gamma", None) if chain else None,
+            "stride": None if entry.codes else getattr(method, "stride", None),
             "head_window": entry.head_window,
             "rule": rule and rule.rule,
-            "delta": rule.delta if rule and rule.rule == "annealed" else None,
+            "delta": rule.delta if rule and rule.rule in ("annealed", "lantern") else None,
             "radius": rule.radius if rule and rule.rule == "coupled" else None,
         }
 
@@ -131,107 +145,20 @@ class Run:
 
     def write(self) -> None:
         """The files asked for, with what is measured so far."""
-        rows, (as_file, table) = self.rows(), self.files
+        rows, (as_file, table, picture) = self.rows(), self.files
         if as_file:
             Path(as_file).write_text(json.dumps(as_json(rows, self.machine), indent=1) + "\n")
         if table:
             Path(table).write_text(as_markdown(rows, self.machine))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the subcommand."""
-    parser.add_argument("--pair", default="fashion-mar", help="bundled pair or a folder that holds one")
-    parser.add_argument("--gamma", type=int, nargs="+", metavar="G", help="draft lengths; default 4 8, MAR 4 8 16 32")
-    parser.add_argument(
-        "--head-window",
-        type=int,
-        nargs="+",
-        metavar="L",
-        help="windows of head self-speculation, one a slice of the path",
-    )
-    parser.add_argument(
-        "--ablation", action="store_true", default=None, help="MAR: noise alignment and pre-fill of cspd instead"
-    )
-    parser.add_argument(
-        "--num-iter", type=int, nargs="+", metavar="I", help="MAR: plain decoding at these; default law's, /2, /4, /8"
-    )
-    parser.add_argument(
-        "--paper-gamma", type=int, nargs="*", metavar="G", help="MAR: draft lengths of cspd, paper; default 8"
-    )
-    parser.add_argument("--stride", type=int, metavar="K", help="causal: steps the draft holds a prediction")
-    parser.add_argument(
-        "--delta", type=float, nargs="*", metavar="D", help="causal: annealed acceptance with these; default 2 4 8 16"
-    )
-    parser.add_argument("--radius", type=float, nargs="*", metavar="R", help="causal: coupled acceptance with these")
-    parser.add_argument(
-        "--deepen", type=int, metavar="K", help="causal: a heavier target, K idle blocks after each block; same law"
-    )
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], metavar="B", help="batch sizes")
-    parser.add_argument(
-        "--fills",
-        type=int,
-        default=1,
-        metavar="F",
-        help="batches in one timed decoding; with more than one, speculative decoding refills its slots",
-    )
-    parser.add_argument(
-        "--n", type=int, default=1000, help="images per entry for distance and agreement; 0: speed only"
-    )
-    parser.add_argument(
-        "--quality-of",
-        nargs="+",
-        metavar="TEXT",
-        help="distance and agreement only of entries with one of these texts in their name in the table; "
-        "default: all but the naive loop, whose images are plain's",
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="timed decodings per entry and batch size")
-    parser.add_argument("--processes", type=int, default=1, help="processes that make the quality images")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU")
-    parser.add_argument("--seed", type=int, default=0, help="job seed")
-    parser.add_argument("--set", action="append", default=[], metavar="law.FIELD=VALUE", help="one field of the law")
-    parser.add_argument("--json", metavar="FILE", help="write the rows as JSON")
-    parser.add_argument("--markdown", metavar="FILE", help="write the table as markdown")
-
-
-def _check_family(args: argparse.Namespace, family: str) -> None:
-    for other, names in _OF_FAMILY.items():
-        for name in names:
-            value = getattr(args, name)
-            if value is not None and other != family:
-                flag, got = f"--{name.replace('_', '-')}", "set" if value is True else value
-                raise SpecError(f"{flag}: got {got} for {args.pair}, allowed: a pair of the {other} family")
-
-
-def _checked(args: argparse.Namespace) -> None:
-    whole = (
-        "num_iter",
-        "gamma",
-        "paper_gamma",
-        "head_window",
-        "stride",
-        "batch",
-        "fills",
-        "repeats",
-        "processes",
-        "threads",
-    )
-    least = {**dict.fromkeys((*whole, "delta"), 1), "radius": 0, "deepen": 1}
-    for name, lowest in least.items():
-        values = getattr(args, name)
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None and value < lowest:
-                raise SpecError(f"--{name.replace('_', '-')}: got {value}, allowed: {lowest} or more")
-    if args.n != 0 and args.n < 2:
-        raise SpecError(f"--n: got {args.n}, allowed: 0 (speed only) or at least 2")
-    for path in (args.json, args.markdown):
-        if path and not Path(path).parent.is_dir():
-            raise SpecError(f"--json/--markdown: got {path!r}, allowed: a file in a folder that exists")
-    _check_family(args, load_card(args.pair).family)
+        if picture:
+            plot(rows, picture)
 
 
 def _entries(args: argparse.Namespace, card: PairCard, law: SamplerLaw) -> list[Entry]:
-    windows = [tuple(args.head_window)] if args.head_window else card.windows
     gammas = list(args.gamma or GAMMAS[card.family])
+    if card.family == "llamagen":
+        return _code_entries(args, card, law, gammas)
+    windows = [tuple(args.head_window)] if args.head_window else card.windows
     if card.family == "causal":
         deltas, radii = list(DELTAS) if args.delta is None else args.delta, args.radius or []
         stride = args.stride or Speculative().stride
@@ -244,10 +171,28 @@ def _entries(args: argparse.Namespace, card: PairCard, law: SamplerLaw) -> list[
     return mar_entries(law, iterations, gammas, paper_gammas, windows)
 
 
+def _code_entries(args: argparse.Namespace, card: PairCard, law: SamplerLaw, gammas: list[int]) -> list[Entry]:
+    trees = TREES if args.tree is None else [parse_tree(text) for text in args.tree]
+    rules = code_rules(
+        *(
+            default if given is None else given
+            for default, given in (
+                (CODE_DELTAS, args.delta),
+                (NUS, args.nu),
+                (LAMS, args.lam),
+                (LANTERN_DELTAS, args.lantern_delta),
+            )
+        )
+    )
+    drafters = sorted(card.drafters, key=lambda drafter: drafter != args.drafter)
+    return code_entries(law, gammas, trees, rules, drafters)
+
+
 def _assessed(entries: list[Entry], texts: list[str] | None) -> list[Entry]:
     """The entries whose quality is measured."""
     if texts is None:
-        return [entry for entry in entries if not isinstance(entry.method, Naive)]
+        exact = [e for e in entries if e.codes and e.acceptance and e.method.guarantee == Guarantee.EXACT]
+        return [entry for entry in entries if not isinstance(entry.method, Naive) and entry not in exact[1:]]
     for text in texts:
         if not any(text in entry.label for entry in entries):
             names = "; ".join(dict.fromkeys(entry.label for entry in entries))
@@ -255,16 +200,38 @@ def _assessed(entries: list[Entry], texts: list[str] | None) -> list[Entry]:
     return [entry for entry in entries if any(text in entry.label for text in texts)]
 
 
+def _show(args: argparse.Namespace) -> int:
+    """Table and picture of rows that were measured before."""
+    check_files(args)
+    try:
+        found = json.loads(Path(args.rows).read_text())
+        rows = [Row.model_validate(row) for row in found["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SpecError(f"--rows: got {args.rows!r}, allowed: a file that `spd bench --json` wrote") from error
+    if args.plot and rows[0].family != "llamagen":
+        raise SpecError(f"--plot: got rows of {rows[0].pair}, allowed: of a pair of the llamagen family")
+    table = as_markdown(rows, found["machine"])
+    if args.markdown:
+        Path(args.markdown).write_text(table)
+    if args.plot:
+        plot(rows, args.plot)
+    log.info("\n%s", table)
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table and writes the files asked for."""
-    _checked(args)
+    if args.rows:
+        return _show(args)
+    check_arguments(args)
     law = load_spec(None, [f"pair={args.pair}", f"seed={args.seed}", "method=plain", *args.set]).law
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bench = Bench(args.pair, device, args.threads, args.seed, args.deepen or 0)
     card = loaded(bench).card
     entries = _entries(args, card, law)
     assessed = _assessed(entries, args.quality_of)
-    run = Run(bench, card, entries, args.batch, args.fills, files=(args.json, args.markdown))
+    fills, files = args.fills or _FILLS[card.family], (args.json, args.markdown, args.plot)
+    run = Run(bench, card, entries, args.batch, fills, files=files)
     run.measure(args.repeats)
     if args.n and card.reference:
         run.assess(assessed, args.n, args.processes)

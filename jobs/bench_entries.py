@@ -16,6 +16,13 @@ GAMMAS: dict[Literal["mar", "causal", "llamagen"], tuple[int, ...]] = {
 PAPER_GAMMAS = (8,)
 DELTAS = (2.0, 4.0, 8.0, 16.0)
 
+#: Of codes: the rules' knobs, and the trees.
+CODE_DELTAS = (1.25, 1.5, 2.0, 3.0, 5.0)
+NUS = (0.7, 0.0)
+LAMS = (1.25, 1.5, 2.0, 3.0, 5.0)
+LANTERN_DELTAS = (0.01, 0.05, 0.1, 0.2)
+TREES = ((2, 1, 1, 1), (3, 2, 1))
+
 
 class Naive(Settings):
     """The direct loop of `spd_core.decode.naive`: a measure for plain decoding, not a method of a job."""
@@ -33,6 +40,7 @@ class Entry:
 
     law: SamplerLaw
     method: Plain | Cspd | Speculative | Naive
+    codes: bool = False  #: whether a token is a code
 
     @property
     def is_base(self) -> bool:
@@ -50,6 +58,8 @@ class Entry:
     @property
     def label(self) -> str:
         """The entry's name in the table; several laws may share one."""
+        if self.codes and isinstance(self.method, Speculative):
+            return ", ".join([series(self.method), *_knob(self.method.acceptance)])
         parts = [*_name(self.method)]
         if self.head_window:
             parts.append(f"windows {'/'.join(map(str, self.head_window))}")
@@ -70,6 +80,29 @@ def _name(method: Plain | Cspd | Speculative | Naive) -> list[str]:
         return ["speculative", *block]
     knob = f"delta {rule.delta:g}" if rule.rule == "annealed" else f"radius {rule.radius:g}"
     return [f"speculative {rule.rule}", knob, *block]
+
+
+def series(method: Speculative) -> str:
+    """What methods over codes that differ only in their rule's main knob have in common."""
+    rule = method.acceptance
+    parts: list[str] = [rule.rule]
+    if rule.rule == "annealed":
+        parts.append(f"nu {rule.nu:g}")
+    if rule.neighbourly:
+        parts.append(f"k {rule.k}")
+    if method.drafter != "draft":
+        parts.append(method.drafter)
+    return ", ".join([*parts, f"tree {'-'.join(map(str, method.tree))}" if method.tree else f"gamma {method.gamma}"])
+
+
+def knob(rule: Acceptance) -> float | None:
+    """Value of the main knob of a rule for codes."""
+    return {"annealed": rule.delta, "lantern": rule.delta, "lantern++": rule.lam}.get(rule.rule)
+
+
+def _knob(rule: Acceptance) -> list[str]:
+    value = knob(rule)
+    return [] if value is None else [f"{'lam' if rule.rule == 'lantern++' else 'delta'} {value:g}"]
 
 
 def mar_entries(
@@ -126,3 +159,44 @@ def causal_entries(
         methods.append(last.model_copy(update={"head_window": ()}))
         methods += [last.model_copy(update={"acceptance": rule}) for rule in rules]
     return [Entry(law, method) for method in [*methods, Naive()]]
+
+
+def code_rules(
+    deltas: Sequence[float], nus: Sequence[float], lams: Sequence[float], lantern_deltas: Sequence[float]
+) -> list[Acceptance]:
+    """The relaxed rules for codes: annealed at each nu and delta, lantern++, lantern."""
+    return [
+        *(Acceptance(rule="annealed", delta=delta, nu=nu) for nu in nus for delta in deltas),
+        *(Acceptance(rule="lantern++", lam=lam) for lam in lams),
+        *(Acceptance(rule="lantern", delta=delta) for delta in lantern_deltas),
+    ]
+
+
+def code_entries(
+    law: SamplerLaw,
+    gammas: list[int],
+    trees: Sequence[tuple[int, ...]],
+    rules: list[Acceptance],
+    drafters: Sequence[Literal["draft", "eagle"]],
+) -> list[Entry]:
+    """Plain, lossless chains and trees, every relaxed rule on a chain of the last gamma, lantern++ on the first tree.
+
+    Args:
+        law: the pair's own.
+        gammas: draft lengths.
+        trees: branches by level.
+        rules: the relaxed ones.
+        drafters: the first makes all drafts, each other one those of one lossless chain; none leaves plain decoding.
+    """
+    methods: list[Plain | Speculative] = [Plain()]
+    if drafters:
+        chain = Speculative(gamma=gammas[-1], drafter=drafters[0])
+        methods += [chain.model_copy(update={"gamma": gamma}) for gamma in gammas]
+        methods += [chain.model_copy(update={"drafter": drafter}) for drafter in drafters[1:]]
+        methods += [chain.model_copy(update={"tree": tree}) for tree in trees]
+        methods += [chain.model_copy(update={"acceptance": rule}) for rule in rules]
+        neighbourly = [rule for rule in rules if rule.rule == "lantern++"]
+        methods += [
+            chain.model_copy(update={"tree": tree, "acceptance": rule}) for tree in trees[:1] for rule in neighbourly
+        ]
+    return [Entry(law, method, codes=True) for method in methods]

@@ -120,6 +120,10 @@ class Timed:
         self.counts.update(decoded.counts)
         self.split = {name: round(value, 4) for name, value in decoded.seconds.items()}
 
+    def over(self, other: Timed) -> list[float]:
+        """Ratios of the times of each turn."""
+        return [mine / its for mine, its in zip(self.seconds, other.seconds, strict=True)]
+
 
 @dataclass(frozen=True)
 class QualityBatch:
@@ -171,7 +175,8 @@ def measure_speed(bench: Bench, entries: list[Entry], batch: int, fills: int, re
     """Decodes ``repeats`` times ``fills`` batches by every entry in turn, the same images by all."""
     pair, count = loaded(bench), batch * fills
     for entry in entries:  # warm-up of allocator and kernels; a causal model has no iterations to cut
-        _decode(pair, Entry(entry.law.model_copy(update={"num_iter": 2}), entry.method), bench.seed, 0, batch, batch)
+        short = replace(entry, law=entry.law.model_copy(update={"num_iter": 2}))
+        _decode(pair, short, bench.seed, 0, batch, batch)
     timed = [Timed() for _ in entries]
     for repeat in range(repeats):
         for own, entry in zip(timed, entries, strict=True):
@@ -183,17 +188,27 @@ def speed_figures(
     entries: list[Entry], timed: list[Timed], batch: int, fills: int, tokens: int
 ) -> list[dict[str, Any]]:
     """The rows' fields from the timed decodings; ratios are medians of the pairwise ones."""
-    base = {entry.law: own.seconds for entry, own in zip(entries, timed, strict=True) if entry.is_base}
+    base = {entry.law: own for entry, own in zip(entries, timed, strict=True) if entry.is_base}
+    speculative = [
+        own
+        for entry, own in zip(entries, timed, strict=True)
+        if entry.acceptance and entry.method.guarantee == Guarantee.EXACT
+    ]
+    lossless = min(speculative, key=lambda own: statistics.median(own.seconds), default=None)
     full, rows = base[entries[0].law], []
     for entry, own in zip(entries, timed, strict=True):
-        ratios = [plain / mine for plain, mine in zip(base[entry.law], own.seconds, strict=True)]
+        plain = base[entry.law]
+        ratios = plain.over(own)
         batches = len(own.seconds) * fills
+        steps, passes = (of.counts["target_context_calls"] for of in (plain, own))
         rows.append(
             {
                 "images_per_s": batch * fills / statistics.median(own.seconds),
                 "speedup_vs_plain": statistics.median(ratios),
                 "speedup_range": (min(ratios), max(ratios)),
-                "speedup_vs_full": statistics.median(p / mine for p, mine in zip(full, own.seconds, strict=True)),
+                "speedup_vs_full": statistics.median(full.over(own)),
+                "speedup_vs_lossless": statistics.median(lossless.over(own)) if lossless else None,
+                "step_compression": steps / passes if steps and passes else None,
                 "head_calls_per_token": own.counts["target_head_calls"] / (batches * tokens),
                 "head_rows_per_token": own.counts["target_head_rows"] / (batches * batch * tokens),
                 "finish_calls": own.counts["finish_head_calls"] / batches,

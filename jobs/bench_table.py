@@ -34,6 +34,9 @@ class Row(Settings):
     images_per_s: float = Field(description="median over the repeats")
     speedup_vs_plain: float = Field(description="to plain at the same law, median of pairwise ratios")
     speedup_range: Bounds
+    speedup_vs_lossless: float | None = Field(
+        None, description="to the fastest lossless speculative decoding of the run, median of pairwise ratios"
+    )
     speedup_vs_full: float = Field(description="to plain at the first row's law: across laws where iterations differ")
     predicted_speedup: float | None = Field(
         None, description="over plain by the cost model from calls and this row's acceptance in the timed images"
@@ -42,6 +45,9 @@ class Row(Settings):
     acceptance: float | None = Field(description="accepted share of the verified drafts")
     acceptance_by_place: list[float] | None = Field(description="by place in the block, where those before stood")
     tokens_per_round: float | None = Field(description="tokens per target pass over an image")
+    step_compression: float | None = Field(
+        None, description="sequential target passes of plain over those of this row, timed images; none for MAR"
+    )
     head_calls_per_token: float = Field(
         description="sequential target-head calls per token of an image; causal: those above the hand-off"
     )
@@ -114,6 +120,30 @@ def _speed(rows: list[Row], causal: bool) -> list[str]:
     return _table(heads, lines)
 
 
+def _codes(rows: list[Row]) -> list[str]:
+    heads = [
+        "method", "guarantee", "images/s", "x plain", "x lossless", "accepted length", "step compression", "acceptance",
+        "certificate per token (95 %)", "distance (95 %)", "label agreement",
+    ]  # fmt: skip
+    lines = [
+        [
+            row.label,
+            row.guarantee.value,
+            _cell(row.images_per_s, 3),
+            _cell(row.speedup_vs_plain, 2),
+            _cell(row.speedup_vs_lossless, 2),
+            _cell(row.tokens_per_round, 2),
+            _cell(row.step_compression, 2),
+            _cell(row.acceptance, 3),
+            _with_bounds(row.certificate_per_token, row.certificate_per_token_interval, 4),
+            _with_bounds(row.distance, row.distance_interval, 1),
+            _cell(row.label_agreement, 3),
+        ]
+        for row in rows
+    ]
+    return _table(heads, lines)
+
+
 def _certificates(rows: list[Row]) -> list[str]:
     heads = ["method", "delta", "x plain", "acceptance", "certificate per image (95 %)", "per token (95 %)"]
     lines = [
@@ -149,20 +179,13 @@ def _calls(rows: list[Row]) -> list[str]:
 
 def as_markdown(rows: list[Row], machine: dict[str, str]) -> str:
     """Tables per batch size, with machine, law and method above them."""
-    law, causal = rows[0].law, rows[0].family == "causal"
-    guidance = "no guidance" if law.cfg == 1 else f"cfg {law.cfg:g} ({law.cfg_schedule})"
-    steps = f"{law.head_steps} head steps from level {law.start_level}"
+    family = rows[0].family
     deeper = f", target with {rows[0].deepen} idle blocks after each of its own" if rows[0].deepen else ""
     lines = [
         f"Machine: {', '.join(machine.values())}; {rows[0].threads} torch thread(s). Pair: {rows[0].pair}{deeper}.",
-        f"Law: {steps}{f', hand-off at {law.handoff_level}' if causal else ''}, {guidance}, "
-        f"temperature {law.temperature:g}, {law.dtype}{'' if causal else '; iterations in the table'}.",
+        f"Law: {_law(rows[0])}.",
         f"Speed: median of decodings in turn, {rows[0].fills} batch(es) each; x plain is against plain at the same law"
-        + (
-            ", predicted is what the cost model makes of measured call times and acceptance."
-            if causal
-            else " (same iterations), x full against plain at the first row's iterations."
-        ),
+        + _MEASURES[family],
     ]
     measured = next((row for row in rows if row.n), None)
     if measured is not None:
@@ -171,5 +194,31 @@ def as_markdown(rows: list[Row], machine: dict[str, str]) -> str:
         )
     for batch in dict.fromkeys(row.batch for row in rows):
         own = [row for row in rows if row.batch == batch]
-        lines += ["", f"Batch {batch}", "", *_speed(own, causal), *_certificates(own), *_calls(own)]
+        lines += ["", f"Batch {batch}", ""]
+        if family == "llamagen":
+            lines += _codes(own)
+        else:
+            lines += [*_speed(own, family == "causal"), *_certificates(own), *_calls(own)]
     return "\n".join(lines) + "\n"
+
+
+#: What the ratios of each family are, after what x plain is.
+_MEASURES = {
+    "mar": " (same iterations), x full against plain at the first row's iterations.",
+    "causal": ", predicted is what the cost model makes of measured call times and acceptance.",
+    "llamagen": ", x lossless against the fastest lossless speculation. Accepted length: codes an image gets per "
+    "target pass, the target's own included. Step compression: plain's target passes over a batch to the row's. "
+    "Acceptance: of every verified draft.",
+}
+
+
+def _law(row: Row) -> str:
+    law, family = row.law, row.family
+    guidance = "no guidance" if law.cfg == 1 else f"cfg {law.cfg:g} ({law.cfg_schedule})"
+    if family == "llamagen":
+        kept = f"top-k {law.top_k or 'off'}, top-p {law.top_p:g}"
+        return f"{guidance}, temperature {law.temperature:g}, {kept}, {law.dtype}"
+    handoff = f", hand-off at {law.handoff_level}" if family == "causal" else ""
+    iterations = "; iterations in the table" if family == "mar" else ""
+    steps = f"{law.head_steps} head steps from level {law.start_level}{handoff}"
+    return f"{steps}, {guidance}, temperature {law.temperature:g}, {law.dtype}{iterations}"
