@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tests.oracles import decoding, mar, vae
+from tests.oracles import decoding, llamagen, mar, vae
 from tests.oracles.base import Finding, Oracle, OracleError, compare, load_oracle, one_line, select
 
 #: What makes the outputs of an oracle, by kind.
@@ -26,6 +26,9 @@ KINDS: dict[str, Callable[[Oracle], dict[str, Tensor]]] = {
     "cspd_released": decoding.cspd_released,
     "mar_vae_encoder": vae.mar_vae_encoder,
     "mar_vae_decoder": vae.mar_vae_decoder,
+    "llamagen_gpt": llamagen.llamagen_gpt,
+    "llamagen_vq_encoder": llamagen.llamagen_vq_encoder,
+    "llamagen_vq_decoder": llamagen.llamagen_vq_decoder,
 }
 
 

@@ -1,4 +1,4 @@
-"""Mistakes one makes when re-implementing MAR and CSpD: the reference outputs must notice each of them."""
+"""Mistakes one makes when re-implementing MAR, CSpD and LlamaGen: the reference outputs must notice each of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from spd_core import accept, diffusion
-from spd_core.decode import cspd
+from spd_core.decode import codes, cspd
 from spd_core.decode import mar as decoding
-from spd_core.models import vae
+from spd_core.models import llamagen, vae
 from spd_core.models.head import TimestepEmbedder
+from spd_core.models.llamagen import ClassEmbedding, FeedForward, LlamaGenConfig
 from spd_core.models.mar import Mar
+from spd_core.models.vq import Codebook
+from tests.oracles import OracleError, check
 from tests.oracles import mar as mar_oracles
 from tests.oracles.files import failing, find
 
@@ -156,6 +159,68 @@ def attention_without_scale(patch: Patch) -> None:
     )
 
 
+def class_token_turned_by_nothing(patch: Patch) -> None:
+    right = llamagen.rotary_table
+    patch.setattr(
+        llamagen, "rotary_table", lambda config: torch.cat([torch.ones_like(right(config)[:1]), right(config)[1:]])
+    )
+
+
+def columns_before_rows(patch: Patch) -> None:
+    right = llamagen.rotary_table
+    patch.setattr(llamagen, "rotary_table", lambda config: right(config).roll(right(config).shape[1] // 2, dims=1))
+
+
+def pairs_of_both_halves(patch: Patch) -> None:
+    right = torch.view_as_complex
+    patch.setattr(
+        torch,
+        "view_as_complex",
+        lambda x: right(x.flatten(-2).unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()),
+    )
+
+
+def gate_on_the_other_branch(patch: Patch) -> None:
+    patch.setattr(FeedForward, "forward", lambda self, x: self.w2(nn.functional.silu(self.w3(x)) * self.w1(x)))
+
+
+def null_embedding_is_class_zero(patch: Patch) -> None:
+    patch.setattr(ClassEmbedding, "forward", lambda self, labels: self.embedding_table(labels.clamp(min=0)))
+
+
+def null_and_class_swapped(patch: Patch) -> None:
+    right = codes.LawReader.read
+    patch.setattr(codes.LawReader, "read", lambda self, *a: right(self, *a).flip(0))
+
+
+def guidance_one_code_longer(patch: Patch) -> None:
+    right = codes.guidance
+    patch.setattr(codes, "guidance", lambda law, position, length: right(law, position - 1, length))
+
+
+def guidance_one_code_shorter(patch: Patch) -> None:
+    right = codes.guidance
+    patch.setattr(codes, "guidance", lambda law, position, length: right(law, position + 1, length))
+
+
+def nothing_above_top_p(patch: Patch) -> None:
+    right = torch.Tensor.cumsum
+    patch.setattr(torch.Tensor, "cumsum", lambda self, dim: right(self, dim=dim) + self)
+
+
+def lookup_by_raw_distance(patch: Patch) -> None:
+    patch.setattr(Codebook, "nearest", lambda self, unit: torch.cdist(unit, self.embedding.weight).argmin(dim=-1))
+
+
+def raw_rows_decoded(patch: Patch) -> None:
+    patch.setattr(Codebook, "forward", lambda self, index: self.embedding(index))
+
+
+def smooth_doubling(patch: Patch) -> None:
+    right = nn.functional.interpolate
+    patch.setattr(nn.functional, "interpolate", lambda x, **named: right(x, **{**named, "mode": "bilinear"}))
+
+
 MUTANTS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("mar_head", sines_first, "t_freq"),
     ("mar_head", shifted_timesteps, "forward"),
@@ -183,6 +248,23 @@ MUTANTS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("mar_vae_encoder", no_logvar_clamp, "posterior/logvar"),
     ("mar_vae_decoder", group_norm_eps, "image/0"),
     ("mar_vae_decoder", attention_without_scale, "image/1"),
+    ("llamagen_gpt", class_token_turned_by_nothing, "logits_full"),
+    ("llamagen_gpt", class_token_turned_by_nothing, "logits_cached_null"),
+    ("llamagen_gpt", columns_before_rows, "logits_full"),
+    ("llamagen_gpt", pairs_of_both_halves, "logits_cached"),
+    ("llamagen_gpt", attention_without_scale, "logits_full"),
+    ("llamagen_gpt", gate_on_the_other_branch, "logits_full_null"),
+    ("llamagen_gpt", null_embedding_is_class_zero, "logits_full_null"),
+    ("llamagen_gpt", null_and_class_swapped, "logits_cfg/1.5"),
+    ("llamagen_gpt", guidance_one_code_longer, "greedy/cfg3_interval5/margin"),
+    ("llamagen_gpt", guidance_one_code_shorter, "greedy/cfg3_interval5/margin"),
+    ("llamagen_gpt", nothing_above_top_p, "probs/p0.8"),
+    ("llamagen_vq_encoder", symmetric_padding, "pre_quant/1"),
+    ("llamagen_vq_encoder", group_norm_eps, "pre_quant/0"),
+    ("llamagen_vq_encoder", lookup_by_raw_distance, "indices/1"),
+    ("llamagen_vq_decoder", raw_rows_decoded, "image/0"),
+    ("llamagen_vq_decoder", attention_without_scale, "image/1"),
+    ("llamagen_vq_decoder", smooth_doubling, "image/0"),
 ]
 
 
@@ -191,3 +273,20 @@ def test_mutant_is_noticed(name: str, mutant: Callable[[Patch], None], key: str,
     path = find(name)
     mutant(monkeypatch)
     assert key in failing(path)
+
+
+def test_other_width_of_the_feed_forward_is_noticed(monkeypatch: Patch):
+    monkeypatch.setattr(LlamaGenConfig, "ffn_dim", property(lambda self: int(8 * self.dim / 3)))
+    with pytest.raises(OracleError, match=r"feed_forward\.w1\.weight: got \[256, 64\], allowed: \[170, 64\]"):
+        check(find("llamagen_gpt"))
+
+
+def test_norm_eps_fits_best(monkeypatch: Patch):
+    """A neighbouring eps moves the logits by less than what the reference allows, but by far more than rounding."""
+
+    def error(eps: float) -> float:
+        monkeypatch.setattr(llamagen, "NORM_EPS", eps)
+        return max(finding.error for finding in check(find("llamagen_gpt")) if finding.key.startswith("logits_"))
+
+    own = error(llamagen.NORM_EPS)
+    assert all(error(eps) > 3 * own for eps in (1e-6, 3e-6, 3e-5))

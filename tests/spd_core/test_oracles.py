@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from spd_core import diffusion
 from spd_core.decode import mar as decoding
+from spd_core.models.llamagen import PRESETS, LlamaGen, LlamaGenConfig
 from spd_core.models.mar import Mar, preset
 from spd_core.models.vae import KlVae, KlVaeConfig
+from spd_core.models.vq import Vq, VqConfig
 from tests import oracles
 from tests.oracles import KINDS, OracleError, check
 from tests.oracles import mar as mar_oracles
@@ -41,7 +43,7 @@ def test_bundled_oracle(path: Path):
 
 
 def test_bundled_oracles_are_there():
-    assert {path.stem for path in BUNDLED.glob("*.safetensors")} == {"mar_head", "mar_diffusion"}
+    assert {path.stem for path in BUNDLED.glob("*.safetensors")} == {"mar_head", "mar_diffusion", "llamagen_gpt"}
 
 
 def test_any_small_change_of_a_weight_is_noticed(tmp_path: Path):
@@ -249,6 +251,55 @@ def test_other_sizes_of_cspd(num_iter: int, gamma: int, ratio: float, tmp_path: 
     assert made["out/r/calls"][:, 2].sum() == 9 + sum(len(places) for places in blocks)
 
 
+#: Like the 3B model an odd number of frequencies per half, and a feed-forward width that is rounded up.
+CODES = {
+    "dim": 36, "n_layer": 1, "n_head": 3, "vocab_size": 11, "block_size": 9, "num_classes": 4, "cls_token_num": 1,
+    "multiple_of": 16,
+}  # fmt: skip
+
+
+def code_oracle(path: Path, **change: int) -> None:
+    config = CODES | change
+    torch.manual_seed(4)
+    model = LlamaGen(LlamaGenConfig.model_validate({k: v for k, v in config.items() if k != "cls_token_num"}))
+    tensors = {f"w/{key}": 8 * value for key, value in model.state_dict().items()}
+    tensors |= {"in/labels": torch.tensor([0, 3]), "in/filter_logits": torch.randn(2, 11)}
+    tensors["in/codes"] = torch.randint(11, (2, config["block_size"]))
+    runs = {
+        "cfg_scales": [1.0, 2.5],
+        "greedy": [{"name": "r", "cfg": 2.5, "cfg_interval": 0}],
+        "filters": [{"name": "f", "temperature": 0.7, "top_k": 40, "top_p": 0.01}],
+    }
+    self_made(path, "llamagen_gpt", {"model": config, **runs}, tensors)
+
+
+def test_other_sizes_of_codes(tmp_path: Path):
+    path = tmp_path / "other.json"
+    code_oracle(path)
+    assert failing(path) == set()
+    made = load_file(path.with_suffix(".safetensors"))
+    assert torch.allclose(made["out/logits_cached"], made["out/logits_full"], atol=1e-4)
+    assert torch.allclose(made["out/logits_cfg/1.0"], made["out/logits_full"], atol=1e-4)
+    assert torch.equal(made["out/probs/f"], torch.eye(11)[made["in/filter_logits"].argmax(-1)])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"cls_token_num": 120}, "cls_token_num: got 120, allowed: 1"),
+        ({"block_size": 10}, "block_size a square, got 10"),
+        ({"n_head": 5}, "dim a multiple of 4 n_head = 20, got 36"),
+        ({"rope_base": 10000}, "rope_base"),
+    ],
+)
+def test_wrong_sizes_of_codes(change: dict[str, int], expected: str, tmp_path: Path):
+    path = tmp_path / "other.json"
+    code_oracle(path)
+    edit_card(path, lambda card: card["config"]["model"].update(change))
+    with pytest.raises(OracleError, match=expected):
+        check(path)
+
+
 # Sizes of the public models.
 
 PARAMETERS = {"base": 207_924_768, "large": 478_326_304, "huge": 942_403_104}
@@ -268,6 +319,34 @@ def test_default_autoencoder_is_the_public_kl16():
         state = KlVae(KlVaeConfig()).state_dict()
     assert sum(value.numel() for value in state.values()) == 66_456_019
     keys = json.loads(shared("keys/mar_vae_kl16").read_text())["keys"]
+    assert {key: list(value.shape) for key, value in state.items()} == keys
+
+
+CODE_PARAMETERS = {
+    "B": 110_888_448, "L": 342_910_976, "XL": 774_699_520, "XXL": 1_410_972_672, "3B": 3_096_659_200,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_of_codes_is_the_public_model(name: str):
+    with torch.device("meta"):
+        state = LlamaGen(LlamaGenConfig(**PRESETS[name])).state_dict()
+    assert sum(value.numel() for value in state.values()) == CODE_PARAMETERS[name]
+    keys = json.loads(shared(f"keys/llamagen_gpt_{name.lower()}_c2i").read_text())["keys"]
+    assert {key: list(value.shape) for key, value in state.items()} == keys
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "parameters"),
+    [("vq16", VqConfig(), 71_883_403), ("vq8", VqConfig(ch_mult=(1, 2, 2, 4)), 70_109_835)],
+)
+def test_tokenizer_is_the_public_one(name: str, config: VqConfig, parameters: int):
+    with torch.device("meta"):
+        state = Vq(config).state_dict()
+    assert sum(value.numel() for value in state.values()) == parameters
+    public = json.loads(shared(f"keys/llamagen_{name}").read_text())
+    assert public["buffers_in_state_dict"] == {"quantize.codebook_used": [65536]}  # of training, left out here
+    keys = {key: shape for key, shape in public["keys"].items() if key not in public["buffers_in_state_dict"]}
     assert {key: list(value.shape) for key, value in state.items()} == keys
 
 
