@@ -67,6 +67,13 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
     return torch.where(total > 0, left / total, p)
 
 
+def without(weights: Tensor, code: Tensor) -> Tensor:
+    """Weights [..., V] of a draw that must not give ``code`` [...] again, normalised; all 0 where nothing is left."""
+    left = weights.scatter(-1, code[..., None], 0.0)
+    total = left.sum(dim=-1, keepdim=True)
+    return torch.where(total > 0, left / total, 0.0)
+
+
 def neighbours(vectors_VE: Tensor, k: int) -> Tensor:
     """int64 [V, k]: each code's nearest other codes, nearest first, by the vectors that the decoder sees."""
     k = min(k, len(vectors_VE) - 1)
@@ -164,7 +171,7 @@ def walk_tree(
     law, q = p_ATV[:, :inner], q_AIV
     shape = (len(images), len(tree.parents))
     accepted = torch.zeros(shape, dtype=torch.bool, device=device)
-    log_ratio, excess = (torch.zeros(shape, device=device) for _ in range(2))
+    log_ratio, excess = (p_ATV.new_zeros(shape) for _ in range(2))
     open_AI = depth[:inner] < room_A[:, None]
     chosen = torch.full((len(images), inner), -1, device=device)
     tested = torch.zeros(shape, dtype=torch.bool, device=device)
@@ -191,9 +198,7 @@ def walk_tree(
         law, q = law.clone(), q.clone()
         law[:, nodes] = torch.where(refused, residual(p, drawn), p)
         if rank + 1 < children.shape[1]:
-            left = drawn.scatter(2, code[..., None], 0.0)
-            total = left.sum(dim=-1, keepdim=True)
-            q[:, nodes] = torch.where(total > 0, left / total, 0.0)
+            q[:, nodes] = without(drawn, code)
     path = [torch.zeros_like(images)]
     kept = torch.zeros_like(images)
     seen = torch.zeros((len(images), inner), dtype=torch.bool, device=device)

@@ -22,7 +22,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spd_core.accept_codes import Walk, pick, relaxation, walk_tree
+from spd_core.accept_codes import Walk, pick, relaxation, walk_tree, without
 from spd_core.decode.code_drafts import CodeDraft, Eagle, SmallDraft
 from spd_core.decode.codes import LawReader, own_uniforms
 from spd_core.decode.log import Decoded, DraftRecords, Meter
@@ -223,5 +223,5 @@ def _children_of(q_ALV: Tensor, uniform_AM: Tensor) -> Tensor:
         code = pick(q_ALV, uniform[..., rank])
         codes.append(code)
         if rank + 1 < count:
-            q_ALV = q_ALV.scatter(2, code[..., None], 0.0)
+            q_ALV = without(q_ALV, code)
     return torch.stack(codes, dim=2).flatten(1)

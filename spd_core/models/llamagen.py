@@ -267,6 +267,9 @@ class ClassEmbedding(nn.Module):
 class CodeReader(nn.Module):
     """What both models share: positions, masks and caches of a stack of blocks."""
 
+    #: the first position that is read; slots of the cache before it stay empty
+    earliest = 0
+
     def __init__(self, config: LlamaGenConfig, layers: int) -> None:
         super().__init__()
         self.config = config
@@ -310,6 +313,8 @@ class CodeReader(nn.Module):
         else:
             known = ancestors(tree, device)[low:high, place.clamp(0, len(tree.parents))].transpose(0, 1)
             mask = (place < 0)[:, None] | (known & (place <= len(tree.parents))[:, None])
+        if self.earliest:
+            mask = mask & (torch.arange(cache.slots, device=device) >= self.earliest)
         return Positions(self.rotary[position][:, :, None, None], slot, mask[:, None])
 
     def whole(self, length: int) -> Positions:
@@ -379,6 +384,8 @@ class EagleDraft(CodeReader):
         config: of the draft.
         target: sizes of its target.
     """
+
+    earliest = 1
 
     def __init__(self, config: EagleConfig, target: LlamaGenConfig) -> None:
         super().__init__(target.model_copy(update={"n_head": config.n_head, "multiple_of": config.multiple_of}), 1)
