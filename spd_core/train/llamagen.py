@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
 
 from spd_core.models.llamagen import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
 from spd_core.train.loop import Recipe
@@ -31,6 +32,9 @@ class CodeRecipe(Recipe):
     """A training run of a model of codes."""
 
     tokenizer_sha256: str = Field("", description="of the weights of the tokenizer that made the codes")
+
+    #: Where every position sees those before it, plain matrix products compute twice what is needed.
+    attention: ClassVar[SDPBackend] = SDPBackend.FLASH_ATTENTION
     label_drop: float = Field(0.1, ge=0, lt=1, description="share of images whose class is dropped (for guidance)")
 
     def dropped(self, labels_B: Tensor, rng: np.random.Generator) -> Tensor:

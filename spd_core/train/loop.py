@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ class Recipe(Settings, ABC):
     ema: float = Field(0.9995, ge=0, lt=1, description="decay per step, shortened at the start")
     clip: float = Field(3.0, gt=0, description="largest gradient norm")
     bf16: bool = Field(True, description="autocast to bfloat16")
+
+    #: On a CPU the backward pass of the fused attention kernel is slower than plain matrix products.
+    attention: ClassVar[SDPBackend] = SDPBackend.MATH
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -124,8 +127,7 @@ def train(recipe: Recipe, data_n: Tensor, given_n: Tensor, out: Path, save_every
         rng = np.random.default_rng([recipe.seed, 2, step])
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
-        # On a CPU the backward pass of the fused attention kernel is slower than plain matrix products.
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bf16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bf16), sdpa_kernel(recipe.attention):
             loss = recipe.loss(model, data_n[index], given_n[index], rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
