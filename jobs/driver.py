@@ -14,12 +14,14 @@ from typing import Any
 from jobs.auto import decide, decided_before
 from jobs.calibration import Calibration
 from jobs.cluster import running_ray
-from jobs.commits import Committed, drop_damaged, find_damage, read_committed
+from jobs.commits import Committed, drop_damaged, find_damage, find_missing, read_committed
 from jobs.finish import finish
 from jobs.fleet import Fleet, JobError
 from jobs.manifest import check_manifest
 from jobs.plan import Plan, check_weights, make_plan, public_url, store_plan, stored_plan
+from jobs.presence import Presence
 from jobs.progress import Progress
+from jobs.requests import store_requests
 from jobs.spec import FixedSpec, Spec, SpecError
 from spd_core.pairs.pair import load_card
 from workers import layout
@@ -40,10 +42,12 @@ class Stopped(BaseException):
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Turns SIGINT and SIGTERM into `Stopped`; a second one is ignored while the first is being dealt with."""
+    came: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
+        came.append(number)
         raise Stopped(number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -52,6 +56,11 @@ def _stoppable() -> Iterator[None]:
     before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Exception as error:
+        # Raised inside Ray's compiled code, `Stopped` comes out as a SystemError.
+        if came:
+            raise Stopped(came[0]) from error
+        raise
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -88,7 +97,9 @@ def _refuse_foreign_files(store: Store) -> None:
             )
 
 
-def _make_shards(spec: FixedSpec, store: Store, plan: Plan, committed: Committed) -> tuple[Plan, int]:
+def _make_shards(
+    spec: FixedSpec, store: Store, plan: Plan, committed: Committed, presence: Presence
+) -> tuple[Plan, int]:
     """Starts Ray, makes what is missing or damaged, and returns the plan that holds and the images made.
 
     Nothing is written or dropped before a worker has loaded its models: until then the spec may still prove wrong.
@@ -100,6 +111,8 @@ def _make_shards(spec: FixedSpec, store: Store, plan: Plan, committed: Committed
         fleet = Fleet(ray, store, plan, _settings(spec, plan, store), spec.workers, todo)
         try:
             fleet.wait_for_first()
+            presence.announce()
+            store_requests(store, spec, plan)
             plan = store_plan(store, plan)
             store.delete(layout.SUCCESS)
             attempts = drop_damaged(store, plan, committed)
@@ -111,6 +124,7 @@ def _make_shards(spec: FixedSpec, store: Store, plan: Plan, committed: Committed
                 if record is not None:
                     progress.add(record.rows)
                 progress.tick()
+                presence.beat()
             logger.info(progress.line())
         finally:
             fleet.stop()
@@ -159,20 +173,31 @@ def _generate(spec: FixedSpec, calibration: Calibration | None, store: Store) ->
     committed = read_committed(store, plan)
     if stored is None and not committed.records:
         _refuse_foreign_files(store)
-    find_damage(store, committed)
+    if _missing(plan, committed):
+        find_missing(store, committed)  # reading it all again would keep the workers waiting
+    else:
+        find_damage(store, committed)
     if committed.records:
         logger.info("%d of %d shards are committed", len(committed.records), plan.shards)
     made, work = 0, bool(committed.damaged or _missing(plan, committed))
-    if work or stored is None:
-        store.check_writable()
-    if work:
-        check_weights(spec.pair, plan.pair_sha256)
-        plan, made = _make_shards(spec, store, plan, committed)
-        committed = read_committed(store, plan)
-        if lost := [*committed.damaged, *_missing(plan, committed)]:
-            raise JobError(f"output: the commit record of shard {lost[0]} is gone; the same command resumes")
-    else:
-        plan = store_plan(store, plan)
-    if work or check_manifest(store, plan, list(committed.records.values())):
-        finish(spec.output, spec.storage_options)
+    if not (work or stored is None or check_manifest(store, plan, list(committed.records.values()))):
+        return plan, made
+    exclusive = not store.check_writable()
+    with Presence(store, exclusive) as presence:
+        if work:
+            check_weights(spec.pair, plan.pair_sha256)
+            plan, made = _make_shards(spec, store, plan, committed, presence)
+            committed = read_committed(store, plan)
+            if exclusive:
+                find_damage(store, committed)  # two attempts at a shard may have overwritten each other here
+            if lost := [*committed.damaged, *_missing(plan, committed)]:
+                raise JobError(f"output: the commit record of shard {lost[0]} is gone; the same command resumes")
+        else:
+            presence.announce()
+            store_requests(store, spec, plan)
+            plan = store_plan(store, plan)
+        presence.beat()
+        # Another driver may have finished it meanwhile.
+        if check_manifest(store, plan, list(committed.records.values())):
+            finish(spec.output, spec.storage_options)
     return plan, made

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import Field, ValidationError
 
+from jobs.commits import Kept
 from jobs.plan import Plan
+from jobs.requests import request_parts
 from spd_core.law import Settings
 from workers import layout
-from workers.records import CommitRecord
 from workers.sealed import canonical_json, seal, unseal
 from workers.store import Store
 
@@ -44,11 +45,16 @@ def _digests(store: Store, paths: Iterable[str]) -> dict[str, str | None]:
         return dict(zip(names, pool.map(digest, names), strict=True))
 
 
-def _parts(records: Iterable[CommitRecord]) -> dict[str, str]:
-    return {file.path: file.sha256 for record in records for file in record.files}
+def _of_shards(records: Iterable[Kept]) -> dict[str, str]:
+    """sha256 of the commit records and of the files they name, by path."""
+    digests = {}
+    for kept in records:
+        digests[layout.commit(kept.shard)] = kept.sha256.hex()
+        digests.update(zip(kept.paths, map(bytes.hex, kept.digests), strict=True))
+    return digests
 
 
-def build_manifest(store: Store, plan: Plan, records: Iterable[CommitRecord]) -> bytes:
+def build_manifest(store: Store, plan: Plan, records: Iterable[Kept]) -> bytes:
     """The bytes of ``_SUCCESS``; every other file of the dataset must be there.
 
     Args:
@@ -58,19 +64,18 @@ def build_manifest(store: Store, plan: Plan, records: Iterable[CommitRecord]) ->
 
     Raises:
         ValueError: a shard is not committed.
-        FileNotFoundError: the card, a report, the plan or a commit record is missing.
+        FileNotFoundError: the card, a report, the plan or a part of the requests is missing.
         StoreError: the store cannot be read.
     """
     by_shard = {record.shard: record for record in records}
     if missing := [shard for shard in range(plan.shards) if shard not in by_shard]:
         raise ValueError(f"manifest: shard {missing[0]} and {len(missing) - 1} more are not committed")
-    digests = _digests(store, [*_DOCUMENTS, *map(layout.commit, by_shard)])
+    digests = _digests(store, [*_DOCUMENTS, *request_parts(plan)])
     files = {path: digest for path, digest in digests.items() if digest is not None}
     if absent := sorted(set(digests) - set(files)):
         raise FileNotFoundError(f"manifest: {absent[0]} is not there")
-    manifest = Manifest(
-        fingerprint=plan.fingerprint, shards=plan.shards, rows=plan.rows, files={**files, **_parts(by_shard.values())}
-    )
+    files |= _of_shards(by_shard.values())
+    manifest = Manifest(fingerprint=plan.fingerprint, shards=plan.shards, rows=plan.rows, files=files)
     return canonical_json(seal(manifest.model_dump(mode="json")))
 
 
@@ -91,10 +96,10 @@ def read_manifest(store: Store) -> Manifest:
         raise ValueError(f"{layout.SUCCESS}: {error}") from error
 
 
-def check_manifest(store: Store, plan: Plan | None, records: Iterable[CommitRecord]) -> list[str]:
+def check_manifest(store: Store, plan: Plan | None, records: Iterable[Kept]) -> list[str]:
     """Problems of ``_SUCCESS`` and of the files it covers, each led by the file's path; empty: none.
 
-    The parts are compared through their commit records; `workers.shard.verify_shard` reads the parts themselves.
+    The parts are compared through their commit records; `jobs.commits.find_damage` reads the parts themselves.
 
     Args:
         store: the output.
@@ -107,10 +112,12 @@ def check_manifest(store: Store, plan: Plan | None, records: Iterable[CommitReco
         return [str(error)]
     if plan and (plan.fingerprint, plan.shards, plan.rows) != (manifest.fingerprint, manifest.shards, manifest.rows):
         return [f"{layout.SUCCESS}: belongs to another plan"]
-    parts = _parts(records)
-    covered = [*_DOCUMENTS, *map(layout.commit, range(manifest.shards)), *parts]
+    made = _of_shards(records)
+    documents = [*_DOCUMENTS, *(request_parts(plan) if plan else ())]
+    uncommitted = [path for path in map(layout.commit, range(manifest.shards)) if path not in made]
+    covered = [*documents, *uncommitted, *made]
     problems = [f"{layout.SUCCESS}: does not list {path}" for path in covered if path not in manifest.files]
-    found = {**_digests(store, [path for path in covered if path not in parts]), **parts}
+    found = {**_digests(store, [*documents, *uncommitted]), **made}
     for path in covered:
         if path in manifest.files and found[path] != manifest.files[path]:
             digest = found[path]

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field, model_validator
 
 from jobs.calibration import Calibration
-from jobs.spec import UNFIXED, FixedSpec, SpecError, fingerprint_of
+from jobs.spec import FixedSpec, SpecError, fingerprint_of, fixed_fields
 from spd_core.draws import image_seed
 from spd_core.law import Choice, Settings
 from spd_core.pairs.pair import PairError, load_card, pair_folder
@@ -129,8 +129,9 @@ def make_plan(spec: FixedSpec, calibration: Calibration | None = None) -> Plan:
     """
     card = load_card(spec.pair)
     dump = spec.model_dump(mode="json", exclude={"storage_options"})
+    file = public_url(spec.requests.file) if spec.requests.file else None
     return Plan(
-        spec={**dump, "output": public_url(spec.output)},
+        spec={**dump, "output": public_url(spec.output), "requests": {**dump["requests"], "file": file}},
         fingerprint=spec.fingerprint(card.sha256),
         pair=PairFacts(name=card.name, licence=card.licence, data=card.data, reference=card.reference),
         pair_sha256=card.sha256,
@@ -175,7 +176,10 @@ def requests_of(
 
 
 def task_of(plan: Plan, shard: int, attempt: int) -> ShardTask:
-    """The requests of one shard, made when they are needed: no list of a job's requests ever exists."""
+    """The requests of one shard of a plan without a request file, made when they are needed.
+
+    No list of a job's requests ever exists. `jobs.requests.Tasks` knows both kinds of plans.
+    """
     labels, seed = plan.spec["requests"]["labels"], plan.spec["seed"]
     made = requests_of(plan.rows_of(shard), labels, len(plan.class_names), seed)
     return ShardTask(shard=shard, attempt=attempt, request_ids=made.ids, labels=made.labels, seeds=made.seeds)
@@ -234,10 +238,7 @@ def refusal(found: list[str]) -> SpecError:
 
 def differences(stored: Plan, new: Plan) -> list[str]:
     """`changed` over every fixed field of two plans."""
-    old, now = (
-        {**{k: v for k, v in plan.spec.items() if k not in UNFIXED}, "pair_sha256": plan.pair_sha256}
-        for plan in (stored, new)
-    )
+    old, now = ({**fixed_fields(plan.spec), "pair_sha256": plan.pair_sha256} for plan in (stored, new))
     return changed(old, now)
 
 

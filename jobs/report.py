@@ -18,8 +18,8 @@ from jobs.aggregate import Json, aggregate
 from jobs.commits import read_committed
 from jobs.plan import Plan, read_plan
 from jobs.progress import duration
+from jobs.totals import Totals
 from workers import layout
-from workers.records import CommitRecord
 from workers.sealed import canonical_json
 from workers.store import Store
 
@@ -38,7 +38,7 @@ def _thumbnail(raw: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def image_grid(store: Store, plan: Plan, records: Sequence[CommitRecord]) -> dict[int, list[str]]:
+def image_grid(store: Store, plan: Plan, shards: Sequence[int]) -> dict[int, list[str]]:
     """First images of each of the first classes as data URIs, by label.
 
     Raises:
@@ -46,12 +46,10 @@ def image_grid(store: Store, plan: Plan, records: Sequence[CommitRecord]) -> dic
     """
     wanted = range(min(_CLASSES, len(plan.class_names)))
     grid: dict[int, list[str]] = {label: [] for label in wanted}
-    for record in records[:_SHARDS]:
+    for shard in shards[:_SHARDS]:
         if all(len(images) >= _PER_CLASS for images in grid.values()):
             break
-        table = pq.read_table(
-            BufferReader(store.read(layout.data(record.shard, plan.shards))), columns=["image", "label"]
-        )
+        table = pq.read_table(BufferReader(store.read(layout.data(shard, plan.shards))), columns=["image", "label"])
         for image, label in zip(table["image"], table["label"].to_pylist(), strict=True):
             if label in grid and len(grid[label]) < _PER_CLASS:
                 grid[label].append(_thumbnail(image["bytes"].as_py()))
@@ -118,9 +116,10 @@ def write_report(url: str, storage_options: dict[str, Any] | None = None) -> Jso
     """
     store = Store(url, storage_options)
     plan = read_plan(store)
-    records = read_committed(store, plan).records
-    report = aggregate(store, plan, records)
-    page = render(report, image_grid(store, plan, [records[shard] for shard in sorted(records)]))
+    totals = Totals()
+    shards = list(read_committed(store, plan, totals.add).records)
+    report = aggregate(store, plan, shards, totals)
+    page = render(report, image_grid(store, plan, shards))
     store.replace(layout.REPORT_JSON, canonical_json(report))
     store.replace(layout.REPORT_HTML, page.encode())
     return report

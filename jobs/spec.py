@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from fsspec.utils import get_protocol
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from jobs.request_file import RequestFile, RequestFileError
 from spd_core.candidates import admissible, default_method
 from spd_core.law import Auto, Choice, Method, MethodRequest, SamplerLaw, Settings, Speculative
 from spd_core.pairs.pair import PairCard, PairError, load_card
@@ -30,6 +32,14 @@ class Requests(Settings):
     count: int = Field(256, ge=1, description="images of the dataset")
     labels: tuple[int, ...] | Literal["balanced"] = Field(
         "balanced", description="label of each image, repeated as often as needed; balanced: all classes in turn"
+    )
+    file: str | None = Field(
+        None,
+        description="fsspec URL of the requests, one a row: .parquet, .csv or .jsonl with label and, if wanted, id and "
+        "seed; count is then its rows; opened with storage_options if it is where the output is",
+    )
+    sha256: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", description="of the file's rows: checked if given, found out otherwise"
     )
 
 
@@ -119,9 +129,20 @@ class FixedSpec(Spec):
         return fingerprint_of(self.model_dump(mode="json", exclude={"storage_options"}), pair_sha256)
 
 
+def fixed_fields(spec: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dumped spec that decide a byte of the dataset.
+
+    Of a request file that is the hash of its rows, wherever it lies; without one there is no such field, as in jobs of
+    versions that knew no request files.
+    """
+    asked = spec["requests"]
+    requests = {key: value for key, value in asked.items() if key != "file" and not (key == "sha256" and not value)}
+    return {key: value for key, value in spec.items() if key not in UNFIXED} | {"requests": requests}
+
+
 def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str]) -> str:
     """`FixedSpec.fingerprint` of a dumped spec, so that a plan of another version of the program can be checked."""
-    fixed = {key: value for key, value in spec.items() if key not in UNFIXED}
+    fixed = fixed_fields(spec)
     canonical = json.dumps({**fixed, "pair_sha256": pair_sha256}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -139,7 +160,28 @@ def one_line(error: ValidationError) -> str:
 
 
 #: Methods that each family of models can be decoded with.
-_METHODS_OF = {"mar": ("plain", "cspd", "null", "auto"), "causal": ("plain", "speculative", "null", "auto")}
+_METHODS_OF = {
+    "mar": ("plain", "cspd", "null", "auto"),
+    "causal": ("plain", "speculative", "null", "auto"),
+    "llamagen": ("plain", "speculative", "null", "auto"),
+}
+#: Fields of law and method that mean something for some families only; elsewhere only their defaults are allowed.
+_FAMILIES_OF = {
+    ("law", "handoff_level"): ("causal",),
+    ("law", "cfg_interval"): ("llamagen",),
+    ("law", "top_k"): ("llamagen",),
+    ("law", "top_p"): ("llamagen",),
+    ("method", "stride"): ("causal",),
+    ("method", "proposals"): ("causal",),
+    ("method", "head_window"): ("mar", "causal"),
+    ("method", "tree"): ("llamagen",),
+    ("method", "drafter"): ("llamagen",),
+}
+#: Acceptance rules of each family that speculates.
+_RULES_OF = {
+    "causal": ("lossless", "annealed", "coupled"),
+    "llamagen": ("lossless", "annealed", "lantern", "lantern++"),
+}
 
 
 def _check_auto(method: Auto, card: PairCard, pair: str) -> None:
@@ -147,6 +189,26 @@ def _check_auto(method: Auto, card: PairCard, pair: str) -> None:
     for knob, unset, rule in (("delta", 1.0, "annealed"), ("radius", 0.0, "coupled")):
         if (value := getattr(method, knob)) != unset and rule not in rules:
             raise SpecError(f"method.{knob}: got {value:g}, allowed: {unset:g} ({pair} has no {rule} acceptance)")
+
+
+def _check_fields(spec: Spec, card: PairCard) -> None:
+    for (place, name), families in _FAMILIES_OF.items():
+        model = getattr(spec, place)
+        if card.family not in families and name in type(model).model_fields:
+            value, unset = getattr(model, name), type(model).model_fields[name].default
+            if value != unset:
+                allowed = f"{unset!r} ({spec.pair} is of the {card.family} family)"
+                raise SpecError(f"{place}.{name}: got {value!r}, allowed: {allowed}")
+    method = spec.method
+    if not isinstance(method, Speculative):
+        return
+    if method.acceptance.rule not in _RULES_OF[card.family]:
+        allowed = ", ".join(_RULES_OF[card.family])
+        raise SpecError(f"method.acceptance.rule: got {method.acceptance.rule!r}, allowed: {allowed} (of {spec.pair})")
+    if card.family == "llamagen" and method.drafter not in card.drafters:
+        raise SpecError(
+            f"method.drafter: got {method.drafter!r}, allowed: {' or '.join(card.drafters)} (of {spec.pair})"
+        )
 
 
 def _check_against_card(spec: Spec, card: PairCard) -> None:
@@ -161,16 +223,48 @@ def _check_against_card(spec: Spec, card: PairCard) -> None:
         raise SpecError(
             f"batch: got 'auto', allowed: a number with method {spec.method.name}; auto goes with method auto"
         )
-    elif spec.method.uses_draft and card.draft is None:
+    elif spec.method.uses_draft and not card.drafters:
         raise SpecError(f"method: got {spec.method.name!r}, allowed: plain or null ({spec.pair} has no draft)")
+    _check_fields(spec, card)
     classes = len(card.class_names)
     for label in () if spec.requests.labels == "balanced" else spec.requests.labels:
         if not 0 <= label < classes:
             raise SpecError(f"requests.labels: got {label}, allowed: 0..{classes - 1} (the classes of {spec.pair})")
 
 
+def request_file(spec: Spec, classes: int) -> RequestFile:
+    """The request file of a spec that names one."""
+    url = spec.requests.file or ""
+    same_place = get_protocol(url) == get_protocol(spec.output)
+    return RequestFile(url, spec.storage_options if same_place else {}, classes)
+
+
+def _with_request_file(spec: Spec, classes: int) -> Spec:
+    """The spec with the rows of its request file counted and hashed; the same spec if it has none."""
+    given = spec.requests
+    if given.file is None:
+        if given.sha256:
+            raise SpecError(f"requests.sha256: got {given.sha256!r}, allowed: only with requests.file")
+        return spec
+    if given.labels != "balanced":
+        raise SpecError(f"requests.labels: got {list(given.labels)}, allowed: none beside requests.file")
+    source = request_file(spec, classes)
+    try:
+        found = source.scan()
+    except RequestFileError as error:
+        raise SpecError(str(error)) from error
+    if "count" in given.model_fields_set and given.count != found.count:
+        raise SpecError(f"requests.count: got {given.count}, allowed: {found.count} (the rows of {source.shown})")
+    if given.sha256 not in ("", found.sha256):
+        raise SpecError(
+            f"requests.sha256: got {given.sha256[:12]}..., allowed: {found.sha256[:12]}... (the rows of {source.shown})"
+        )
+    counted = given.model_copy(update={"count": found.count, "sha256": found.sha256})
+    return spec.model_copy(update={"requests": counted})
+
+
 def make_spec(raw: dict[str, Any]) -> Spec:
-    """Validates raw values; the law's missing fields come from the pair's card.
+    """Validates raw values; the law's missing fields come from the pair's card, the count from a request file.
 
     Returns:
         a `FixedSpec` unless the method is auto.
@@ -192,6 +286,7 @@ def make_spec(raw: dict[str, Any]) -> Spec:
     except ValidationError as error:
         raise SpecError(one_line(error)) from error
     _check_against_card(spec, card)
+    spec = _with_request_file(spec, len(card.class_names))
     if isinstance(spec.method, Auto) or spec.batch == "auto":
         return spec
     return spec.decided(Choice(method=spec.method, batch=spec.batch))

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.aggregate import activity
 from jobs.commits import read_committed
 from jobs.plan import public_url, read_plan
 from jobs.presence import WATCH_S, Mark, read_mark
 from jobs.progress import duration, time_left
+from jobs.totals import Totals
 from spd_core.law import Settings
 from workers import layout
 from workers.store import Store
@@ -64,19 +64,18 @@ def status(url: str, storage_options: dict[str, Any] | None = None) -> Status:
     """
     store = Store(url, storage_options)
     plan = read_plan(store)
-    committed = read_committed(store, plan)
-    records = list(committed.records.values())
-    rows = sum(record.rows for record in records)
-    when = activity(records) if records else None
+    totals = Totals()
+    committed = read_committed(store, plan, totals.add)
+    when = totals.activity() if totals.shards else None
     now = datetime.datetime.now(datetime.UTC).timestamp()
     return Status(
         output=public_url(store.url),
         shards=plan.shards,
-        committed=len(records),
+        committed=totals.shards,
         damaged=tuple(problem for _, problem in sorted(committed.damaged.items())),
         rows=plan.rows,
-        committed_rows=rows,
-        images_per_s=rows / when.active_seconds if when and when.active_seconds else 0.0,
+        committed_rows=totals.images,
+        images_per_s=totals.images / when.active_seconds if when and when.active_seconds else 0.0,
         since_last_s=max(0.0, now - when.last) if when else None,
         finished=store.exists(layout.SUCCESS),
         driver=read_mark(store),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
 
+from jobs.commits import Kept
 from jobs.manifest import check_manifest
 from jobs.parts import ShardFiles, part_problems
-from jobs.plan import Plan, parse_plan, task_of
+from jobs.plan import Plan, parse_plan
+from jobs.requests import Tasks, rows_problem
 from spd_core.law import Settings
 from spd_core.pairs.pair import PairError, load_card
 from workers import layout
-from workers.records import CommitRecord
-from workers.shard import DamagedCommit, file_problem, read_commit, shard_paths
+from workers.records import CommitRecord, ShardTask
+from workers.shard import DamagedCommit, file_problem, parse_commit, shard_paths
 from workers.store import Store
 
 _THREADS = 4  # each holds one shard in memory
@@ -50,16 +53,19 @@ def validate(url: str, storage_options: dict[str, Any] | None = None) -> Validat
     plan, problems = _read_plan(store)
     shards = range(plan.shards) if plan else _shards_in(sizes)
     shape = _image_shape(plan) if plan else None
+    unknown = rows_problem(store, plan) if plan else None
+    problems += [unknown] if unknown else []
+    # Without its requests a shard is held against its commit record alone.
+    tasks = Tasks(store, plan) if plan and not unknown else None
     with ThreadPoolExecutor(_THREADS) as pool:
-        outcomes = list(pool.map(lambda shard: _check_shard(store, plan, shard, shape), shards))
-    records = [record for record, _ in outcomes if record]
-    problems += [problem for _, found in outcomes for problem in found]
-    problems += check_manifest(store, plan, records)
+        checked = list(pool.map(lambda shard: _check_shard(store, plan, tasks, shard, shape), shards))
+    problems += [problem for each in checked for problem in each.problems]
+    problems += check_manifest(store, plan, [each.kept for each in checked if each.kept])
     problems += _strays(sizes, plan)
     return Validation(
         problems=tuple(dict.fromkeys(problems)),
-        shards=len(records),
-        rows=sum(record.rows for record in records),
+        shards=sum(each.rows is not None for each in checked),
+        rows=sum(each.rows or 0 for each in checked),
         files=len(sizes),
         bytes=sum(sizes.values()),
     )
@@ -104,16 +110,25 @@ def _planned_paths(plan: Plan, shard: int) -> tuple[str, ...]:
     return paths if plan.spec["features"] else paths[:2]
 
 
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What is kept of a shard that was looked at."""
+
+    rows: int | None  #: of its commit record; None: it could not be read
+    kept: Kept | None  #: None: it is not the plan's
+    problems: list[str]
+
+
 def _check_shard(
-    store: Store, plan: Plan | None, shard: int, shape: tuple[int, int, int] | None
-) -> tuple[CommitRecord | None, list[str]]:
-    """The commit record, if it can be read, and the problems of the shard."""
+    store: Store, plan: Plan | None, tasks: Tasks | None, shard: int, shape: tuple[int, int, int] | None
+) -> _Checked:
     try:
-        record = read_commit(store, shard)
+        raw = store.read(layout.commit(shard))
+        record = parse_commit(raw, shard)
+    except FileNotFoundError:
+        return _Checked(None, None, [f"{layout.commit(shard)}: missing"])
     except DamagedCommit as error:
-        return None, [str(error)]
-    if record is None:
-        return None, [f"{layout.commit(shard)}: missing"]
+        return _Checked(None, None, [str(error)])
     problems, blobs = [], {}
     for file in record.files:
         try:
@@ -124,24 +139,26 @@ def _check_shard(
         if problem := file_problem(file, blobs[file.path]):
             problems.append(problem)
     if plan is None:
-        return record, problems
-    problems += _record_problems(plan, shard, record)
-    if not problems:
-        problems = part_problems(ShardFiles(plan, task_of(plan, shard, record.attempt), record, blobs, shape))
-    return record, problems
+        return _Checked(record.rows, None, problems)
+    task = tasks.task(shard, record.attempt) if tasks else None
+    others = _record_problems(plan, task, record)
+    problems += others
+    if not problems and task:
+        problems = part_problems(ShardFiles(plan, task, record, blobs, shape))
+    return _Checked(record.rows, None if others else Kept.of(record, raw, plan.shards), problems)
 
 
-def _record_problems(plan: Plan, shard: int, record: CommitRecord) -> list[str]:
-    task = task_of(plan, shard, record.attempt)
-    facts = {
+def _record_problems(plan: Plan, task: ShardTask | None, record: CommitRecord) -> list[str]:
+    facts: dict[str, tuple[Any, Any]] = {
         "fingerprint": (record.fingerprint, plan.fingerprint),
-        "rows": (record.rows, len(task.request_ids)),
-        "first_id": (record.first_id, task.request_ids[0]),
-        "last_id": (record.last_id, task.request_ids[-1]),
-        "files": (tuple(file.path for file in record.files), _planned_paths(plan, shard)),
+        "rows": (record.rows, len(plan.rows_of(record.shard))),
+        "files": (tuple(file.path for file in record.files), _planned_paths(plan, record.shard)),
     }
+    if task:
+        facts["first_id"] = (record.first_id, task.request_ids[0])
+        facts["last_id"] = (record.last_id, task.request_ids[-1])
     return [
-        f"{layout.commit(shard)}: {name} is {got!r}, planned: {planned!r}"
+        f"{layout.commit(record.shard)}: {name} is {got!r}, planned: {planned!r}"
         for name, (got, planned) in facts.items()
         if got != planned
     ]

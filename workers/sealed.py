@@ -35,6 +35,8 @@ def unseal(raw: bytes) -> dict[str, Any]:
         raise ValueError("is not JSON") from error
     if not isinstance(content, dict) or SEAL not in content:
         raise ValueError("has no seal")
-    if canonical_json(seal(content)) != raw:
+    # The seal is over everything but its own line, so as a rule nothing has to be spelled again.
+    bare = raw.replace(f'\n "{SEAL}": "{content[SEAL]}",'.encode(), b"", 1)
+    if hashlib.sha256(bare).hexdigest() != content[SEAL] and canonical_json(seal(content)) != raw:
         raise ValueError("does not match its seal")
     return content

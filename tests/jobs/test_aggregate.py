@@ -4,9 +4,10 @@ import datetime
 
 import pytest
 
-from jobs.aggregate import acceptance, activity, aggregate, certificate, classes, cost, counts, quality, throughput
+from jobs.aggregate import acceptance, aggregate, certificate, classes, cost, counts, quality, throughput
 from jobs.plan import make_plan
 from jobs.spec import make_spec
+from jobs.totals import Totals
 from tests.jobs.tree import make_shards, tree_spec
 from tests.tiny_pair import make_tiny_pair
 from workers.records import CommitRecord
@@ -50,18 +51,18 @@ def plan(tmp_path_factory):
 
 
 def test_activity_leaves_out_the_pause_between_two_runs():
-    when = activity([record(0, 0, 10), record(1, 4, 10, "b"), record(2, 1000, 6)])
+    when = Totals.of([record(0, 0, 10), record(1, 4, 10, "b"), record(2, 1000, 6)]).activity()
     assert when.active_seconds == pytest.approx(14 + 6)
     assert when.worker_seconds == pytest.approx(26)
     assert when.workers == 2
 
 
 def test_one_worker_after_another_is_one_worker():
-    assert activity([record(0, 0, 10), record(1, 10, 10)]).workers == 1
+    assert Totals.of([record(0, 0, 10), record(1, 10, 10)]).activity().workers == 1
 
 
 def test_throughput_adds_up(plan):
-    speed = throughput(plan, [record(0, 0, 10), record(1, 0, 6, "b"), record(2, 10, 4)])
+    speed = throughput(plan, Totals.of([record(0, 0, 10), record(1, 0, 6, "b"), record(2, 10, 4)]))
     assert speed["images_per_s"] == pytest.approx(30 / 14)
     assert speed["images_per_s_per_worker"] == pytest.approx(30 / 20)
     assert speed["images_per_s_per_gpu"] is None
@@ -76,37 +77,38 @@ def test_throughput_adds_up(plan):
 
 def test_acceptance_and_counts():
     records = [record(0, 0, 1), record(1, 1, 1, tested_by_index=(1,), accepted_by_index=(0,))]
-    found = acceptance(records)
+    found = acceptance(Totals.of(records))
     assert found is not None
     assert found["by_index"] == [pytest.approx(2 / 3), 0.5]
     assert found["rate"] == pytest.approx(3 / 5)
     assert found["by_token"] == [0.75, None, None, None]
-    assert acceptance([record(0, 0, 1, tested_by_index=(), accepted_by_index=())]) is None
-    totals = counts(records)
+    assert acceptance(Totals.of([record(0, 0, 1, tested_by_index=(), accepted_by_index=())])) is None
+    totals = counts(Totals.of(records))
     assert totals["per_image"]["rounds"] == 2
     assert totals["tokens_per_round"] == pytest.approx(20 * 4 / 40)
 
 
 def test_certificate_interval_is_that_of_a_mean():
-    assert certificate([record(0, 0, 1)]) is None
-    found = certificate([record(i, i, 1, certificate_sum=value) for i, value in enumerate((1.0, 2.0, 3.0))])
+    assert certificate(Totals.of([record(0, 0, 1)])) is None
+    found = certificate(Totals.of(record(i, i, 1, certificate_sum=v) for i, v in enumerate((1.0, 2.0, 3.0))))
     assert found is not None
     # Shard means 0.1, 0.2, 0.3: standard error 0.1 / sqrt(3), t quantile 4.303 at 2 degrees of freedom.
     assert found["mean"] == pytest.approx(0.2)
     assert found["high"] - found["mean"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
     assert found["low"] == 0.0
-    alone = certificate([record(0, 0, 1, certificate_sum=1.0)])
+    alone = certificate(Totals.of([record(0, 0, 1, certificate_sum=1.0)]))
     assert alone is not None and alone["low"] is None
 
 
 def test_classes_count_agreement(plan):
-    rows = classes(plan, [record(0, 0, 1, agreeing_by_label=(4, 5, 0)), record(1, 0, 1, agreeing_by_label=(1, 0, 0))])
+    seen = [record(0, 0, 1, agreeing_by_label=(4, 5, 0)), record(1, 0, 1, agreeing_by_label=(1, 0, 0))]
+    rows = classes(plan, Totals.of(seen))
     assert [(row["images"], row["agreeing"]) for row in rows] == [(10, 5), (10, 5), (0, 0)]
-    assert {row["agreeing"] for row in classes(plan, [record(0, 0, 1)])} == {None}
+    assert {row["agreeing"] for row in classes(plan, Totals.of([seen[0], record(1, 0, 1)]))} == {None}
 
 
 def test_nothing_committed_is_a_partial_report(plan):
-    report = aggregate(Store("memory://nothing"), plan, {})
+    report = aggregate(Store("memory://nothing"), plan, [], Totals())
     assert report["partial"] and report["images"]["committed"] == 0
     assert "throughput" not in report
 
@@ -114,17 +116,16 @@ def test_nothing_committed_is_a_partial_report(plan):
 def test_quality_reads_the_features_that_were_written(tmp_path):
     spec = tree_spec(tmp_path, method="null", requests={"count": 60}, shard_size=25, features=True)
     plan, store = make_plan(spec), Store(spec.output)
-    records = make_shards(store, spec, plan)
+    shards = [record.shard for record in make_shards(store, spec, plan)]
     compared = plan.model_copy(update={"pair": plan.pair.model_copy(update={"reference": "fashion-mnist"})})
-    found = quality(store, compared, records)
+    found = quality(store, compared, shards, 60)
     assert found["n"] == 60 and found["frechet"] > found["floor"] > 0
     assert found["label_agreement"] is None, "the tiny pair names no classifier"
     assert [row["images"] for row in found["classes"]] == [20] * 3 + [0] * 7
 
 
 def test_quality_says_why_it_is_skipped(plan):
-    records = [record(0, 0, 1)]
     store = Store("memory://nothing")
-    assert "no reference" in quality(store, plan, records)["skipped"]
+    assert "no reference" in quality(store, plan, [0], 10)["skipped"]
     compared = plan.model_copy(update={"pair": plan.pair.model_copy(update={"reference": "fashion-mnist"})})
-    assert "10 images are too few" in quality(store, compared, records)["skipped"]
+    assert "10 images are too few" in quality(store, compared, [0], 10)["skipped"]

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs.commits import Kept
 from jobs.manifest import build_manifest, check_manifest
 from jobs.plan import Plan, parse_plan
 from jobs.validate import validate
@@ -20,7 +21,7 @@ from workers import layout
 from workers.encode import encode_image
 from workers.records import CommitRecord, FileRecord, ImageFormat
 from workers.sealed import canonical_json, seal
-from workers.shard import read_commit
+from workers.shard import parse_commit, read_commit
 from workers.store import Store
 
 SHARDS = range(3)
@@ -49,6 +50,11 @@ def plan_of(store: Store) -> Plan:
     plan = parse_plan(store.read(layout.PLAN))
     assert plan is not None
     return plan
+
+
+def kept_of(store: Store) -> list[Kept]:
+    raws = [store.read(layout.commit(shard)) for shard in SHARDS]
+    return [Kept.of(parse_commit(raw, shard), raw, len(SHARDS)) for shard, raw in zip(SHARDS, raws, strict=True)]
 
 
 def named(store: Store) -> set[str]:
@@ -103,7 +109,7 @@ def test_an_emptied_or_longer_file_is_named(store, path):
 
 def test_every_byte_of_the_manifest_counts(store):
     whole = store.read(layout.SUCCESS)
-    plan, records = plan_of(store), [read_commit(store, shard) for shard in SHARDS]
+    plan, records = plan_of(store), kept_of(store)
     for place in range(0, len(whole), 101):
         store.replace(layout.SUCCESS, whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         (problem,) = check_manifest(store, plan, records)
@@ -142,7 +148,7 @@ def test_validation_reads_other_file_systems(tmp_path):
 
 
 def test_a_manifest_needs_every_shard_and_document(store):
-    plan, records = plan_of(store), [read_commit(store, shard) for shard in SHARDS]
+    plan, records = plan_of(store), kept_of(store)
     assert build_manifest(store, plan, records) == store.read(layout.SUCCESS)
     with pytest.raises(ValueError, match="shard 2 and 0 more are not committed"):
         build_manifest(store, plan, records[:2])
@@ -177,8 +183,7 @@ def forge_record(store: Store, shard: int, **fields: object) -> None:
     assert record is not None
     forged = CommitRecord.model_validate(seal({**record.model_dump(mode="json"), **fields}))
     store.replace(layout.commit(shard), canonical_json(forged.model_dump(mode="json")))
-    records = [read_commit(store, each) for each in SHARDS]
-    store.replace(layout.SUCCESS, build_manifest(store, plan_of(store), records))
+    store.replace(layout.SUCCESS, build_manifest(store, plan_of(store), kept_of(store)))
 
 
 def put(table: pa.Table, name: str, row: int, value: object) -> pa.Table:

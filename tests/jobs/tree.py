@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jobs.commits import read_committed
 from jobs.manifest import build_manifest
 from jobs.plan import Plan, make_plan, store_plan, task_of
 from jobs.spec import Spec, make_spec
@@ -52,8 +53,8 @@ def make_tree(folder: Path, **fields: object) -> Store:
     spec = tree_spec(folder, **fields)
     store, plan = Store(spec.output, spec.storage_options), make_plan(spec)
     store_plan(store, plan)
-    records = make_shards(store, spec, plan)
+    make_shards(store, spec, plan)
     for path in (layout.CARD, layout.REPORT_JSON, layout.REPORT_HTML):
         store.create(path, f"stands for {path}\n".encode())
-    store.create(layout.SUCCESS, build_manifest(store, plan, records))
+    store.create(layout.SUCCESS, build_manifest(store, plan, read_committed(store, plan).records.values()))
     return store

@@ -1,0 +1,106 @@
+"""The commit records of a job added up, one at a time: what figures need of them, a few numbers a shard."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from workers.records import CommitRecord
+
+
+@dataclass(frozen=True)
+class Activity:
+    """When the workers of a job worked; times without any worker, as between two runs, are left out."""
+
+    first: float  #: start of the first shard, seconds since 1970
+    last: float  #: end of the last one
+    active_seconds: float  #: with at least one worker at work
+    worker_seconds: float  #: summed over the workers
+    workers: int  #: most at work at one moment
+
+
+def _floats() -> array[float]:
+    return array("d")
+
+
+@dataclass
+class Totals:
+    """Sums over commit records; the same records in the same order give the same sums to the last bit."""
+
+    shards: int = 0
+    images: int = 0
+    bytes: int = 0
+    attempts: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    workers: dict[str, dict[str, Any]] = field(default_factory=dict)  #: shards, images and seconds by worker
+    tested_by_index: list[int] = field(default_factory=list)
+    accepted_by_index: list[int] = field(default_factory=list)
+    tested_by_token: list[int] = field(default_factory=list)
+    accepted_by_token: list[int] = field(default_factory=list)
+    images_by_label: list[int] = field(default_factory=list)
+    agreeing_by_label: list[int] | None = field(default_factory=list)  #: None: not every shard says
+    starts: array[float] = field(default_factory=_floats)  #: of each shard, seconds since 1970
+    ends: array[float] = field(default_factory=_floats)
+    rows: array[float] = field(default_factory=_floats)  #: of each shard
+    certificates: array[float] = field(default_factory=_floats)  #: of each shard; NaN where no bound exists
+
+    @staticmethod
+    def of(records: Iterable[CommitRecord]) -> Totals:
+        """Totals of some records."""
+        totals = Totals()
+        for record in records:
+            totals.add(record)
+        return totals
+
+    def add(self, record: CommitRecord) -> None:
+        """Takes in one record."""
+        self.shards += 1
+        self.images += record.rows
+        self.bytes += sum(file.bytes for file in record.files)
+        self.attempts += record.attempt + 1
+        self.counts.update(record.counts)
+        for name, seconds in record.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        worker = self.workers.setdefault(record.worker, {"shards": 0, "images": 0, "seconds": 0.0})
+        worker["shards"] += 1
+        worker["images"] += record.rows
+        worker["seconds"] += record.wall_seconds
+        for name in ("tested_by_index", "accepted_by_index", "tested_by_token", "accepted_by_token", "images_by_label"):
+            _add_columns(getattr(self, name), getattr(record, name))
+        if record.agreeing_by_label is None or self.agreeing_by_label is None:
+            self.agreeing_by_label = None
+        else:
+            _add_columns(self.agreeing_by_label, record.agreeing_by_label)
+        start = datetime.datetime.fromisoformat(record.started).timestamp()
+        self.starts.append(start)
+        self.ends.append(start + record.wall_seconds)
+        self.rows.append(record.rows)
+        self.certificates.append(math.nan if record.certificate_sum is None else record.certificate_sum)
+
+    def activity(self) -> Activity:
+        """Of at least one shard, from start times and wall seconds alone."""
+        starts, ends = np.array(self.starts), np.array(self.ends)
+        at = np.concatenate([starts, ends])
+        change = np.repeat([1, -1], len(starts))
+        # At equal times an end comes before a start: one worker's next shard is no second worker.
+        order = np.lexsort((change, at))
+        at, running = at[order], np.cumsum(change[order])
+        active = np.diff(at)[running[:-1] > 0].sum()
+        return Activity(
+            float(at[0]), float(at[-1]), float(active), float((ends - starts).sum()), int(running.max(initial=1))
+        )
+
+
+def _add_columns(sums: list[int], row: Sequence[int]) -> None:
+    """Adds a row to sums that grow to its length."""
+    sums.extend([0] * (len(row) - len(sums)))
+    for index, value in enumerate(row):
+        sums[index] += value
