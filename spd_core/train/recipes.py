@@ -84,7 +84,7 @@ RECIPES: dict[tuple[str, str], AnyRecipe] = {
         clip=1.0,
         bf16=False,  # convolutions are slower in it on a CPU
     ),
-    ("fashion-vq", "target"): LlamaGenRecipe(model=FASHION_VQ_TARGET, batch=64, steps=5000, ema=0.999),
+    ("fashion-vq", "target"): LlamaGenRecipe(model=FASHION_VQ_TARGET, batch=64, steps=4000, ema=0.999),
     ("fashion-vq", "draft"): DraftRecipe(
         model=_fashion_vq(192, 1, 3, 64), target=FASHION_VQ_TARGET, batch=64, steps=3000, ema=0.998
     ),
