@@ -18,7 +18,7 @@ import pytest
 from jobs.auto import choices_of
 from jobs.calibration import LAPS
 from jobs.cluster import running_ray
-from jobs.driver import generate
+from jobs.driver import Stopped, _stoppable, generate
 from jobs.plan import read_plan
 from jobs.spec import Spec, SpecError, Workers, make_spec
 from jobs.status import status
@@ -219,6 +219,15 @@ def test_killing_an_actor_loses_nothing(finished, pair, tmp_path):
     assert validate(spec.output).problems == ()
     workers = {read_commit(Store(spec.output), shard).worker for shard in range(100)}
     assert len(workers) == 2, "the killed worker and the one that took its place"
+
+
+def test_a_signal_inside_rays_compiled_code_still_stops():
+    with pytest.raises(Stopped, match="SIGTERM") as stop, _stoppable():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Stopped as error:
+            raise SystemError("CoreWorker.wait returned a result with an exception set") from error
+    assert stop.value.exit_code == 128 + signal.SIGTERM
 
 
 def test_sigterm_leaves_a_job_that_resumes(pair, tmp_path):

@@ -300,9 +300,7 @@ def test_the_fleet_shrinks_with_the_cluster(job):
 
 
 def test_a_cluster_without_room_for_one_is_refused(job):
-    with pytest.raises(
-        SpecError, match=r"workers.count: got 0 .* a node of 8 CPUs and 0 GPUs \(the cluster has 2"
-    ):
+    with pytest.raises(SpecError, match=r"workers.count: got 0 .* a node of 8 CPUs and 0 GPUs \(the cluster has 2"):
         job.fleet(FakeRay(job.make, lambda *_: "ok"), count=0, num_cpus=8)
 
 
