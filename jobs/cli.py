@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ _MODULES = {
     "bench": "speed, acceptance and distance of decoding, without Ray",
     "calibrate": "what method auto would choose here, without Ray; writes no dataset",
     "train": "train the models of a pair",
-    "convert": "turn public MAR checkpoints into a pair folder",
+    "convert": "turn public MAR and LlamaGen checkpoints into a pair folder",
 }
 _QUIET = ("ray", "botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "PIL", "filelock")
 
@@ -177,7 +178,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 def _complain(text: object) -> None:
     # One line whatever the error holds, so that a script can read it.
-    sys.stderr.write(f"spd: {' '.join(str(text).split())}\n")
+    from workers.redact import redact
+
+    sys.stderr.write(f"spd: {redact(' '.join(str(text).split()))}\n")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -205,6 +208,16 @@ def _run(args: argparse.Namespace) -> int:
         return _INTERRUPTED
 
 
+def _set_up_logging() -> None:
+    from workers.redact import RedactingFormatter, redact
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # What nobody has foreseen ends in a traceback, whose texts may hold anything.
+    sys.excepthook = lambda *error: sys.stderr.write(redact("".join(traceback.format_exception(*error)))) and None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 problems or a failed job, 2 wrong input, 128 + n by signal n."""
     given = list(sys.argv[1:] if argv is None else argv)
@@ -218,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_usage(sys.stderr)
         return _WRONG_INPUT
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    _set_up_logging()
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from spd_core.decode import decode
 from spd_core.draws import Draws
 from spd_core.law import Cspd
 from spd_core.models.mar import Mar, MarConfig, preset
 from spd_core.models.vae import KlVae, KlVaeConfig
-from spd_core.pairs.convert import convert, preset_of, read_checkpoint, readme_law
+from spd_core.pairs import checkpoint
+from spd_core.pairs.checkpoint import read_checkpoint
+from spd_core.pairs.convert import convert, preset_of, readme_law
 from spd_core.pairs.pair import PairError, load_pair
 
 TARGET = MarConfig(
@@ -178,6 +181,22 @@ def test_a_pair_is_never_overwritten(files: dict[str, Path]):
     convert(**files, name="tiny", **CONFIGS)
     with pytest.raises(PairError, match="holds a pair already"):
         convert(**files, name="tiny", **CONFIGS)
+
+
+def test_folder_that_cannot_be_written(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    files["out"].write_text("a file")
+    with pytest.raises(PairError, match="out: cannot write .*pair: File exists; allowed: a writable folder"):
+        convert(**files, name="tiny", **CONFIGS)
+    files["out"].unlink()
+
+    def full_disk(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(PairError, match="out: cannot write .*No space left"):
+        convert(**files, name="tiny", **CONFIGS)
+    monkeypatch.undo()
+    convert(**files, name="tiny", **CONFIGS)
 
 
 def meta_state(config: MarConfig) -> dict[str, torch.Tensor]:
