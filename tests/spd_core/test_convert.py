@@ -185,7 +185,7 @@ def test_a_pair_is_never_overwritten(files: dict[str, Path]):
 
 def test_folder_that_cannot_be_written(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
     files["out"].write_text("a file")
-    with pytest.raises(PairError, match="out: cannot write .*pair: File exists; allowed: a writable folder"):
+    with pytest.raises(PairError, match=r"out: cannot write .*pair: File exists; allowed: a writable folder"):
         convert(**files, name="tiny", **CONFIGS)
     files["out"].unlink()
 
@@ -193,7 +193,7 @@ def test_folder_that_cannot_be_written(files: dict[str, Path], monkeypatch: pyte
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(PairError, match="out: cannot write .*No space left"):
+    with pytest.raises(PairError, match=r"out: cannot write .*No space left"):
         convert(**files, name="tiny", **CONFIGS)
     monkeypatch.undo()
     convert(**files, name="tiny", **CONFIGS)
