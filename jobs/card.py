@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -72,10 +73,12 @@ def render_card(plan: Plan, report: Json) -> str:
     """The card as Markdown."""
     spec, pair = plan.spec, report["pair"]
     front = yaml.safe_dump(front_matter(plan, pair["licence"]), sort_keys=False, allow_unicode=True)
-    hashes = [f"- {part}: sha256 `{digest}`" for part, digest in sorted(pair["sha256"].items())]
+    hashes = [f"- {_line(part)}: sha256 {_line(digest)}" for part, digest in sorted(pair["sha256"].items())]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(plan.versions.items()))
     reproduce = yaml.safe_dump(
         {key: value for key, value in spec.items() if key not in ("workers", "output")}, sort_keys=False
     )
+    fence = max(["```", *(f"{run}`" for run in re.findall("`{3,}", reproduce))], key=len)
     return "\n".join(
         [
             "---",
@@ -88,7 +91,7 @@ def render_card(plan: Plan, report: Json) -> str:
             "",
             "## How the images were made",
             "",
-            f"- Law: {words.law_in_words(spec['law'])}",
+            f"- Law: {_line(words.law_in_words(spec['law']))}",
             f"- Method: {_line(words.method_in_words(spec['method']))}",
             *_choice(plan),
             f"- Guarantee `{plan.guarantee}`: {words.GUARANTEES[plan.guarantee]}",
@@ -96,7 +99,7 @@ def render_card(plan: Plan, report: Json) -> str:
             *hashes,
             f"- Licence of the weights: {_line(pair['licence'])}",
             f"- Trained on: {_line(pair['data'])}",
-            f"- Job seed {spec['seed']}; fingerprint `{plan.fingerprint}`",
+            f"- Job seed {spec['seed']}; fingerprint {_line(plan.fingerprint)}",
             "",
             "## Figures",
             "",
@@ -121,11 +124,10 @@ def render_card(plan: Plan, report: Json) -> str:
             "## Reproduce",
             "",
             "With the pair above, `spd generate spec.yaml` on the same kind of machine and versions "
-            f"({', '.join(f'{name} {version}' for name, version in sorted(plan.versions.items()))}) "
-            "gives the same image bytes. `spec.yaml`:",
+            f"({_line(versions)}) gives the same image bytes. `spec.yaml`:",
             "",
-            "```yaml",
-            f"{reproduce}```",
+            f"{fence}yaml",
+            f"{reproduce}{fence}",
             "",
         ]
     )

@@ -124,7 +124,7 @@ def draining_nodes(ray: Any) -> frozenset[str]:
 
     Ray starts nothing new there and goes on with what runs, which is never told. Only the cluster knows.
     """
-    state = getattr(ray._private.state, "state", None)
+    state: Any = ray._private.state.state
     return frozenset(state.get_draining_nodes()) if hasattr(state, "get_draining_nodes") else frozenset()
 
 

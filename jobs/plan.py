@@ -9,7 +9,6 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, model_validator
 
@@ -21,6 +20,7 @@ from spd_core.pairs.pair import PairError, load_card, pair_folder
 from workers import layout
 from workers.machine import describe_machine
 from workers.records import ShardTask
+from workers.redact import without_userinfo
 from workers.sealed import canonical_json, seal, unseal
 from workers.store import Conflict, Store, StoreError
 
@@ -95,8 +95,7 @@ def package_version(name: str) -> str:
 
 def public_url(url: str) -> str:
     """The URL without a user name and password in it."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url
+    return without_userinfo(url)
 
 
 def check_weights(pair: str, sha256: dict[str, str]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from fsspec.utils import get_protocol
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from jobs.request_file import RequestFile, RequestFileError
 from spd_core.candidates import admissible, default_method
@@ -155,8 +156,18 @@ def one_line(error: ValidationError) -> str:
         where = ("method", *where[2:])  # the second part is the method's name, no field
     path = ".".join(str(part) for part in where) or "spec"
     if problem["type"] == "extra_forbidden":
-        return f"{path}: unknown field, got {problem['input']!r}, allowed: the fields that `spd spec` lists"
-    return f"{path}: got {problem['input']!r}, allowed: {problem['msg'].removeprefix('Value error, ')}"
+        return f"{path}: unknown field, got {_shown(problem)}, allowed: the fields that `spd spec` lists"
+    return f"{path}: got {_shown(problem)}, allowed: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _shown(problem: ErrorDetails) -> str:
+    """The value that a validation problem is about, unless it may be a secret, under its own or a mistyped name."""
+    where, value = problem["loc"], problem["input"]
+    mistyped = problem["type"] == "extra_forbidden" and (
+        isinstance(value, (dict, list))
+        or re.search("key|secret|token|password|credential", str(where[-1]), re.IGNORECASE)
+    )
+    return "a value that is not shown" if mistyped or where[:1] == ("storage_options",) else repr(value)
 
 
 #: Methods that each family of models can be decoded with.

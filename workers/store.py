@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-import os
-import re
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,6 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from workers import local_disk
+from workers.redact import hide, redact, without_userinfo
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -54,10 +53,6 @@ _PERMANENT_NAMES = frozenset(
 #: An object may be deleted while we look what lies there; a store that says so every time contradicts itself.
 _CREATE_TRIES = 5
 _PROBE = "_run/.probe-"
-#: Options that a person must see in an error and that hold no secret.
-_OPEN_OPTIONS = frozenset({"endpoint_url", "profile", "region_name"})
-#: What the usual credential chain takes from the environment, for the error of a driver that repeats it.
-_SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _memory_lock = threading.Lock()
 
 
@@ -91,24 +86,6 @@ def _is_transient(error: BaseException) -> bool:
     return not (isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS)
 
 
-def _secrets(options: Any) -> list[str]:
-    """Every text in nested storage options that is long enough to be a secret."""
-    if isinstance(options, dict):
-        return [text for name, value in options.items() if name not in _OPEN_OPTIONS for text in _secrets(value)]
-    if isinstance(options, (list, tuple)):
-        return [text for value in options for text in _secrets(value)]
-    return [options] if isinstance(options, str) and len(options) >= 4 else []
-
-
-def _secrets_of_environment() -> list[str]:
-    return [value for name in _SECRET_VARIABLES if len(value := os.environ.get(name, "")) >= 4]
-
-
-def _without_userinfo(text: str) -> str:
-    """The text without user names and passwords in its URLs."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
-
-
 def _create_remote(fs: Any, key: str, data: bytes) -> None:
     """Create-only write; the look before it spares an upload, and is all there is if a gateway ignores the header."""
     try:
@@ -133,6 +110,7 @@ class Store:
         # A worker's current folder is not the driver's.
         self.url = url if "://" in url or "::" in url else str(Path(url).expanduser().absolute())
         self._options = dict(storage_options or {})
+        hide(self._options)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str, dict[str, Any]]]:
         return Store, (self.url, self._options)
@@ -142,7 +120,7 @@ class Store:
 
     @property
     def _shown_url(self) -> str:
-        return _without_userinfo(self.url)
+        return without_userinfo(self.url)
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -159,15 +137,11 @@ class Store:
     def _failure(self, action: str, path: str, error: BaseException) -> StoreError:
         if path.startswith(_PROBE):
             path = ""  # a name the user has never heard of
-        text = _without_userinfo(" ".join(str(error).split())) or type(error).__name__
+        text = " ".join(str(error).split()) or type(error).__name__
         if _error_code(error) == "NoSuchBucket":
             text = "there is no such bucket"
         where = f"{self._shown_url}/{path}" if path else self._shown_url
-        message = f"output: cannot {action} {where}: {text}"
-        # The longest first: one secret may be the beginning of another.
-        for secret in sorted({*_secrets(self._options), *_secrets_of_environment()}, key=len, reverse=True):
-            message = message.replace(secret, "***")
-        return StoreError(message)
+        return StoreError(redact(f"output: cannot {action} {where}: {text}"))
 
     def _retry(self, action: str, path: str, call: Callable[[], T], deadline_s: float | None = None) -> T:
         """Runs ``call`` until it succeeds, fails for good, or the deadline has passed."""

@@ -1,0 +1,63 @@
+"""Keeps secrets out of what a person or a log may read: URLs, errors, log lines, tracebacks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from typing import Any
+
+#: Storage options that a person must see in an error and that hold no secret.
+_OPEN_OPTIONS = frozenset({"endpoint_url", "profile", "region_name"})
+#: What the usual credential chain, or Ray, takes from the environment.
+_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
+_SHORTEST = 4  #: a shorter text is no secret, and would be found in innocent words
+_HIDDEN = "***"
+#: Up to the last @ before the path: a password may hold one.
+_USERINFO = re.compile(r"(?<=//)[^/\s'\"]*@")
+#: Names whose value is a secret wherever it stands.
+_NAMES = r"[\w-]*(?:secret|password|passwd|session_token|auth_token|access_key|account_key|sas_token|credential)[\w-]*"
+_PATTERNS = (
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"), _HIDDEN),
+    (re.compile(r"(?i)([?&](?:X-Amz-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|sig|signature)=)[^&\s'\"]+"),
+     rf"\1{_HIDDEN}"),
+    (re.compile(rf"(?i)(\b{_NAMES}['\"]?\s*[:=]\s*)(?:'[^']*'|\"[^\"]*\"|[^\s,'\"}}]+)"), rf"\1{_HIDDEN}"),
+)  # fmt: skip
+_hidden: set[str] = set()
+
+
+def hide(options: Any) -> None:
+    """Remembers every text in nested storage options as a secret of this process."""
+    _hidden.update(_texts(options))
+
+
+def _texts(options: Any) -> list[str]:
+    if isinstance(options, dict):
+        return [text for name, value in options.items() if name not in _OPEN_OPTIONS for text in _texts(value)]
+    if isinstance(options, (list, tuple)):
+        return [text for value in options for text in _texts(value)]
+    return [options] if isinstance(options, str) and len(options) >= _SHORTEST else []
+
+
+def without_userinfo(text: str) -> str:
+    """A URL, or a text with URLs in it, without the user names and passwords of those."""
+    return _USERINFO.sub("", text)
+
+
+def redact(text: str) -> str:
+    """The text with ``***`` for every secret that is known, or that looks like one."""
+    variables = {value for name in _VARIABLES if len(value := os.environ.get(name, "")) >= _SHORTEST}
+    # The longest first: one secret may be the beginning of another.
+    for secret in sorted(_hidden | variables, key=len, reverse=True):
+        text = text.replace(secret, _HIDDEN)
+    text = without_userinfo(text)
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class RedactingFormatter(logging.Formatter):
+    """A formatter whose lines and tracebacks hold no secret."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
