@@ -128,6 +128,12 @@ def draining_nodes(ray: Any) -> frozenset[str]:
     return frozenset(state.get_draining_nodes()) if hasattr(state, "get_draining_nodes") else frozenset()
 
 
+def cut_off(ray: Any) -> bool:
+    """Whether the node of this driver died: Ray then starts nothing for it any more, and does not say so."""
+    own = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes())
+
+
 def reserved(workers: Workers) -> dict[str, Any]:
     """Ray options of one actor; Ray itself restarts and repeats nothing."""
     return {

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.cluster import draining_nodes, no_room, reserved, worker_count
+from jobs.cluster import cut_off, draining_nodes, no_room, reserved, worker_count
 from jobs.commits import read_record
 from jobs.plan import Plan
 from jobs.requests import Tasks
@@ -185,6 +185,8 @@ class Fleet:
             self._any_up = now
         if now - self._looked >= _LOOK_S:
             self._looked = now
+            if cut_off(self._ray):
+                raise JobError("the Ray node that this driver runs on is gone; the same command resumes")
             try:
                 self._room = worker_count(self._ray, self._workers)
             except SpecError:

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import fsspec
 from fsspec import AbstractFileSystem
 
-
 SLOW_S = 0.02
 
 

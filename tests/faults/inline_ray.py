@@ -79,6 +79,9 @@ class InlineRay:
     def nodes(self) -> list[dict[str, Any]]:
         return [{"Alive": True, "NodeID": "here", "Resources": {"CPU": 2.0}}]
 
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: "here")
+
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": 2.0}
 

@@ -63,6 +63,7 @@ class FakeRay:
     tasks: list[ShardTask] = field(default_factory=list)
     room: int = 2
     draining: set[str] = field(default_factory=set)
+    cut_off: bool = False  #: the driver's own node died
     exceptions: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(
             RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError
@@ -112,7 +113,11 @@ class FakeRay:
         return {"CPU": 2.0}
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"NodeID": f"node{n}", "Alive": True, "Resources": {"CPU": 1.0}} for n in range(self.room)]
+        up = [{"NodeID": f"node{n}", "Alive": True, "Resources": {"CPU": 1.0}} for n in range(self.room)]
+        return [*up, {"NodeID": "head", "Alive": not self.cut_off, "Resources": {}}]
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: "head")
 
     @property
     def _private(self) -> Any:
@@ -360,3 +365,9 @@ def test_one_late_actor_does_not_hold_up_the_others(job):
     assert len(records) == 5
     fleet.stop()
     assert sorted(ray.killed) == [0, 1]
+
+
+def test_a_driver_whose_own_node_is_gone_says_so_at_once(job):
+    ray = FakeRay(job.make, lambda *_: "ok", cut_off=True)
+    with pytest.raises(JobError, match="Ray node that this driver runs on is gone; the same command resumes"):
+        job.run(ray)

@@ -1,0 +1,130 @@
+"""Drivers as real processes: two at once, stopped and killed ones, and one whose credentials nobody may see."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from jobs.status import status
+from jobs.validate import validate
+from tests.chaos.dataset import compare, read_rows
+from tests.seaweed import BUCKET, SECRET, SeaweedFS
+from workers import layout
+from workers.store import Store
+
+_LIMIT_S = 300.0
+
+
+class Driver:
+    """`spd generate` with the null method, one worker and small shards."""
+
+    def __init__(self, pair: str, output: str, log: Path, variables: dict[str, str], *sets: str) -> None:
+        fields = {"output": output, "pair": pair, "method": "null", "features": False, "shard_size": 4}
+        fields |= {"requests.count": 400, "workers.count": 1, "workers.num_cpus": 0.5}
+        given = [f"{name}={json.dumps(value)}" for name, value in fields.items()] + list(sets)
+        command = [sys.executable, "-m", "jobs.cli", "generate", *(part for each in given for part in ("--set", each))]
+        self._log = log
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=out, env={**environment, **variables}, start_new_session=True
+            )
+
+    def wait(self) -> int:
+        return self.process.wait(_LIMIT_S)
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, store: Store, commits: int) -> None:
+        """Returns when so many shards are committed."""
+        deadline = time.monotonic() + _LIMIT_S
+        while len(store.list(layout.COMMITS)) < commits:
+            assert time.monotonic() < deadline and self.process.poll() is None, self.said()
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL of the driver alone, as the kernel does it; its Ray notices."""
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pair: str, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory):
+    """Rows of the job when nothing goes wrong, made with the credentials of the environment alone."""
+    output, log = f"s3://{BUCKET}/{uuid.uuid4().hex}", tmp_path_factory.mktemp("undisturbed") / "log"
+    driver = Driver(pair, output, log, s3.variables)
+    assert driver.wait() == 0, driver.said()
+    assert "another" not in driver.said() and "was at work" not in driver.said()
+    assert validate(output, s3.options).problems == ()
+    return read_rows(Store(output, s3.options))
+
+
+def test_two_drivers_make_one_dataset(pair, s3, undisturbed, tmp_path):
+    output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    store = Store(output, s3.options)
+    first = Driver(pair, output, tmp_path / "first.log", s3.variables)
+    first.wait_for(store, 1)
+    second = Driver(pair, output, tmp_path / "second.log", s3.variables)
+    assert (first.wait(), second.wait()) == (0, 0), first.said() + second.said()
+    told = re.search(
+        r"driver (\S+) was at work on this output .* ago; if it still is, both make the one", second.said()
+    )
+    finished_before = "of 100 shards are committed" in second.said() and told is None
+    assert (told and told[1].endswith(f"-{first.process.pid}")) or finished_before, second.said()
+    assert validate(output, s3.options).problems == ()
+    assert compare(read_rows(store), undisturbed) == type(compare(undisturbed, undisturbed))()
+    assert not store.exists(layout.DRIVER)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_driver_that_is_stopped_or_killed_is_explained_and_resumed(how, pair, s3, undisturbed, tmp_path):
+    output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    store = Store(output, s3.options)
+    driver = Driver(pair, output, tmp_path / "first.log", s3.variables)
+    driver.wait_for(store, 5)
+    driver.process.send_signal(how)
+    assert driver.wait() == (128 + how if how == signal.SIGTERM else -how)
+    found = status(output, s3.options)
+    assert 5 <= found.committed < found.shards and not found.finished and not found.damaged
+    if how == signal.SIGTERM:
+        assert (
+            driver.said().splitlines()[-1]
+            == "spd: stopped by SIGTERM; what is committed stays, the same command resumes"
+        )
+        assert "resumes" in found.next_step and found.driver is None
+    else:
+        assert f"-{driver.process.pid} was at work" in found.next_step
+    again = Driver(pair, output, tmp_path / "second.log", s3.variables)
+    assert again.wait() == 0, again.said()
+    assert compare(read_rows(store), undisturbed) == type(compare(undisturbed, undisturbed))()
+    assert status(output, s3.options).finished
+
+
+def test_credentials_are_nowhere_to_be_read(pair, s3, tmp_path):
+    """Given in the spec, used for a whole job and for one that fails; then every byte that was left is searched."""
+    output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    given = f"storage_options={json.dumps(s3.options)}"
+    ray = tmp_path / "ray"
+    good = Driver(pair, output, tmp_path / "good.log", {"RAY_TMPDIR": str(ray)}, given, "requests.count=40")
+    assert good.wait() == 0, good.said()
+    wrong = {**s3.options, "secret": SECRET[::-1]}
+    bad = Driver(pair, output, tmp_path / "bad.log", {}, f"storage_options={json.dumps(wrong)}")
+    assert bad.wait() == 2
+    assert bad.said().splitlines()[-1].startswith("spd: output: cannot ")
+    store = Store(output, s3.options)
+    left = {path: store.read(path) for path in store.list()}
+    left |= {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert layout.PLAN in left and layout.REPORT_HTML in left and layout.CARD in left
+    for path, raw in left.items():
+        for secret in (SECRET, SECRET[::-1]):
+            assert secret.encode() not in raw, path
