@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from jobs.commits import Kept
 from jobs.plan import Plan
-from jobs.requests import request_parts
+from jobs.requests import request_files
 from spd_core.law import Settings
 from workers import layout
 from workers.sealed import canonical_json, seal, unseal
@@ -70,7 +70,7 @@ def build_manifest(store: Store, plan: Plan, records: Iterable[Kept]) -> bytes:
     by_shard = {record.shard: record for record in records}
     if missing := [shard for shard in range(plan.shards) if shard not in by_shard]:
         raise ValueError(f"manifest: shard {missing[0]} and {len(missing) - 1} more are not committed")
-    digests = _digests(store, [*_DOCUMENTS, *request_parts(plan)])
+    digests = _digests(store, [*_DOCUMENTS, *request_files(plan)])
     files = {path: digest for path, digest in digests.items() if digest is not None}
     if absent := sorted(set(digests) - set(files)):
         raise FileNotFoundError(f"manifest: {absent[0]} is not there")
@@ -113,7 +113,7 @@ def check_manifest(store: Store, plan: Plan | None, records: Iterable[Kept]) -> 
     if plan and (plan.fingerprint, plan.shards, plan.rows) != (manifest.fingerprint, manifest.shards, manifest.rows):
         return [f"{layout.SUCCESS}: belongs to another plan"]
     made = _of_shards(records)
-    documents = [*_DOCUMENTS, *(request_parts(plan) if plan else ())]
+    documents = [*_DOCUMENTS, *(request_files(plan) if plan else ())]
     uncommitted = [path for path in map(layout.commit, range(manifest.shards)) if path not in made]
     covered = [*documents, *uncommitted, *made]
     problems = [f"{layout.SUCCESS}: does not list {path}" for path in covered if path not in manifest.files]

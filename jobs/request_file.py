@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 import numpy as np
@@ -130,10 +131,16 @@ class RequestFile:
         except RequestFileError:
             raise
         except Exception as error:  # file systems and decoders raise anything
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}".replace(self.url, self.shown)
-            for secret in filter(None, (value for value in self.options.values() if isinstance(value, str))):
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            for secret in self._secrets():
                 text = text.replace(secret, "***")
             raise RequestFileError(f"requests.file: cannot read {self.shown}: {text}") from error
+
+    def _secrets(self) -> list[str]:
+        """Texts that no message may show, longest first: one may be the beginning of another."""
+        userinfo = urlsplit(self.url).netloc.rpartition("@")[0]
+        options = [value for value in self.options.values() if isinstance(value, str)]
+        return sorted(filter(None, [userinfo, *userinfo.split(":")[1:], *options]), key=len, reverse=True)
 
     def _jsonl(self, file: Any) -> Iterator[pa.Table]:
         names: list[str] = []
@@ -146,7 +153,7 @@ class RequestFile:
                 except (ValueError, RecursionError):
                     row = None
                 if not isinstance(row, dict):
-                    got = line[:40].decode(errors="replace")
+                    got = line[:40].decode(errors="replace").strip()
                     raise self._wrong("row", index, got, "one JSON object a line")
                 if not names:
                     names = list(row)

@@ -35,6 +35,11 @@ def requests(sha256: str, part: int, parts: int) -> str:
     return _part(f"_run/requests-{sha256[:16]}", part, parts)
 
 
+def requests_index(sha256: str) -> str:
+    """Hashes of those parts, written last."""
+    return f"_run/requests-{sha256[:16]}/index.json"
+
+
 def commit(shard: int) -> str:
     """The commit record."""
     return f"{COMMITS}/{shard:05d}.json"
