@@ -8,8 +8,8 @@ A drafted code x of q stands with probability min(1, relaxed ratio) (`spd_core.a
   within delta, or within (lam - 1) p(x) (LANTERN, arXiv:2410.03355; LANTERN++, arXiv:2502.06352).
 
 Every one of these is at least min(1, p/q), so for all of them the residual Norm[(p - q f)_+] of a refused draft is the
-lossless one, Norm[(p - q)_+], and the token's law is within sum_x (q f - p)_+ of p. (The published residual of LANTERN
-depends on the refused code and is farther from p.)
+lossless one, Norm[(p - q)_+], and the token's law is within sum_x (q f - p)_+ of p. (The published residual of LANTERN,
+that of p with the neighbours' mass moved onto the refused code, is as far from p, but another one for each code.)
 
 Several drafts of one token, siblings in a tree, are tested in turn: after a refusal the next one is tested against the
 residual, and is itself drawn from q without those before it. That is exact for the lossless rule (recursive rejection
