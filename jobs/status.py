@@ -32,16 +32,27 @@ class Status(Settings):
     driver: Mark | None = Field(description="the last driver that did not end in order, or the one at work; None: none")
 
     @property
-    def next_step(self) -> str:
-        """What to do next, in a line."""
+    def state(self) -> str:
+        """``finished``, ``running``, ``killed``, ``never started`` or ``stopped``, as far as the store tells."""
         if self.finished and not self.damaged:
+            return "finished"
+        if self.driver is not None:
+            return "running" if self.driver.age_s < WATCH_S else "killed"
+        return "stopped" if self.committed or self.damaged else "never started"
+
+    @property
+    def next_step(self) -> str:
+        """The state, how it is known, and what to do next, in a line."""
+        if self.state == "finished":
             return f"finished; `spd validate {self.output}` re-reads everything"
-        if self.driver is not None and self.driver.age_s < WATCH_S:
-            return f"driver {self.driver.driver} was at work {duration(self.driver.age_s)} ago; ask again in a minute"
-        if self.committed == self.shards:
-            return "all shards are committed; `spd generate` with the same spec writes the report and finishes"
-        killed = f"driver {self.driver.driver} is gone since {self.driver.seen}; " if self.driver else ""
-        return f"unfinished; {killed}`spd generate` with the same spec and output resumes"
+        if self.driver is not None and self.state == "running":
+            return f"running: {self.driver.driver} was at work {duration(self.driver.age_s)} ago; ask again in a minute"
+        how = {"stopped": "no driver is at work", "never started": "there is a plan and no shard"}.get(self.state)
+        if self.driver is not None:
+            how = f"{self.driver.driver} was last at work {duration(self.driver.age_s)} ago and did not end in order"
+        whole = self.committed == self.shards and not self.damaged
+        then = "writes the report, the only thing missing" if whole else "resumes"
+        return f"{self.state}: {how}; `spd generate` with the same spec and output {then}"
 
     def lines(self) -> list[str]:
         """The status as text."""

@@ -102,6 +102,7 @@ def test_a_stopped_job_resumes(two_nodes: Nodes, pair: str, s3_options, tmp_path
     assert last == "spd: stopped by SIGTERM; what is committed stays, the same command resumes"
 
 
+@pytest.mark.timeout(1500)
 def test_workers_come_and_go_with_their_nodes(nodes: Nodes, pair: str, s3_options, tmp_path):
     """One node at first; a second joins, the first is drained, a third joins and the second is lost without notice."""
     nodes.add(1)
@@ -118,7 +119,7 @@ def test_workers_come_and_go_with_their_nodes(nodes: Nodes, pair: str, s3_option
     nodes.add(1)
     wait_until(lambda: len(output.workers()) == 3)
     nodes.kill(second)
-    wait_until(lambda: "succeeded" in nodes.state("job"))
+    wait_until(lambda: "succeeded" in nodes.state("job"), 900.0)
     assert validate(url, s3_options).problems == ()
     assert len(output.workers()) == 3
     assert "its worker is lost" in nodes.log("job")

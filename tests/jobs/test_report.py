@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from html.parser import HTMLParser
@@ -12,12 +13,14 @@ from jobs.card import front_matter, render_card
 from jobs.finish import finish, rewrite_report
 from jobs.plan import read_plan, store_plan
 from jobs.report import render, write_report
+from jobs.spec import SpecError
 from jobs.status import status
 from jobs.validate import validate
 from tests.jobs.test_auto import auto_spec, planned
 from tests.jobs.tree import make_shards, make_tree
 from tests.tiny_pair import make_tiny_pair
 from workers import layout
+from workers.sealed import canonical_json, seal
 from workers.shard import drop_shard
 from workers.store import Store
 
@@ -196,7 +199,7 @@ def test_a_new_report_keeps_a_finished_dataset_finished(output):
 
 def test_status_of_a_finished_job(output):
     found = status(output)
-    assert found.finished and found.committed == found.shards == 3
+    assert found.state == "finished" and found.committed == found.shards == 3
     assert "3/3 shards, 10/10 images committed (100.0 %)" in found.lines()
     assert "spd validate" in found.next_step
 
@@ -207,8 +210,8 @@ def test_status_and_report_of_an_unfinished_job(tmp_path):
     drop_shard(store, 1, 3)
     found = status(store.url)
     assert not found.finished and (found.committed, found.committed_rows) == (2, 6)
-    assert "left at that rate" in "\n".join(found.lines())
-    assert "resumes" in found.next_step
+    assert re.search(r"images/s, last commit [0-9.]+ s ago, .* left at that rate", "\n".join(found.lines()))
+    assert found.next_step == ("stopped: no driver is at work; `spd generate` with the same spec and output resumes")
     assert write_report(store.url)["partial"]
     assert "Partial: 2 of 3 shards" in (Path(store.url) / layout.REPORT_HTML).read_text()
 
@@ -216,9 +219,37 @@ def test_status_and_report_of_an_unfinished_job(tmp_path):
 def test_status_names_a_damaged_record_and_all_committed(tmp_path):
     store = make_tree(tmp_path)
     store.delete(layout.SUCCESS)
-    assert "writes the report" in status(store.url).next_step
+    assert status(store.url).next_step.endswith("output writes the report, the only thing missing")
     store.replace(layout.commit(2), b"{}")
     assert any(line.startswith(f"damaged: {layout.commit(2)}") for line in status(store.url).lines())
+    assert "resumes" in status(store.url).next_step
+
+
+@pytest.mark.parametrize(
+    ("age_s", "line"),
+    [
+        (3, r"running: me-1 was at work [34]\.\d s ago; ask again in a minute"),
+        (3600, r"killed: me-1 was last at work 1 h 00 min ago and did not end in order; .* resumes"),
+    ],
+)
+def test_status_tells_a_driver_at_work_from_a_killed_one(age_s, line, tmp_path):
+    store = make_tree(tmp_path)
+    store.delete(layout.SUCCESS)
+    drop_shard(store, 1, 3)
+    seen = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age_s)
+    mark = {"driver": "me-1", "run": "1", "seen": seen.isoformat()}
+    store.replace(layout.DRIVER, canonical_json(seal(mark)))
+    assert re.fullmatch(line, status(store.url).next_step)
+
+
+def test_status_of_a_job_that_never_started(tmp_path):
+    store = make_tree(tmp_path)
+    store.delete(layout.SUCCESS)
+    for shard in range(3):
+        drop_shard(store, shard, 3)
+    assert status(store.url).next_step.startswith("never started: there is a plan and no shard; `spd generate`")
+    with pytest.raises(SpecError, match="never started"):
+        status(str(tmp_path / "nowhere"))
 
 
 def test_report_of_a_job_without_any_shard(tmp_path):
