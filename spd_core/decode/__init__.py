@@ -82,6 +82,8 @@ def _speculate_codes(
     slots: int | None,
 ) -> Decoded:
     draft = pair.eagle if method.drafter == "eagle" else pair.draft
-    if not isinstance(draft, LlamaGen | EagleDraft) or pair.vq is None:
+    if not isinstance(draft, LlamaGen | EagleDraft):
         raise ValueError(f"method.drafter: got {method.drafter!r}, but pair {pair.card.name} has no such draft")
+    if pair.vq is None:
+        raise ValueError(f"pair: {pair.card.name} has no tokenizer, allowed with {method.name}: a pair with one")
     return decode_codes_speculative(target, draft, pair.vq.quantize.vectors, law, method, labels_B, draws, slots)

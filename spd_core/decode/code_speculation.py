@@ -101,7 +101,7 @@ class _Decoding:
         self.reader = LawReader(target, target, law, labels[:slots], nodes)
         self.draft: CodeDraft
         if isinstance(draft, EagleDraft):
-            self.draft = Eagle(draft, target, law, labels[:slots], nodes, depth)
+            self.draft = Eagle(draft, self.reader.head, law, labels[:slots], nodes, depth)
         else:
             self.draft = SmallDraft(draft, law, labels[:slots], nodes)
         self.own, self.drafting, self.testing = self._uniforms(self.active)

@@ -290,7 +290,8 @@ class CodeReader(nn.Module):
     def rotary(self) -> Tensor:
         """`rotary_table` on the model's device; no part of the weights."""
         if self._rotary is None or self._rotary.device != self.device:
-            self._rotary = rotary_table(self.config).to(self.device)
+            with torch.inference_mode(False):  # a table made while sampling must not bar later training
+                self._rotary = rotary_table(self.config).to(self.device)
         return self._rotary
 
     def cache(self, batch: int, nodes: int = 1, dtype: torch.dtype = torch.float32) -> CodeCache:

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from spd_core.models.vae import AttnBlock, Downsample, ResnetBlock, Upsample, norm
 
-#: Images decoded at once; bounds the memory of the full-resolution feature maps.
-DECODE_IMAGES = 32
+#: Images and pixels encoded or decoded at once; they bound the memory of the full-resolution feature maps.
+MOST_IMAGES = 32
+MOST_PIXELS = 8 * 256 * 256
 
 
 class VqConfig(BaseModel):
@@ -171,6 +172,11 @@ class VqCodec(BaseModel):
     size: int = Field(256, gt=0, description="side of the image, pixels")
     padded: int = Field(256, gt=0, description="side after padding with black, pixels; the tokenizer's")
 
+    @property
+    def at_once(self) -> int:
+        """Images that go through the tokenizer together."""
+        return max(1, min(MOST_IMAGES, MOST_PIXELS // self.padded**2))
+
     def scaled(self, images_BHWC: Tensor) -> Tensor:
         """Padded images [B, C, H, W] in [-1, 1] of uint8 images."""
         low = (self.padded - self.size) // 2
@@ -181,7 +187,7 @@ class VqCodec(BaseModel):
     @torch.inference_mode()
     def encode(self, images_BHWC: Tensor, vq: Vq) -> Tensor:
         """Codes int64 [B, N] of uint8 images."""
-        parts = [vq.encode(self.scaled(part)).flatten(1) for part in images_BHWC.split(DECODE_IMAGES)]
+        parts = [vq.encode(self.scaled(part)).flatten(1) for part in images_BHWC.split(self.at_once)]
         return torch.cat(parts)
 
     @torch.inference_mode()
@@ -190,7 +196,7 @@ class VqCodec(BaseModel):
         side = self.padded // self.vq.stride
         low = (self.padded - self.size) // 2
         parts = []
-        for part in codes_BN.split(DECODE_IMAGES):
+        for part in codes_BN.split(self.at_once):
             vectors = vq.quantize(part).view(len(part), side, side, -1).permute(0, 3, 1, 2)
             x = vq.decode(vectors)[:, :, low : low + self.size, low : low + self.size]
             parts.append((127.5 * x + 128.0).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
