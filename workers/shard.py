@@ -123,7 +123,10 @@ def commit_shard(store: Store, settings: WorkerSettings, task: ShardTask, result
         existing = committed(store, settings, task.shard)
         if existing is not None:
             return _first_wins(existing, files)
-        record = _record(settings, task, result, files, _write(store, blobs))
+        upload = _write(store, settings, task.shard, blobs)
+        if upload is None:
+            continue
+        record = _record(settings, task, result, files, upload)
         try:
             store.create(layout.commit(task.shard), canonical_json(record.model_dump(mode="json")))
         except Conflict:
@@ -189,13 +192,19 @@ def _first_wins(committed: CommitRecord, files: tuple[FileRecord, ...]) -> Commi
     return committed
 
 
-def _write(store: Store, blobs: list[_Blob]) -> float:
-    """Writes the files of an uncommitted shard; whatever else lies under their names gives way. Seconds it took."""
+def _write(store: Store, settings: WorkerSettings, shard: int, blobs: list[_Blob]) -> float | None:
+    """Writes the files of an uncommitted shard; whatever else lies under their names gives way.
+
+    Returns:
+        seconds it took; None: another attempt committed the shard meanwhile, and its files stay.
+    """
     began = time.perf_counter()
     for blob in blobs:
         try:
             store.create(blob.path, blob.data)
         except Conflict:
+            if committed(store, settings, shard) is not None:
+                return None
             logger.warning("%s is left over from an attempt that never committed; replacing it", blob.path)
             store.delete(blob.path)
             store.create(blob.path, blob.data)

@@ -20,6 +20,8 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=22000, help="first of 200 free ports")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for name in ("botocore", "aiobotocore"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from tests.chaos.harness import Harness, table  # the environment is read when Ray is imported, in the drivers alone
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended on the way out

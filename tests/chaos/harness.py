@@ -29,7 +29,7 @@ from workers.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 
-SHARDS, SHARD_SIZE = 200, 8
+SHARDS, SHARD_SIZE = 60, 8
 EARLY_KILLS, LATE_KILLS = 2, 5  #: of each dataset
 _PATIENCE_S = 90.0  #: for an order that nobody comes by
 _RUN_S = 900.0  #: longest time a driver may take to end when nothing is killed any more
@@ -83,6 +83,7 @@ class Harness:
         os.environ["RAY_ADDRESS"] = self._nodes.address
         self._pair = make_tiny_pair(folder / "pair")
         self._driver: drivers.Driver | None = None
+        self._met: set[str] = set()  #: causes of the kills since the driver started
         self.tally = Tally()
 
     def start(self) -> None:
@@ -126,7 +127,7 @@ class Harness:
             if kill is not None and kill.step is not None:
                 self._give_order(kill)
             if self._driver is None:
-                self._driver = drivers.Driver(spec, log)
+                self._driver, self._met = drivers.Driver(spec, log), set()
                 self.tally.resumes[cause] += began > 0
                 began += 1
             if kill is None:
@@ -215,6 +216,7 @@ class Harness:
     def _count(self, name: str, kill: Kill) -> None:
         self.tally.kills[kill.cause] += 1
         self.tally.at[kill.cause, kill.name] += 1
+        self._met.add(kill.cause)
         if kill.cause not in self.tally.struck[name]:
             self.tally.struck[name].add(kill.cause)
             self.tally.datasets[kill.cause] += 1
@@ -247,8 +249,7 @@ class Harness:
         last = self._driver.last_line()
         self._driver = None
         logger.info("%s: driver ended with %d: %s", name, code, last)
-        killed = kill is not None and kill.cause in ("driver", "raylet", "store")
-        if not killed:
+        if not self._met & {"driver", "raylet", "store"}:
             self.tally.complaints.append(f"{name}: driver ended with {code} by itself: {last}")
         self._explain(name)
         return False

@@ -49,17 +49,17 @@ class Power:
 
 
 class Raced(Power):
-    """A store in which ``rival`` acts just before the first commit record is created."""
+    """A store in which ``rival`` acts just before something is created for the first time: the commit record."""
 
-    def __init__(self, store: Store, rival: Callable[[], object]) -> None:
+    def __init__(self, store: Store, rival: Callable[[], object], path: str = layout.commit(1)) -> None:
         super().__init__(store, 100)
-        self._rivals = [rival]
+        self._rivals, self._path = [rival], path
 
     def __getattr__(self, name):
         action = super().__getattr__(name)
 
         def create(path, data):
-            if path == layout.commit(1) and self._rivals:
+            if path == self._path and self._rivals:
                 self._rivals.pop()()
             return action(path, data)
 
@@ -137,6 +137,19 @@ def test_losing_the_race_for_the_record(store, settings, task, theirs, caplog):
     record = read_commit(store, 1)
     assert record.attempt == 7
     assert verify_shard(store, record) == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_rival_that_commits_while_the_files_are_written_keeps_its_files(store, settings, task, path):
+    rival = task.model_copy(update={"attempt": 7})
+    theirs = dataclasses.replace(other_result(), features=make_result().features + 1)
+    raced = Raced(store, lambda: commit_shard(store, settings, rival, theirs), path)
+    if path == PATHS[1]:  # the same in both: nothing in the way
+        theirs = make_result()
+    with nullcontext() if path == PATHS[1] else pytest.raises(UnequalCommit):
+        commit_shard(raced, settings, task, make_result())
+    assert ("delete", path) not in raced.seen
+    assert verify_shard(store, read_commit(store, 1)) == []
 
 
 def test_a_rival_whose_files_were_replaced_is_written_again(store, settings, task, caplog):
