@@ -7,6 +7,8 @@ from torch import Tensor
 
 from spd_core.draws import Draws, Purpose
 
+_PIXELS = 1 << 16  #: made at a time
+
 
 def null_images(seeds_B: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """uint8 noise images [B, H, W, C] that follow from the image seeds alone.
@@ -17,7 +19,8 @@ def null_images(seeds_B: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """
     height, width, channels = shape
     draws, pixels = Draws(seeds_B), height * width * channels
-    zero = torch.zeros(1, dtype=torch.int64, device=seeds_B.device)
-    # One image at a time: the generator's 64-bit words take much more memory than the image they become.
-    rows = [draws.uniforms(Purpose.START, zero + image, zero, pixels) for image in range(len(seeds_B))]
-    return (torch.cat(rows) * 256).to(torch.uint8).reshape(-1, *shape).cpu()
+    images = torch.arange(len(seeds_B), device=seeds_B.device)
+    # Some images at a time: the generator's 64-bit words take much more memory than the pixels they become.
+    some = max(1, _PIXELS // pixels)
+    parts = [draws.uniforms(Purpose.START, part, torch.zeros_like(part), pixels) for part in images.split(some)]
+    return (torch.cat(parts) * 256).to(torch.uint8).reshape(-1, *shape).cpu()

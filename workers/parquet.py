@@ -92,13 +92,13 @@ def _null_where_nan(values: NDArray[Any]) -> pa.Array:
 def data_bytes(task: ShardTask, result: ShardResult) -> bytes:
     """Parquet file of the images and their columns."""
     n = len(task.request_ids)
+    paths = [f"{name}.{result.image_format}" for name in task.request_ids]
     return _to_bytes(
         data_schema(result.class_names),
         {
-            "image": [
-                {"bytes": image, "path": f"{name}.{result.image_format}"}
-                for image, name in zip(result.images, task.request_ids, strict=True)
-            ],
+            "image": pa.StructArray.from_arrays(
+                [pa.array(result.images, type=pa.binary()), pa.array(paths)], names=["bytes", "path"]
+            ),
             "label": task.labels,
             "request_id": task.request_ids,
             "seed": task.seeds,
