@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 #: No image crosses the object store, so it may be as small as Ray likes it.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 
+_CONNECT_S = 10.0  #: longest wait for the first sign of a cluster
 _LOOPBACK = "127.0.0.1"
 
 
@@ -50,9 +52,13 @@ def _stay_on_loopback() -> None:
 
 
 def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
+    host, _, port = address.rpartition(":")
     try:
+        # Ray itself would try for a quarter of an hour.
+        if host and port.isdecimal() and "/" not in host:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
         ray.init(address="auto", **options)
-    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+    except (OSError, ray.exceptions.AuthenticationError) as error:
         raise SpecError(f"RAY_ADDRESS: got {address!r}, allowed: a running Ray cluster ({error})") from error
 
 

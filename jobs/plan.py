@@ -200,7 +200,9 @@ def read_plan(store: Store) -> Plan:
     """
     url = public_url(store.url)
     if not store.exists(layout.PLAN):
-        raise SpecError(f"output: got {url}, allowed: an output of `spd generate` ({layout.PLAN} is not there: never started?)")
+        raise SpecError(
+            f"output: got {url}, allowed: an output of `spd generate` (never started, or elsewhere: no {layout.PLAN})"
+        )
     plan = parse_plan(store.read(layout.PLAN))
     if plan is None:
         raise SpecError(f"output: {url}/{layout.PLAN} is damaged; `spd generate` with the same spec repairs it")

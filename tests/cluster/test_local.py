@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cluster import running_ray
+from jobs.spec import SpecError, Workers
+
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
@@ -78,3 +81,10 @@ def test_a_local_ray_listens_on_loopback_alone_and_leaves_no_token(mode, tmp_pat
     assert nodes == ["127.0.0.1"]
     assert len(listening) > 3 and set(listening) <= LOOPBACK
     assert not (tmp_path / ".ray").exists()
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    told = r"RAY_ADDRESS: got '127\.0\.0\.1:1', allowed: a running Ray cluster"
+    with pytest.raises(SpecError, match=told), running_ray(Workers()):
+        pytest.fail("joined")
