@@ -11,7 +11,9 @@ from typing import Any
 _OPEN_OPTIONS = frozenset({"endpoint_url", "profile", "region_name"})
 #: What the usual credential chain, or Ray, takes from the environment.
 _VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
-_SHORTEST = 4  #: a shorter text is no secret, and would be found in innocent words
+#: Shorter texts are no secrets and would be found in innocent words; under a name that says so, they may be short.
+_SHORTEST, _SHORTEST_NAMED = 8, 4
+_NAMED = re.compile("key|secret|token|pass|credential|connection", re.IGNORECASE)
 _HIDDEN = "***"
 #: Up to the last @ before the path: a password may hold one.
 _USERINFO = re.compile(r"(?<=//)[^/\s'\"]*@")
@@ -31,12 +33,13 @@ def hide(options: Any) -> None:
     _hidden.update(_texts(options))
 
 
-def _texts(options: Any) -> list[str]:
+def _texts(options: Any, name: str = "") -> list[str]:
     if isinstance(options, dict):
-        return [text for name, value in options.items() if name not in _OPEN_OPTIONS for text in _texts(value)]
+        return [text for key, value in options.items() if key not in _OPEN_OPTIONS for text in _texts(value, str(key))]
     if isinstance(options, (list, tuple)):
-        return [text for value in options for text in _texts(value)]
-    return [options] if isinstance(options, str) and len(options) >= _SHORTEST else []
+        return [text for value in options for text in _texts(value, name)]
+    shortest = _SHORTEST_NAMED if _NAMED.search(name) else _SHORTEST
+    return [options] if isinstance(options, str) and len(options) >= shortest else []
 
 
 def without_userinfo(text: str) -> str:
@@ -46,7 +49,7 @@ def without_userinfo(text: str) -> str:
 
 def redact(text: str) -> str:
     """The text with ``***`` for every secret that is known, or that looks like one."""
-    variables = {value for name in _VARIABLES if len(value := os.environ.get(name, "")) >= _SHORTEST}
+    variables = {value for name in _VARIABLES if len(value := os.environ.get(name, "")) >= _SHORTEST_NAMED}
     # The longest first: one secret may be the beginning of another.
     for secret in sorted(_hidden | variables, key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)

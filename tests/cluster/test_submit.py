@@ -106,7 +106,7 @@ def test_a_stopped_job_resumes(two_nodes: Nodes, pair: str, s3_options, tmp_path
 def test_workers_come_and_go_with_their_nodes(nodes: Nodes, pair: str, s3_options, tmp_path):
     """One node at first; a second joins, the first is drained, a third joins and the second is lost without notice."""
     nodes.add(1)
-    url = write_job(tmp_path / "job", pair, images=8000, count=0)
+    url = write_job(tmp_path / "job", pair, images=4000, count=0)
     output = Output(Store(url, s3_options))
     nodes.begin(tmp_path / "job", "job")
     wait_until(lambda: output.commits() > 10)

@@ -60,6 +60,11 @@ def test_known_secrets_are_hidden_wherever_they_stand(monkeypatch):
     assert shown == "*** *** *** http://localhost:9"
 
 
+def test_short_options_that_name_no_secret_stay_readable():
+    hide({"config_kwargs": {"signature_version": "s3v4", "s3": {"addressing_style": "path"}}, "secret": "abcd"})
+    assert redact("a path over s3v4, abcd") == "a path over s3v4, ***"
+
+
 def test_log_lines_and_tracebacks_are_redacted():
     try:
         raise ValueError("ftp://me:hunter2@host is down")
