@@ -59,7 +59,7 @@ class _Actor:
 class InlineRay:
     """What a job uses of the ray module."""
 
-    _private = SimpleNamespace(state=SimpleNamespace())
+    _private = SimpleNamespace(state=SimpleNamespace(state=SimpleNamespace()))
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError)
 
     def remote(self, kind: type) -> Any:
