@@ -49,21 +49,21 @@ def held(saved: Any) -> str:
     return (", ".join(sorted(map(str, saved))) if isinstance(saved, dict) else type(saved).__name__)[:120]
 
 
-def as_state(value: Any) -> dict[str, Tensor] | None:
-    """A state dict as float32; None if it is none."""
+def as_state(value: Any, without: str = "") -> dict[str, Tensor] | None:
+    """A state dict as float32, but for the entry ``without``; None if it is none."""
     if not isinstance(value, Mapping) or not value or not all(isinstance(item, Tensor) for item in value.values()):
         return None
-    return {str(name): item.float() for name, item in value.items()}
+    return {str(name): item.float() for name, item in value.items() if name != without}
 
 
-def read_checkpoint(path: Path, key: str) -> dict[str, Tensor]:
-    """The state dict under ``key`` of a checkpoint file, as float32.
+def read_checkpoint(path: Path, key: str, without: str = "") -> dict[str, Tensor]:
+    """The state dict under ``key`` of a checkpoint file, as float32, but for the entry ``without``.
 
     Raises:
         PairError: a file that cannot be read, holds anything but plain data, or has no state dict of that name.
     """
     saved = read_file(path)
-    state = as_state(saved.get(key)) if isinstance(saved, dict) else None
+    state = as_state(saved.get(key), without) if isinstance(saved, dict) else None
     if state is None:
         raise PairError(f"checkpoint: {path} holds {held(saved)}, allowed: a state dict under {key!r}")
     return state

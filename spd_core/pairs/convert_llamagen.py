@@ -83,12 +83,11 @@ def _part(
     """Checked weights, their configuration, and the preset's name if it is one."""
     saved = read_file(path)
     containers = (saved.get(key) for key in CONTAINERS) if isinstance(saved, dict) else ()
-    state = next((state for state in map(as_state, (*containers, saved)) if state), None)
+    state = next((state for value in (*containers, saved) if (state := as_state(value, ROTARY))), None)
     if state is None:
         raise PairError(
             f"checkpoint: {path} holds {held(saved)}, allowed: weights, or a state dict under {', '.join(CONTAINERS)}"
         )
-    state.pop(ROTARY, None)
     name = None
     if config is None:
         name = preset_of(path, state)
@@ -138,8 +137,7 @@ def convert_llamagen(
     if vq_config.codebook_size != target_config.vocab_size:
         raise PairError(f"vq: has {vq_config.codebook_size} codes, allowed: {target_config.vocab_size} (the target's)")
     if vq is not None:
-        weights["vq"] = read_checkpoint(vq, "model")
-        weights["vq"].pop(CODES_USED, None)
+        weights["vq"] = read_checkpoint(vq, "model", CODES_USED)
         require(vq, weights["vq"], lambda: Vq(vq_config))
     side = target_config.grid * vq_config.stride
     card = PairCard(

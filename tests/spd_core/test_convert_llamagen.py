@@ -46,7 +46,7 @@ def deepspeed(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def with_rotary_table(state: dict[str, Tensor]) -> dict[str, Any]:
-    return ddp({**state, "freqs_cis": torch.zeros(17, 4, 2)})
+    return ddp({**state, "freqs_cis": torch.zeros(17, 4, dtype=torch.complex64)})
 
 
 def plain(state: dict[str, Tensor]) -> dict[str, Any]:
@@ -99,6 +99,7 @@ def test_converted_pair_loads_and_makes_images(files: dict[str, Path]):
 
 
 @pytest.mark.parametrize("saver", [ddp, deepspeed, with_rotary_table, plain])
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("new_format", [True, False])
 def test_every_public_container(saver: Saver, new_format: bool, files: dict[str, Path]):
     model = LlamaGen(TARGET)
