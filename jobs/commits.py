@@ -17,7 +17,7 @@ from jobs.plan import Plan
 from jobs.spec import SpecError
 from workers import layout
 from workers.records import CommitRecord, FileRecord
-from workers.shard import DamagedCommit, drop_shard, file_problem, parse_commit, read_commit, shard_paths
+from workers.shard import DamagedCommit, drop_shard, file_problem, parse_commit, read_commit, shard_paths, verify_shard
 from workers.store import Store
 
 logger = logging.getLogger(__name__)
@@ -192,10 +192,21 @@ def _in_threads(call: Callable[[_Item], _Result], items: Iterable[_Item], thread
             yield waiting.popleft().result()
 
 
+def _is_whole(store: Store, plan: Plan, shard: int) -> bool:
+    """Whether a shard is sound after all: a listing may have lagged behind, another driver may have made it again."""
+    try:
+        record = read_record(store, plan, shard)
+    except DamagedCommit:
+        return False
+    return record is not None and not verify_shard(store, record)
+
+
 def drop_damaged(store: Store, plan: Plan, committed: Committed) -> dict[int, int]:
     """Deletes the damaged shards so that they can be made again; returns the number of their next attempt."""
     attempts = {}
     for shard, problem in sorted(committed.damaged.items()):
+        if _is_whole(store, plan, shard):
+            continue
         logger.warning("shard %d is made again: %s", shard, problem)
         kept = committed.records.pop(shard, None)
         attempts[shard] = kept.attempt + 1 if kept else 0

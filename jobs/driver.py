@@ -191,7 +191,8 @@ def _generate(spec: FixedSpec, calibration: Calibration | None, store: Store) ->
             if exclusive:
                 find_damage(store, committed)  # two attempts at a shard may have overwritten each other here
             if lost := [*committed.damaged, *_missing(plan, committed)]:
-                raise JobError(f"output: the commit record of shard {lost[0]} is gone; the same command resumes")
+                what = committed.damaged.get(lost[0], "its commit record is gone")
+                raise JobError(f"output: shard {lost[0]} is not whole ({what}); the same command resumes")
         else:
             presence.announce()
             store_requests(store, spec, plan)

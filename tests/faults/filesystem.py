@@ -73,6 +73,7 @@ class Fault:
     times: int = 1
     skip: int = 0
     fired: int = 0
+    error: BaseException | None = None  #: of the kind "raise"
 
     def strikes(self, action: str, path: str) -> bool:
         if self.fired >= self.times or not re.fullmatch(self.action, action) or not re.search(self.path, path):
@@ -122,6 +123,8 @@ class Faulty(AbstractFileSystem):
             if broken is None:
                 raise AssertionError(f"{fault.kind} says nothing of {action}")
             return broken()
+        if fault.error is not None:
+            raise fault.error
         if fault.kind == "crash before":
             raise Crash
         if fault.kind == "power cut":

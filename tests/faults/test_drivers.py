@@ -36,7 +36,11 @@ class Driver:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                command, stdout=out, stderr=out, env={**environment, "RAY_worker_niceness": "0", **variables}, start_new_session=True
+                command,
+                stdout=out,
+                stderr=out,
+                env={**environment, "RAY_worker_niceness": "0", **variables},
+                start_new_session=True,
             )
 
     def wait(self) -> int:

@@ -84,7 +84,7 @@ def make_complete(pair: str, fault: Fault) -> BaseException | None:
     return failure
 
 
-@pytest.mark.parametrize(("kind", "step"), cases())
+@pytest.mark.parametrize(("kind", "step"), list(cases()))
 def test_a_fault_ends_in_a_complete_dataset_or_in_a_state_that_resumes(kind, step, pair, undisturbed):
     fault = (Outage if kind == "outage" else Fault)(kind, *STEPS[step], times=_TIMES.get(kind, 1))
     failure = make_complete(pair, fault)
@@ -94,16 +94,29 @@ def test_a_fault_ends_in_a_complete_dataset_or_in_a_state_that_resumes(kind, ste
         assert not [name for name in Bucket.objects if re.search(r"\.probe-|driver\.json", name)]
 
 
-@pytest.mark.parametrize("skip", range(5))
-def test_any_stale_listing_is_got_over_or_resumed_from(skip, pair, undisturbed):
-    Faulty.script.faults = [fault := Fault("stale", "list", layout.COMMITS, skip=skip)]
+@pytest.mark.parametrize("folder", [layout.COMMITS, "out/data"])
+@pytest.mark.parametrize("skip", range(4))
+def test_any_stale_listing_is_got_over_or_resumed_from(skip, folder, pair, undisturbed):
+    assert run(job(pair)) is None
+    Bucket.objects.pop(f"bucket/out/{layout.commit(0)}")
+    Faulty.script.faults = [fault := Fault("stale", "list", folder, skip=skip)]
     failure = run(job(pair))
+    assert fault.fired or skip > 0
     Faulty.script.faults = []
     if failure is not None:
-        assert "resumes" in str(failure)
+        assert "the same command resumes" in str(failure)
         assert run(job(pair)) is None
     assert images() == undisturbed
-    assert fault.fired or skip > 1
+
+
+def test_a_shard_that_only_a_stale_listing_lacks_is_kept(pair, undisturbed):
+    assert run(job(pair)) is None
+    Bucket.objects.pop(f"bucket/out/{layout.commit(0)}")
+    Faulty.script.faults = [Fault("stale", "list", "out/data")]
+    assert run(job(pair)) is None
+    deleted = [path for action, path in Faulty.script.done if action == "delete"]
+    assert not [path for path in deleted if "part-" in path]
+    assert images() == undisturbed
 
 
 @pytest.mark.slow

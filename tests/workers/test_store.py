@@ -5,14 +5,14 @@ import logging
 import os
 import pickle
 import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 import workers.store as store_module
+from tests.faults.filesystem import Bucket, Fault, Faulty, Script, register
 from workers.store import Conflict, Store, StoreError
 
 
@@ -169,120 +169,175 @@ def test_an_unknown_scheme_is_a_store_error():
         Store("nosuch://x").list()
 
 
-class Flaky(MemoryFileSystem):
-    """A remote file system that fails as told before it works, as s3fs would; not `MemoryFileSystem` to the store."""
-
-    protocol = "flaky"
-    cachable = False
-    store: dict[str, Any] = {}  # noqa: RUF012
-    pseudo_dirs = [""]  # noqa: RUF012
-    failures: list[BaseException] = []  # noqa: RUF012
-    calls: list[str] = []  # noqa: RUF012
-    applies_before_failing = False
-    honours_create = True
-
-    def pipe_file(self, path, value, mode="overwrite", **kwargs):
-        self.calls.append("pipe")
-        if Flaky.failures and not Flaky.applies_before_failing:
-            raise Flaky.failures.pop(0)
-        super().pipe_file(path, value, mode=mode if Flaky.honours_create else "overwrite")
-        if Flaky.failures:
-            raise Flaky.failures.pop(0)
-
-    def cat_file(self, path, start=None, end=None, **kwargs):
-        self.calls.append("cat")
-        if Flaky.failures:
-            raise Flaky.failures.pop(0)
-        return super().cat_file(path, start, end)
-
-
 @pytest.fixture
-def flaky(monkeypatch):
-    fsspec.register_implementation("flaky", Flaky, clobber=True)
-    # The store must take it for a remote file system.
-    monkeypatch.setattr(store_module, "MemoryFileSystem", type("Other", (), {}))
+def remote(monkeypatch):
+    """A store that fails as the test tells it to, and whose retries take no time."""
+    register()
+    monkeypatch.setattr(Bucket, "objects", {})
+    monkeypatch.setattr(Faulty, "script", Script())
     monkeypatch.setattr(store_module, "FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(store_module, "LONGEST_WAIT_S", 0.002)
-    for name, value in (("store", {}), ("failures", []), ("calls", []), ("applies_before_failing", False)):
-        monkeypatch.setattr(Flaky, name, value)
-    monkeypatch.setattr(Flaky, "honours_create", True)
-    return Store("flaky://bucket/out", {"secret": "hunter2secret"})
+    return Store("faulty://bucket/out", {"secret": "hunter2secret"})
 
 
-def test_transient_errors_are_retried(flaky, caplog):
-    Flaky.failures = [OSError(errno.EBUSY, "SlowDown"), TimeoutError("slow"), ConnectionResetError("reset")]
-    flaky.create("a", b"1")
-    assert Flaky.calls.count("pipe") == 4
-    Flaky.failures = [OSError(errno.EREMOTEIO, "InternalError")]
-    assert flaky.read("a") == b"1"
-    assert "SlowDown; trying again" in caplog.text
+def calls(action: str) -> int:
+    return sum(done == action for done, _ in Faulty.script.done)
+
+
+@pytest.mark.parametrize("kind", ["throttle", "fail before", "fail after"])
+def test_transient_errors_are_retried(remote, kind, caplog):
+    Faulty.script.faults = [Fault(kind, action, times=3) for action in ("create", "read", "list", "delete", "replace")]
+    remote.create("a", b"1")
+    assert remote.read("a") == b"1"
+    assert remote.list() == {"a": 1}
+    remote.replace("a", b"22")
+    remote.delete("a")
+    assert Bucket.objects == {}
+    assert all(fault.fired for fault in Faulty.script.faults)
+    assert "; trying again" in caplog.text
 
 
 @pytest.mark.parametrize(
     "error", [PermissionError("AccessDenied"), FileNotFoundError("NoSuchBucket"), OSError(errno.EINVAL, "bad")]
 )
-def test_permanent_errors_are_not(flaky, error):
-    Flaky.failures = [error, error]
-    with pytest.raises(StoreError, match="cannot write flaky://bucket/out/a"):
-        flaky.create("a", b"1")
-    assert len(Flaky.calls) == 1
+def test_permanent_errors_are_not(remote, error):
+    Faulty.script.faults = [Fault("raise", "create", error=error, times=2)]
+    with pytest.raises(StoreError, match="cannot write faulty://bucket/out/a"):
+        remote.create("a", b"1")
+    assert calls("create") == 1
 
 
-def test_the_deadline_ends_the_retries(flaky, monkeypatch):
+def test_the_deadline_ends_the_retries(remote, monkeypatch):
     monkeypatch.setattr(store_module, "RETRY_DEADLINE_S", 0.05)
-    Flaky.failures = [OSError(errno.EBUSY, "SlowDown")] * 10_000
+    Faulty.script.faults = [Fault("throttle", "create", times=10**6)]
     with pytest.raises(StoreError, match="SlowDown"):
-        flaky.read("a")
-    assert 3 < len(Flaky.calls) < 1000
+        remote.create("a", b"1")
+    assert 3 < calls("create") < 1000
 
 
-def test_a_conflict_is_not_retried(flaky):
-    flaky.create("a", b"1")
+def test_a_conflict_is_not_retried(remote):
+    remote.create("a", b"1")
     with pytest.raises(Conflict):
-        flaky.create("a", b"2")
-    assert Flaky.calls == ["pipe", "cat"]
+        remote.create("a", b"2")
+    assert calls("create") == 1
 
 
-def test_a_lost_response_is_our_own_object(flaky):
-    Flaky.applies_before_failing = True
-    Flaky.failures = [ConnectionResetError("lost")]
-    flaky.create("a", b"1")
-    assert flaky.read("a") == b"1"
-    assert Flaky.calls.count("pipe") == 1
+def test_a_lost_response_is_our_own_object(remote):
+    Faulty.script.faults = [Fault("fail after", "create")]
+    remote.create("a", b"1")
+    assert remote.read("a") == b"1"
+    assert calls("create") == 1
+
+
+@pytest.mark.parametrize("name", ["a", "some/b"])
+def test_a_reading_that_ends_early_is_repeated(remote, name):
+    remote.create(name, b"0123456789")
+    Faulty.script.faults = [Fault("truncate", "read", times=2)]
+    assert remote.read(name) == b"0123456789"
+    Faulty.script.faults = [Fault("truncate", "read", times=2)]
+    assert remote.read_many({name: 10, "gone": 3}) == {name: b"0123456789", "gone": None}
+
+
+def test_a_rival_that_vanishes_is_no_conflict(remote, monkeypatch):
+    """The object is there when it is created and gone when it is read: its writer has dropped it again."""
+    remote.create("a", b"theirs")
+    read = Store.read
+
+    def vanish(store: Store, path: str) -> bytes:
+        store.delete(path)
+        return read(store, path)
+
+    monkeypatch.setattr(Store, "read", vanish)
+    remote.create("a", b"ours")
+    assert Bucket.objects == {"bucket/out/a": b"ours"}
 
 
 @pytest.mark.parametrize("condition", [FileExistsError("412"), OSError(errno.EINVAL, "At least one precondition")])
-def test_a_refused_precondition_is_a_conflict_in_every_dialect(flaky, condition, monkeypatch):
-    flaky.create("a", b"theirs")
+def test_a_refused_precondition_is_a_conflict_in_every_dialect(remote, condition):
+    remote.create("a", b"theirs")
     if not isinstance(condition, FileExistsError):
-        cause = RuntimeError("412")
-        cause.response = {"Error": {"Code": "PreconditionFailed"}}  # type: ignore[attr-defined]
-        condition.__cause__ = cause
+        condition.__cause__ = RuntimeError("412")
+        condition.__cause__.response = {"Error": {"Code": "PreconditionFailed"}}
     # The object appears between the look and the write.
-    monkeypatch.setattr(Flaky, "info", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
-    Flaky.failures = [condition]
+    Faulty.script.faults = [Fault("ignore", "look"), Fault("raise", "create", error=condition)]
     with pytest.raises(Conflict):
-        flaky.create("a", b"ours")
+        remote.create("a", b"ours")
 
 
-def test_a_gateway_that_ignores_create_only_is_named(flaky, caplog):
-    flaky.check_writable()
-    assert not caplog.records
-    Flaky.honours_create = False
-    flaky.check_writable()
-    assert "does not honour create-only" in caplog.text
-    assert flaky.list() == {}
-    flaky.create("a", b"1")
+def test_a_gateway_that_ignores_create_only_is_known(remote):
+    assert remote.check_writable()
+    Faulty.script.faults = [Fault("ignore", "create", times=10**6)]
+    assert not remote.check_writable()
+    assert remote.list() == {}
+    remote.create("a", b"1")
     with pytest.raises(Conflict):
-        flaky.create("a", b"2")
+        remote.create("a", b"2")
 
 
-def test_options_stay_secret(flaky, caplog):
+def test_tidying_up_does_not_wait_for_a_store_that_is_away(remote, monkeypatch):
+    monkeypatch.setattr(store_module, "TIDY_DEADLINE_S", 0.01)
+    Faulty.script.faults = [Fault("fail before", "delete", times=10**6)]
+    assert remote.check_writable()
+
+
+def test_options_stay_secret(remote, caplog):
     caplog.set_level(logging.DEBUG)
-    Flaky.failures = [TimeoutError("hunter2secret timed out"), PermissionError("key hunter2secret refused")]
+    errors = (TimeoutError("hunter2secret timed out"), PermissionError("key hunter2secret refused"))
+    Faulty.script.faults = [Fault("raise", "create", error=error) for error in errors]
     with pytest.raises(StoreError) as caught:
-        flaky.create("a", b"1")
+        remote.create("a", b"1")
     assert "*** refused" in str(caught.value)
-    for text in (str(caught.value), repr(flaky), caplog.text):
+    for text in (str(caught.value), repr(remote), caplog.text):
         assert "hunter2secret" not in text
     assert "pw" not in repr(Store("ftp://user:pw@host/x"))
+
+
+def test_an_endpoint_is_shown_and_its_password_is_not(s3_options, monkeypatch):
+    monkeypatch.setattr(store_module, "PROBE_DEADLINE_S", 0.0)
+    wrong = {**s3_options, "endpoint_url": "http://user:hunter2@127.0.0.1:9"}
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:9") as caught:
+        Store("s3://tests/x", wrong).check_writable()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_usual_environment_is_enough(s3, monkeypatch):
+    """Endpoint and keys from AWS_* alone; a wrong key is one line that does not repeat it."""
+    for name, value in s3.variables.items():
+        monkeypatch.setenv(name, value)
+    url = f"s3://tests/{uuid.uuid4().hex}"
+    Store(url, {"skip_instance_cache": True}).create("a", b"1")
+    assert Store(url, s3.options).read("a") == b"1"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "no-such-secret-key")
+    with pytest.raises(StoreError, match="signature") as caught:
+        Store(url, {"skip_instance_cache": True}).list()
+    assert "no-such-secret-key" not in str(caught.value)
+
+
+def test_a_profile_is_enough(s3, monkeypatch, tmp_path):
+    (tmp_path / "config").write_text(
+        f"[profile batch]\naws_access_key_id = {s3.options['key']}\n"
+        f"aws_secret_access_key = {s3.options['secret']}\nendpoint_url = {s3.endpoint}\n"
+    )
+    for name in s3.variables:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    store = Store(f"s3://tests/{uuid.uuid4().hex}", {"profile": "batch", "skip_instance_cache": True})
+    store.create("a", b"1")
+    assert store.read("a") == b"1"
+
+
+@pytest.mark.slow
+def test_an_object_of_several_parts_is_created_once(s3_options):
+    """Above 100 MB s3fs uploads parts, and the condition goes with the last request."""
+    store = Store(f"s3://tests/{uuid.uuid4().hex}", s3_options)
+    data = bytes(105 * 2**20)
+    store.create("large", data)
+    assert store.size("large") == len(data)
+    with pytest.raises(Conflict):
+        store.create("large", b"other")
+    fs, key = store._opened[0], store._key("large")
+    with pytest.raises(OSError) as caught:
+        fs.pipe_file(key, data, mode="create")  # without the look that comes before
+    assert store_module._is_taken(caught.value)
+    assert store.list() == {"large": len(data)}
+    store.delete("large")
