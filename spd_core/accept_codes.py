@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -74,6 +74,7 @@ def without(weights: Tensor, code: Tensor) -> Tensor:
     return torch.where(total > 0, left / total, 0.0)
 
 
+@lru_cache(maxsize=8)  # a search costs as much as decoding some codes; the tensor's identity is the key
 def neighbours(vectors_VE: Tensor, k: int) -> Tensor:
     """int64 [V, k]: each code's nearest other codes, nearest first, by the vectors that the decoder sees."""
     k = min(k, len(vectors_VE) - 1)

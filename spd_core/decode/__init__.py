@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from spd_core.law import Cspd, Plain, SamplerLaw, Speculative
 from spd_core.models.causal import Causal
 from spd_core.models.llamagen import EagleDraft, LlamaGen
 from spd_core.models.mar import Mar
+from spd_core.models.vq import Codebook
 from spd_core.pairs.pair import Pair
 
 __all__ = ["Decoded", "decode"]
@@ -72,6 +75,12 @@ def decode(
     raise ValueError(f"method: got {method.name!r}, allowed for family {pair.card.family}: {allowed}")
 
 
+@lru_cache(maxsize=8)
+def _vectors(codebook: Codebook) -> Tensor:
+    """The codes as the decoder sees them: one tensor for every batch, by which their neighbours are remembered."""
+    return codebook.vectors
+
+
 def _speculate_codes(
     pair: Pair,
     target: LlamaGen,
@@ -86,4 +95,4 @@ def _speculate_codes(
         raise ValueError(f"method.drafter: got {method.drafter!r}, but pair {pair.card.name} has no such draft")
     if pair.vq is None:
         raise ValueError(f"pair: {pair.card.name} has no tokenizer, allowed with {method.name}: a pair with one")
-    return decode_codes_speculative(target, draft, pair.vq.quantize.vectors, law, method, labels_B, draws, slots)
+    return decode_codes_speculative(target, draft, _vectors(pair.vq.quantize), law, method, labels_B, draws, slots)
