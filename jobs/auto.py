@@ -12,7 +12,7 @@ from jobs.fleet import JobError, raise_if_hopeless, reason_of
 from jobs.plan import changed, parse_plan, refusal, requests_of
 from jobs.progress import duration
 from jobs.spec import FixedSpec, Spec, SpecError
-from jobs.words import method_in_words
+from jobs.words import method_in_words, of_codes
 from spd_core.candidates import choices
 from spd_core.decode.trial import Trial
 from spd_core.law import Auto, Choice
@@ -107,7 +107,7 @@ def decide(ray: Any, spec: Spec) -> Decided:
         raise JobError(f"method auto: {error}") from error
     finally:
         trials.stop()
-    name = method_in_words(best.method.model_dump())
+    name = method_in_words(best.method.model_dump(), of_codes(card.sha256))
     logger.info("method auto: %s at batch %d, after %s", name, best.batch, duration(seconds))
     return spec.decided(best), _calibration(spec, rows=rows, machine=trials.machine, seconds=seconds)
 

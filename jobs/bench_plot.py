@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMATS = (".svg", ".png")
-_MARKERS = "osD^vPX<>*"
+#: Markers of the exact entries, which are no line, and of the others.
+_EXACT, _RELAXED = "osDv^<>Ph", "osDv^X*"
 
 
 def check_plot(path: str) -> None:
@@ -35,38 +38,44 @@ def plot(rows: list[Row], path: str) -> None:
     """Speed over plain decoding against the certificate of a token and against the distance, a line of panels a batch.
 
     Args:
-        rows: of a pair of codes.
+        rows: of a pair of codes; while no distance is known, its panels are left out.
         path: .svg or .png.
     """
     from matplotlib.figure import Figure
 
     batches = list(dict.fromkeys(row.batch for row in rows))
-    figure = Figure(figsize=(12, 4.6 * len(batches)), layout="constrained")
-    panels = figure.subplots(len(batches), 2, squeeze=False, sharey="row")
-    for batch, (left, right) in zip(batches, panels, strict=True):
-        own = [row for row in rows if row.batch == batch]
-        for place, (name, line) in enumerate(_series(own).items()):
-            style = {"color": f"C{place % 10}", "marker": _MARKERS[place % len(_MARKERS)], "label": name}
-            _draw(left, [(row, *_certificate(row)) for row in line], style)
-            _draw(right, [(row, row.distance, row.distance_interval) for row in line], style)
-        left.set_ylabel(f"speed over plain decoding, batch {batch}")
-        left.set_xlabel("certificate per token (bound on its total variation from the target)")
-        right.set_xlabel(f"Frechet distance to real images, n = {max((row.n or 0 for row in own), default=0)}")
-        for panel in (left, right):
-            panel.axhline(1.0, color="0.75", linewidth=0.8, zorder=0)
+    images = max((row.n or 0 for row in rows), default=0)
+    figure = Figure(figsize=(12 if images else 7, 4.2 * len(batches) + 1), layout="constrained")
+    panels = figure.subplots(len(batches), 2 if images else 1, squeeze=False, sharex="col", sharey="row")
+    for batch, line in zip(batches, panels, strict=True):
+        for lines, style in _styled([row for row in rows if row.batch == batch]):
+            for panel, of in zip(line, (_certificate, _distance), strict=False):
+                _draw(panel, [(row, *of(row)) for row in lines], style)
+        line[0].set_ylabel(f"speed over plain decoding, batch {batch}")
+        for panel in line:
+            panel.axhline(1.0, color="0.8", linewidth=0.8, zorder=0)
             panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    titles = ("certificate per token (bound on its total variation)", f"Frechet distance to real images, n = {images}")
+    for panel, title in zip(panels[-1], titles, strict=False):
+        panel.set_xlabel(title)
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4 if images else 2, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
 
 
-def _series(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows by what they share but for their rule's knob, in the order of the table."""
+def _styled(rows: list[Row]) -> Iterator[tuple[list[Row], dict[str, Any]]]:
+    """Rows that differ only in their rule's knob, and how they are drawn: exact ones grey, a colour for each other."""
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         method = _method(row)
-        exact = row.label if method is None else series(method)
-        found[exact].append(row)
-    return found
+        found[series(method) if method else row.label].append(row)
+    exact, relaxed = itertools.cycle(_EXACT), itertools.cycle(zip(_RELAXED, range(10), strict=False))
+    for name, own in found.items():
+        if own[0].guarantee == Guarantee.EXACT:
+            yield own, {"label": name, "marker": next(exact), "color": "0.25", "mfc": "none", "linestyle": "none"}
+        else:
+            marker, colour = next(relaxed)
+            yield own, {"label": name, "marker": marker, "color": f"C{colour}"}
 
 
 def _method(row: Row) -> Speculative | None:
@@ -77,6 +86,10 @@ def _certificate(row: Row) -> tuple[float | None, tuple[float, float] | None]:
     if row.guarantee == Guarantee.EXACT:
         return 0.0, None
     return row.certificate_per_token, row.certificate_per_token_interval
+
+
+def _distance(row: Row) -> tuple[float | None, tuple[float, float] | None]:
+    return row.distance, row.distance_interval
 
 
 def _draw(

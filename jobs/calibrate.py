@@ -15,7 +15,7 @@ from jobs.auto import budget, choices_of, shard_rows, trial_rows, trial_settings
 from jobs.calibration import CalibrationRow, Measure, TrialFailed, calibrate
 from jobs.fleet import JobError
 from jobs.spec import FixedSpec, Spec, SpecError, load_spec
-from jobs.words import method_in_words, number
+from jobs.words import method_in_words, number, of_codes
 from spd_core.decode.trial import Trial
 from spd_core.law import Choice
 from spd_core.pairs.pair import PairCard, load_card
@@ -67,11 +67,11 @@ def whole_rates(choices: Sequence[Choice], measure: Measure, laps: int) -> list[
     return [statistics.median(rates[choice]) for choice in choices]
 
 
-def table(rows: Sequence[CalibrationRow], whole: Sequence[float | None]) -> str:
+def table(rows: Sequence[CalibrationRow], whole: Sequence[float | None], codes: bool) -> str:
     """One line a choice as markdown; the chosen one in bold."""
     lines = ["| method | batch | images/s | turns | images/s of whole shards |", "|---|---|---|---|---|"]
     for row, rate in zip(rows, whole, strict=True):
-        name = method_in_words(row.method.model_dump())
+        name = method_in_words(row.method.model_dump(), codes)
         speed = f"failed: {row.problem}" if row.problem else number(row.images_per_s)
         shown = f"**{name}**" if row.chosen else name
         lines.append(f"| {shown} | {row.batch} | {speed} | {len(row.trials)} | {number(rate)} |")
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     except TrialFailed as error:
         raise JobError(f"method auto: {error}") from error
     whole = whole_rates(choices, _measure(trier, spec, card, whole=True), args.check) if args.check else None
-    log.info("\n%s", table(rows, whole or [None] * len(rows)))
+    log.info("\n%s", table(rows, whole or [None] * len(rows), of_codes(card.sha256)))
     figures: dict[str, Any] = {
         "machine": machine,
         "spec": spec.model_dump(mode="json", include={"pair", "law", "method", "batch", "shard_size", "seed"}),

@@ -71,7 +71,7 @@ def _choice(plan: Plan) -> list[str]:
 
 def render_card(plan: Plan, report: Json) -> str:
     """The card as Markdown."""
-    spec, pair = plan.spec, report["pair"]
+    spec, pair, codes = plan.spec, report["pair"], words.of_codes(plan.pair_sha256)
     front = yaml.safe_dump(front_matter(plan, pair["licence"]), sort_keys=False, allow_unicode=True)
     hashes = [f"- {_line(part)}: sha256 {_line(digest)}" for part, digest in sorted(pair["sha256"].items())]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(plan.versions.items()))
@@ -91,8 +91,8 @@ def render_card(plan: Plan, report: Json) -> str:
             "",
             "## How the images were made",
             "",
-            f"- Law: {_line(words.law_in_words(spec['law']))}",
-            f"- Method: {_line(words.method_in_words(spec['method']))}",
+            f"- Law: {_line(words.law_in_words(spec['law'], codes))}",
+            f"- Method: {_line(words.method_in_words(spec['method'], codes))}",
             *_choice(plan),
             f"- Guarantee `{plan.guarantee}`: {words.GUARANTEES[plan.guarantee]}",
             f"- Pair: {_line(pair['name'])}",

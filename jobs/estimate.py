@@ -11,7 +11,7 @@ from jobs.auto import choices_of, measured_in_words
 from jobs.plan import public_url
 from jobs.progress import duration
 from jobs.spec import FixedSpec, Spec
-from jobs.words import law_in_words, method_in_words, number, size
+from jobs.words import law_in_words, method_in_words, number, of_codes, size
 from spd_core.law import Choice, SamplerLaw, Settings
 from spd_core.pairs.pair import PairCard
 from workers.machine import usable_cpus
@@ -69,21 +69,22 @@ def estimate(card: PairCard, spec: Spec) -> Estimate:
 
 
 def _method_lines(card: PairCard, spec: Spec) -> list[str]:
+    codes = of_codes(card.sha256)
     if isinstance(spec, FixedSpec):
-        return [f"method       {method_in_words(spec.method.model_dump())}, guarantee {spec.method.guarantee}"]
+        return [f"method       {method_in_words(spec.method.model_dump(), codes)}, guarantee {spec.method.guarantee}"]
     options = choices_of(spec, card)
     return [
         f"method       auto, guarantee at least {spec.method.guarantee}: the fastest, before the plan is written",
         f"measured     {measured_in_words(spec, options)}, by one worker:",
-        *(f"             {line}" for line in _listed(options)),
+        *(f"             {line}" for line in _listed(options, codes)),
     ]
 
 
-def _listed(options: Sequence[Choice]) -> list[str]:
+def _listed(options: Sequence[Choice], codes: bool) -> list[str]:
     """Each method on a line, with the batch sizes it is measured at."""
     batches: dict[str, list[str]] = {}
     for choice in options:
-        name = f"{method_in_words(choice.method.model_dump())}, guarantee {choice.method.guarantee}"
+        name = f"{method_in_words(choice.method.model_dump(), codes)}, guarantee {choice.method.guarantee}"
         batches.setdefault(name, []).append(str(choice.batch))
     return [f"{name}, batch {', '.join(sizes)}" for name, sizes in batches.items()]
 
@@ -95,7 +96,7 @@ def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
     lines = [
         f"output       {public_url(spec.output)}",
         f"images       {guess.rows:,} of {len(card.class_names)} classes, {guess.shards:,} shards",
-        f"law          {law_in_words(spec.law.model_dump())}",
+        f"law          {law_in_words(spec.law.model_dump(), of_codes(card.sha256))}",
         *_method_lines(card, spec),
         f"bytes        at most about {size(guess.bytes_at_most)} before compression",
         f"workers      {guess.workers}",

@@ -77,6 +77,7 @@ def render(report: Json, grid: dict[int, list[str]]) -> str:
     page: str = environment.get_template("report.html").render(
         r=report,
         grid=grid,
+        codes=words.of_codes(report["pair"]["sha256"]),
         names=names,
         guarantees=words.GUARANTEES,
         split=_time_split(report),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+from spd_core.law import RULES_OF_KNOB
+
+#: Knobs of methods over codes only, and over paths only.
+_OF_CODES, _OF_PATHS = frozenset({"tree", "drafter"}), frozenset({"stride", "proposals", "head_window"})
 GUARANTEES = {
     "exact": "The images follow the target model's own law exactly; decoding changes only the speed.",
     "tv": "The total variation distance between an image's law and the target model's is bounded by its certificate.",
@@ -63,9 +67,18 @@ def quality_in_words(quality: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("features", f"{quality['extractor']}; these are not the published FID and KID")]
 
 
-def law_in_words(law: dict[str, Any]) -> str:
-    """One line for a dumped `SamplerLaw`."""
+def of_codes(parts: Collection[str]) -> bool:
+    """Whether a pair with these parts is of codes: only such a pair has a tokenizer."""
+    return "vq" in parts
+
+
+def law_in_words(law: dict[str, Any], codes: bool = False) -> str:
+    """One line for a dumped `SamplerLaw`, of a pair of codes or of another."""
     guidance = "no guidance" if law["cfg"] == 1 else f"guidance {law['cfg']:g} ({law['cfg_schedule']})"
+    if codes:
+        late = f" up to code {law['cfg_interval'] + 2}" if law["cfg_interval"] >= 0 and law["cfg"] != 1 else ""
+        kept = f"top-k {law['top_k'] or 'off'}, top-p {law['top_p']:g}"
+        return f"{guidance}{late}, temperature {law['temperature']:g}, {kept}, {law['dtype']}"
     levels, iterations = f"from level {law['start_level']}", f"{law['num_iter']} iterations, "
     if law.get("handoff_level"):  # of a causal pair, which has no iterations
         levels, iterations = f"{levels}, hand-off at {law['handoff_level']}", ""
@@ -75,17 +88,23 @@ def law_in_words(law: dict[str, Any]) -> str:
     )
 
 
-def method_in_words(method: dict[str, Any]) -> str:
-    """One line for a dumped method: its name and every knob."""
-    knobs = ", ".join(_knobs({name: value for name, value in method.items() if name != "name"}))
+def method_in_words(method: dict[str, Any], codes: bool = False) -> str:
+    """One line for a dumped method of a pair of codes or of another: its name and every knob that it uses."""
+    unused = _OF_PATHS if codes else _OF_CODES
+    unused |= {"gamma"} if method.get("tree") else {"tree"}
+    rule = method.get("acceptance", {}).get("rule")
+    unused |= {knob for knob, rules in RULES_OF_KNOB.items() if rule not in rules}
+    knobs = ", ".join(_knobs({name: value for name, value in method.items() if name != "name"}, unused))
     return f"{method['name']} ({knobs})" if knobs else str(method["name"])
 
 
-def _knobs(values: dict[str, Any]) -> list[str]:
+def _knobs(values: dict[str, Any], unused: frozenset[str]) -> list[str]:
     texts = []
     for name, value in values.items():
+        if name in unused:
+            continue
         if isinstance(value, dict):
-            texts += _knobs(value)
+            texts += _knobs(value, unused)
         elif isinstance(value, list | tuple):
             texts.append(f"{name} {'/'.join(map(str, value)) or 'off'}")
         else:

@@ -156,7 +156,7 @@ class Acceptance(Settings):
 
     @model_validator(mode="after")
     def _knob_of_its_rule(self) -> Self:
-        for knob, rules in _RULES_OF_KNOB.items():
+        for knob, rules in RULES_OF_KNOB.items():
             value = getattr(self, knob)
             if value != type(self).model_fields[knob].default and self.rule not in rules:
                 raise ValueError(f"{knob} belongs to rule {' or '.join(rules)}, got {value:g} with {self.rule}")
@@ -176,7 +176,8 @@ class Acceptance(Settings):
         return self.rule in ("lantern", "lantern++")
 
 
-_RULES_OF_KNOB = {
+#: Acceptance rules that have each knob.
+RULES_OF_KNOB = {
     "delta": ("annealed", "lantern"),
     "nu": ("annealed",),
     "radius": ("coupled",),
