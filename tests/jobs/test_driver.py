@@ -39,6 +39,7 @@ def pair(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own, 15, starves them on a busy machine
     with running_ray(Workers(count=2)) as ray:
         yield ray
 
