@@ -19,6 +19,7 @@ _OK, _FAILED, _WRONG_INPUT, _INTERRUPTED = 0, 1, 2, 130
 _MODULES = {
     "bench": "speed, acceptance and distance of decoding, without Ray",
     "calibrate": "what method auto would choose here, without Ray; writes no dataset",
+    "road": "speed and memory of everything around the decoder: planning, a job without a model, resuming, overhead",
     "train": "train the models of a pair",
     "convert": "turn public MAR and LlamaGen checkpoints into a pair folder",
 }
