@@ -247,7 +247,8 @@ def measure_quality(bench: Bench, entries: list[Entry], n: int, batch: int, proc
             parts = list(make(_quality_batch, *zip(*given, strict=True)))
             features, agrees = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "agrees"))
             quality = evaluate(features, labels, agrees, card.reference)
-            log.info("%s at %d iterations: quality of %d images", entry.label, entry.law.num_iter, n)
+            iterations = f" at {entry.law.num_iter} iterations" if card.family == "mar" else ""
+            log.info("%s%s: quality of %d images", entry.label, iterations, n)
             yield {
                 **Tally.total([part.tally for part in parts]).figures(entry, card.target.seq_len),
                 "distance": quality.frechet,

@@ -106,6 +106,5 @@ def _draw(
         method = _method(row)
         value = method and knob(method.acceptance)
         if value is not None:
-            panel.annotate(
-                f"{value:g}", (at, row.speedup_vs_plain), (3, 4), textcoords="offset points", fontsize=7, color="0.35"
-            )
+            place = (at, row.speedup_vs_plain)
+            panel.annotate(f"{value:g}", place, (3, 4), textcoords="offset points", fontsize=7, color=style["color"])

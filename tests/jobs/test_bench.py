@@ -7,11 +7,13 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
-from jobs import bench
+from jobs import bench, bench_plot
 from jobs.bench_calls import measure_calls, predicted_speedup
-from jobs.bench_entries import Naive, ablation_entries, causal_entries, mar_entries
+from jobs.bench_entries import Naive, ablation_entries, causal_entries, code_entries, code_rules, mar_entries
 from jobs.bench_measure import Bench, Tally, loaded
+from jobs.bench_table import Row
 from jobs.cli import main
 from spd_core.codec import PixelCodec
 from spd_core.data import FASHION_CLASSES
@@ -20,6 +22,7 @@ from spd_core.decode.cost import CallTimes
 from spd_core.decode.log import DraftRecords
 from spd_core.law import Acceptance, Cspd, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import load_pair
+from tests.jobs.code_pair import make_code_pair
 from tests.tiny_causal import make_tiny_causal_pair
 from tests.tiny_pair import make_tiny_pair
 
@@ -50,6 +53,36 @@ def causal_rows(causal, tmp_path_factory):
     files = ["--json", str(folder / "b.json"), "--markdown", str(folder / "b.md")]
     assert main(["bench", "--pair", causal, *given, "--batch", "2", "--n", "0", *files]) == 0
     return json.loads((folder / "b.json").read_text())["rows"], (folder / "b.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs") / "tiny-vq"
+    return str(make_code_pair(folder, class_names=FASHION_CLASSES, reference="fashion-mnist"))
+
+
+@pytest.fixture(scope="module")
+def code_run(codes, tmp_path_factory):
+    """The folder of one run with every kind of entry, distances of two of them."""
+    folder = tmp_path_factory.mktemp("bench-codes")
+    given = ["--gamma", "2", "3", "--tree", "2,1", "--delta", "2", "--lam", "2", "--lantern-delta", "0.1"]
+    given += [
+        "--fills",
+        "2",
+        "--repeats",
+        "1",
+        "--batch",
+        "1",
+        "2",
+        "--n",
+        "20",
+        "--quality-of",
+        "plain",
+        "tree 2-1, lam",
+    ]
+    files = [word for kind in ("json", "markdown") for word in (f"--{kind}", str(folder / f"b.{kind}"))]
+    assert main(["bench", "--pair", codes, *given, *files, "--plot", str(folder / "b.svg")]) == 0
+    return folder
 
 
 def test_rows_and_table(pair, tmp_path):
@@ -197,6 +230,93 @@ def test_call_times_need_a_causal_pair(pair):
         measure_calls(load_pair(pair), SamplerLaw(), Plain(), 1, 0)
 
 
+def test_entries_of_a_pair_of_codes():
+    law = SamplerLaw(cfg_schedule="constant")
+    rules = code_rules([2.0], [0.7, 0.0], [1.5], [0.1])
+    entries = code_entries(law, [2, 4], [(2, 1), (3,)], rules, ["eagle", "draft"])
+    kind = {"gamma": 4, "drafter": "eagle"}
+    assert [entry.method for entry in entries] == [
+        Plain(),
+        Speculative(gamma=2, drafter="eagle"),
+        Speculative(**kind),
+        Speculative(gamma=4, drafter="draft"),
+        Speculative(**kind, tree=(2, 1)),
+        Speculative(**kind, tree=(3,)),
+        Speculative(**kind, acceptance=Acceptance(rule="annealed", delta=2.0, nu=0.7)),
+        Speculative(**kind, acceptance=Acceptance(rule="annealed", delta=2.0, nu=0.0)),
+        Speculative(**kind, acceptance=Acceptance(rule="lantern++", lam=1.5)),
+        Speculative(**kind, acceptance=Acceptance(rule="lantern", delta=0.1)),
+        Speculative(**kind, tree=(2, 1), acceptance=Acceptance(rule="lantern++", lam=1.5)),
+    ]
+    labels = [entry.label for entry in entries]
+    assert len(set(labels)) == len(labels), "each has its own name"
+    assert labels[3] == "lossless, gamma 4"
+    assert labels[-1] == "lantern++, k 100, eagle, tree 2-1, lam 1.5"
+    assert [entry.method for entry in code_entries(law, [2], [], rules, [])] == [Plain()]
+    judged = bench._assessed(entries, None)
+    assert judged == [entries[0], entries[1], *entries[6:]], "one lossless entry speaks for all"
+
+
+def test_rows_of_a_pair_of_codes(code_run):
+    rows = json.loads((code_run / "b.json").read_text())["rows"]
+    assert all(set(row) >= FIELDS for row in rows)
+    assert [row["batch"] for row in rows] == [1] * 10 + [2] * 10
+    for row in rows:
+        assert row["head_calls_per_token"] == 0
+        assert (row["stride"], row["head_window"]) == (None, [])
+        if row["method"] == "plain":
+            assert row["speedup_vs_plain"] == row["step_compression"] == row["tokens_per_round"] == 1
+            continue
+        depth = len(row["settings"]["tree"]) or row["gamma"]
+        assert 1 <= row["tokens_per_round"] <= depth + 1
+        assert 1 <= row["step_compression"] <= depth + 1
+        assert (row["certificate_per_token"] is None) == (row["guarantee"] == "exact") == (row["rule"] == "lossless")
+        if row["certificate_per_token"] is not None:
+            low, high = row["certificate_per_token_interval"]
+            assert 0 <= low <= row["certificate_per_token"] <= high
+            assert row["certificate_per_token"] == pytest.approx(row["certificate_per_image"] / 16)
+    for batch in (1, 2):
+        lossless = [row["speedup_vs_lossless"] for row in rows if row["batch"] == batch and row["rule"] == "lossless"]
+        assert len(lossless) == 4
+        assert max(lossless) == 1, "the fastest of them is the measure"
+    for row in rows:  # at batch 1 no image waits for another one
+        if row["batch"] == 1 and row["n"] is None:
+            assert row["step_compression"] == pytest.approx(row["tokens_per_round"])
+
+
+def test_distances_of_a_pair_of_codes(code_run):
+    rows = json.loads((code_run / "b.json").read_text())["rows"]
+    judged = [row for row in rows if row["n"]]
+    assert {row["label"] for row in judged} == {"plain", "lantern++, k 100, tree 2-1, lam 2"}
+    for row in judged:
+        assert row["n"] == 20
+        assert row["distance"] > row["floor"] > 0
+
+
+def test_the_table_of_a_pair_of_codes(code_run, tmp_path):
+    table = (code_run / "b.markdown").read_text()
+    for head in ("x lossless", "accepted length", "step compression", "certificate per token (95 %)"):
+        assert table.count(f"| {head} |") == 2
+    assert not any(word in table for word in ("head calls", "head steps", "stride", "iterations", "window"))
+    again = ["--rows", str(code_run / "b.json"), "--markdown", str(tmp_path / "b.md")]
+    assert main(["bench", *again, "--plot", str(tmp_path / "b.png")]) == 0
+    assert (tmp_path / "b.md").read_text() == table
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.width > 1000
+
+
+def test_the_picture_has_two_panels_a_batch_and_a_line_a_rule(code_run):
+    picture = (code_run / "b.svg").read_text()
+    assert picture.count('<g id="axes_') == 4
+    assert '<g id="legend_1">' in picture
+    rows = [Row.model_validate(row) for row in json.loads((code_run / "b.json").read_text())["rows"]]
+    styled = list(bench_plot._styled(rows))
+    assert [len(own) for own, _ in styled] == [2] * len(styled), "of every entry both batches, no two entries mixed"
+    relaxed = [style["color"] for own, style in styled if own[0].guarantee == "tv"]
+    assert len(set(relaxed)) == len(relaxed) == 5
+    assert bench_plot._certificate(rows[1]) == (0.0, None)
+
+
 def _decoded(image, place, accepted, excess, rounds):
     image, place = torch.tensor(image), torch.tensor(place)
     log_ratio = torch.where(torch.tensor(accepted), 1.0, -math.log(2))
@@ -274,6 +394,52 @@ def test_wrong_input_is_one_line(pair, capsys, arguments, named):
 )
 def test_wrong_input_for_a_causal_pair_is_one_line(causal, capsys, arguments, named):
     _is_one_line(["bench", "--pair", causal, "--n", "0", *arguments], capsys, named)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--ablation"], "--ablation: got set"),
+        (["--stride", "2"], "allowed: a pair of the causal family"),
+        (["--head-window", "4"], "allowed: a pair of the mar or causal family"),
+        (["--delta", "0.5"], "--delta"),
+        (["--nu", "-1"], "--nu"),
+        (["--lam", "0.5"], "--lam"),
+        (["--lantern-delta", "1.5"], "--lantern-delta: got 1.5, allowed: 0 to 1"),
+        (["--tree", "2,0"], "--tree: got '2,0'"),
+        (["--tree", "wide"], "--tree: got 'wide'"),
+        (["--tree", "64,64,64"], "--tree"),
+        (["--plot", "b.pdf"], "--plot: got 'b.pdf', allowed: a file name that ends in .svg or .png"),
+        (["--plot", "no/such/folder/b.svg"], "--plot"),
+        (["--set", "law.num_iter=0"], "num_iter"),
+        (["--rows", "no/such/file.json"], "--rows"),
+    ],
+)
+def test_wrong_input_for_a_pair_of_codes_is_one_line(codes, capsys, arguments, named):
+    _is_one_line(["bench", "--pair", codes, "--n", "0", *arguments], capsys, named)
+
+
+@pytest.mark.parametrize("flag", ["--nu", "--lam", "--lantern-delta", "--tree", "--plot"])
+def test_flags_of_codes_are_refused_for_others(causal, tmp_path, capsys, flag):
+    value = str(tmp_path / "b.svg") if flag == "--plot" else "1"
+    _is_one_line(["bench", "--pair", causal, "--n", "0", flag, value], capsys, f"{flag}: got")
+
+
+def test_a_draft_that_the_pair_lacks(tmp_path, capsys):
+    folder = str(make_code_pair(tmp_path / "one-draft", drafts=("draft",)))
+    _is_one_line(["bench", "--pair", folder, "--n", "0", "--drafter", "eagle"], capsys, "allowed: draft")
+
+
+def test_a_picture_needs_the_plot_extra(codes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_plot, "find_spec", lambda _name: None)
+    given = ["bench", "--pair", codes, "--n", "0", "--plot", str(tmp_path / "b.svg")]
+    _is_one_line(given, capsys, "pip install 'spd[plot]'")
+
+
+def test_rows_of_another_family_are_no_picture(causal_rows, tmp_path, capsys):
+    file = tmp_path / "b.json"
+    file.write_text(json.dumps({"machine": {"cpu": "a CPU"}, "rows": causal_rows[0]}))
+    _is_one_line(["bench", "--rows", str(file), "--plot", str(tmp_path / "b.svg")], capsys, "llamagen")
 
 
 def _is_one_line(arguments, capsys, named):
