@@ -28,13 +28,12 @@ def _guard_local_ray() -> None:
     """Ray runs whatever it is sent: a token made for this run keeps the machine's other users out.
 
     Left to itself, Ray would turn authentication on and leave the token in ``~/.ray/auth_token``, which turns it on for
-    every later cluster of this user too. A token in the environment leaves no file. Ray reads both variables when it is
+    every later cluster of this user too. A token in the environment leaves no file. Ray reads the mode when it is
     imported: a program that imported it before gets a cluster without a token, on loopback like any other.
     """
-    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled" if "ray" in sys.modules else "token")
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Otherwise Ray warns that it will stop hiding GPUs from actors that reserve none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
