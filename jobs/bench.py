@@ -50,7 +50,7 @@ __all__ = ["add_arguments", "run"]
 log = logging.getLogger(__name__)
 
 #: Batches in one timed decoding: an image of codes is made in a moment, and how many rounds it takes varies.
-_FILLS = {"mar": 1, "causal": 1, "llamagen": 8}
+_FILLS = {"mar": 1, "causal": 1, "llamagen": 4}
 #: Images decoded together for their quality, at least.
 _QUALITY_BATCH = 32
 

@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fills",
         type=int,
         metavar="F",
-        help="batches in one timed decoding, default 1, codes 8; with more, speculative decoding refills its slots",
+        help="batches in one timed decoding, default 1, codes 4; with more, speculative decoding refills its slots",
     )
     parser.add_argument(
         "--n", type=int, default=1000, help="images per entry for distance and agreement; 0: speed only"

@@ -113,11 +113,13 @@ class Timed:
     tallies: list[Tally] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     split: dict[str, float] = field(default_factory=dict)  #: of the last one
+    spans: Counter[str] = field(default_factory=Counter)  #: microseconds of all
 
     def add(self, decoded: Decoded, seconds: float) -> None:
         self.seconds.append(seconds)
         self.tallies.append(Tally.of(decoded))
         self.counts.update(decoded.counts)
+        self.spans.update({name: round(1e6 * value) for name, value in decoded.seconds.items()})
         self.split = {name: round(value, 4) for name, value in decoded.seconds.items()}
 
     def over(self, other: Timed) -> list[float]:
@@ -214,6 +216,7 @@ def speed_figures(
                 "finish_calls": own.counts["finish_head_calls"] / batches,
                 "finish_rows_per_token": own.counts["finish_head_rows"] / (batches * batch * tokens),
                 "seconds_split": own.split,
+                "pass_ms": {name: span / 1000 / passes for name, span in own.spans.items()} if passes else {},
                 **Tally.total(own.tallies).figures(entry, tokens),
             }
         )

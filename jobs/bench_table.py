@@ -61,6 +61,9 @@ class Row(Settings):
     certificate_per_token: float | None = None
     certificate_per_token_interval: Bounds | None = None
     seconds_split: dict[str, float] = Field(description="of the last timed decoding")
+    pass_ms: dict[str, float] = Field(
+        default_factory=dict, description="milliseconds of each span per sequential target pass, timed images"
+    )
     distance: float | None = Field(
         None, description="Frechet distance at n images; a property of law and method, not batch"
     )
@@ -123,7 +126,7 @@ def _speed(rows: list[Row], causal: bool) -> list[str]:
 def _codes(rows: list[Row]) -> list[str]:
     heads = [
         "method", "guarantee", "images/s", "x plain", "x lossless", "accepted length", "step compression", "acceptance",
-        "certificate per token (95 %)", "distance (95 %)", "label agreement",
+        "certificate per token (95 %)", "distance (95 %)", "label agreement", "ms a pass: draft", "target", "test",
     ]  # fmt: skip
     lines = [
         [
@@ -138,6 +141,9 @@ def _codes(rows: list[Row]) -> list[str]:
             _with_bounds(row.certificate_per_token, row.certificate_per_token_interval, 4),
             _with_bounds(row.distance, row.distance_interval, 1),
             _cell(row.label_agreement, 3),
+            _cell(row.pass_ms.get("draft"), 2),
+            _cell(row.pass_ms["context"] + row.pass_ms.get("head", 0.0), 2),
+            _cell(row.pass_ms.get("accept"), 2),
         ]
         for row in rows
     ]

@@ -267,6 +267,7 @@ def test_rows_of_a_pair_of_codes(code_run):
         if row["method"] == "plain":
             assert row["speedup_vs_plain"] == row["step_compression"] == row["tokens_per_round"] == 1
             continue
+        assert set(row["pass_ms"]) == {"draft", "context", "accept"}
         depth = len(row["settings"]["tree"]) or row["gamma"]
         assert 1 <= row["tokens_per_round"] <= depth + 1
         assert 1 <= row["step_compression"] <= depth + 1
@@ -295,7 +296,7 @@ def test_distances_of_a_pair_of_codes(code_run):
 
 def test_the_table_of_a_pair_of_codes(code_run, tmp_path):
     table = (code_run / "b.markdown").read_text()
-    for head in ("x lossless", "accepted length", "step compression", "certificate per token (95 %)"):
+    for head in ("x lossless", "accepted length", "step compression", "certificate per token (95 %)", "target | test"):
         assert table.count(f"| {head} |") == 2
     assert not any(word in table for word in ("head calls", "head steps", "stride", "iterations", "window"))
     again = ["--rows", str(code_run / "b.json"), "--markdown", str(tmp_path / "b.md")]
