@@ -86,10 +86,10 @@ RECIPES: dict[tuple[str, str], AnyRecipe] = {
     ),
     ("fashion-vq", "target"): LlamaGenRecipe(model=FASHION_VQ_TARGET, batch=64, steps=4000, ema=0.999),
     ("fashion-vq", "draft"): DraftRecipe(
-        model=_fashion_vq(192, 1, 3, 64), target=FASHION_VQ_TARGET, batch=64, steps=3000, ema=0.998
+        model=_fashion_vq(192, 1, 3, 64), target=FASHION_VQ_TARGET, batch=64, steps=2500, ema=0.998
     ),
     ("fashion-vq", "eagle"): EagleRecipe(
-        model=EagleConfig(n_head=4), target=FASHION_VQ_TARGET, batch=64, steps=3000, ema=0.998
+        model=EagleConfig(n_head=4), target=FASHION_VQ_TARGET, batch=64, steps=2500, ema=0.998
     ),
     ("fashion-mar", "target-variance"): VarianceRecipe(model=FASHION_MAR_TARGET, law=LAWS["fashion-mar"]),
     ("fashion-ar", "target-variance"): VarianceRecipe(model=FASHION_AR_TARGET, law=LAWS["fashion-ar"]),
