@@ -426,6 +426,25 @@ def test_drafts_know_after_every_round_what_a_fresh_pass_knows(long, drafter, me
     assert len(set(seen)) > 8
 
 
+def test_eagle_drafts_each_node_from_its_parents_feature(long):
+    root, level, known = Eagle.root, Eagle.level, {}
+
+    def first(self, codes_AN, made_A):
+        known[0] = root(self, codes_AN, made_A)[:, :, 0]
+        return known[0][:, :, None]
+
+    def below(self, codes_AL, made_A, tree, nodes, parents_GALd):
+        for at, node in enumerate(nodes):
+            assert torch.equal(parents_GALd[:, :, at], known[tree.parents[node - 1]])
+        features = level(self, codes_AL, made_A, tree, nodes, parents_GALd)
+        known.update((node, features[:, :, at]) for at, node in enumerate(nodes))
+        return features
+
+    with patch.multiple(Eagle, root=first, level=below):
+        _speculate(long, GUIDED, _using(TREE, drafter="eagle"), _inputs(4))
+    assert sorted(known) == list(range(7))
+
+
 @torch.inference_mode()
 def test_eagle_reads_a_cache_as_it_reads_a_whole_sequence(long):
     eagle, generator = long["eagle"], torch.Generator().manual_seed(0)
