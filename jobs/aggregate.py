@@ -17,6 +17,7 @@ from torch import Tensor
 from jobs.plan import Plan, package_version
 from jobs.totals import Totals
 from workers import layout
+from workers.parquet import FEATURE_DIMS
 from workers.store import Store
 
 #: Images the distances are computed on, at most: the number published figures use, and what fits into memory.
@@ -131,24 +132,25 @@ def classes(plan: Plan, totals: Totals) -> list[Json]:
     ]
 
 
-def _features(store: Store, plan: Plan, shards: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Features float16 [n, D], labels int64 [n] and agreement bool [n] of the first `QUALITY_IMAGES` images."""
-    features, labels, agrees = [], [], []
-    have = 0
+def _features(store: Store, plan: Plan, shards: Sequence[int], images: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Features float16 [n, D], labels int64 [n] and agreement bool [n] of the first n = ``images`` images."""
+    features = torch.empty(images, FEATURE_DIMS, dtype=torch.float16)
+    labels: list[int] = []
+    agrees: list[bool | None] = []
     for shard in shards:
-        if have >= QUALITY_IMAGES:
+        have = len(labels)
+        if have >= images:
             break
         column = pq.read_table(BufferReader(store.read(layout.features(shard, plan.shards))))["feature"]
-        part = torch.from_numpy(column.combine_chunks().flatten().to_numpy().reshape(len(column), -1).copy())
+        part = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)[: images - have]
         table = pq.read_table(
             BufferReader(store.read(layout.data(shard, plan.shards))), columns=["label", "label_agrees"]
         )
-        features.append(part)
-        labels += table["label"].to_pylist()
-        agrees += table["label_agrees"].to_pylist()
-        have += len(part)
-    agree = None if any(value is None for value in agrees) else torch.tensor(agrees[:QUALITY_IMAGES])
-    return torch.cat(features)[:QUALITY_IMAGES], torch.tensor(labels[:QUALITY_IMAGES]), agree
+        features[have : have + len(part)] = torch.from_numpy(part.copy())
+        labels += table["label"].to_pylist()[: len(part)]
+        agrees += table["label_agrees"].to_pylist()[: len(part)]
+    agree = None if any(value is None for value in agrees) else torch.tensor(agrees)
+    return features, torch.tensor(labels), agree
 
 
 def quality(store: Store, plan: Plan, shards: Sequence[int], images: int) -> Json:
@@ -172,7 +174,7 @@ def quality(store: Store, plan: Plan, shards: Sequence[int], images: int) -> Jso
         return {"skipped": f"{images} images are too few, at least {MIN_QUALITY_IMAGES} are needed"}
     from spd_core.quality.evaluate import evaluate  # loads what only this figure needs
 
-    figures = evaluate(*_features(store, plan, shards), reference)
+    figures = evaluate(*_features(store, plan, shards, min(images, QUALITY_IMAGES)), reference)
     return figures.model_dump(mode="json")
 
 

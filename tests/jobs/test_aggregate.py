@@ -124,6 +124,18 @@ def test_quality_reads_the_features_that_were_written(tmp_path):
     assert [row["images"] for row in found["classes"]] == [20] * 3 + [0] * 7
 
 
+def test_quality_is_of_the_first_images(tmp_path, monkeypatch):
+    spec = tree_spec(tmp_path, method="null", requests={"count": 80}, shard_size=25, features=True)
+    plan, store = make_plan(spec), Store(spec.output)
+    shards = [record.shard for record in make_shards(store, spec, plan)]
+    compared = plan.model_copy(update={"pair": plan.pair.model_copy(update={"reference": "fashion-mnist"})})
+    monkeypatch.setattr("jobs.aggregate.QUALITY_IMAGES", 60)
+    some = quality(store, compared, shards, 80)
+    monkeypatch.setattr("jobs.aggregate.QUALITY_IMAGES", 50_000)
+    assert some["n"] == 60 and some == quality(store, compared, shards, 60)
+    assert quality(store, compared, shards, 80)["n"] == 80
+
+
 def test_quality_says_why_it_is_skipped(plan):
     store = Store("memory://nothing")
     assert "no reference" in quality(store, plan, [0], 10)["skipped"]

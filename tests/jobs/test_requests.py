@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import requests
@@ -231,3 +235,26 @@ def test_the_default_requests_have_no_parts(pair, tmp_path):
     assert isinstance(plain, FixedSpec)
     store, plan = stored(plain)
     assert request_parts(plan) == () and list(store.list()) == [layout.PLAN]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_a_million_requests_are_planned_in_seconds(pair, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(requests, "BATCH", 1 << 16)
+    count = 1_000_000
+    table = pa.table({"id": [f"i{row}" for row in range(count)], "label": [row % 3 for row in range(count)]})
+    path = tmp_path / f"r.{kind}"
+    match kind:
+        case "parquet":
+            pq.write_table(table, path)
+        case "csv":
+            pa_csv.write_csv(table, path)
+        case _:
+            path.write_text("".join(f'{{"id": "i{row}", "label": {row % 3}}}\n' for row in range(count)))
+    del table
+    began = time.process_time()
+    store, plan = stored(spec_of(pair, tmp_path, str(path)).model_copy(update={"shard_size": 64}))
+    assert time.process_time() - began < 20
+    assert plan.rows == count and plan.shards == 15_625
+    last = Tasks(store, plan).task(15_624, 0)
+    assert (last.request_ids[-1], last.labels[-1], len(last.labels)) == ("i999999", 999_999 % 3, 64)
