@@ -26,7 +26,7 @@ from jobs.spec import FixedSpec, Spec, SpecError
 from spd_core.pairs.pair import load_card
 from workers import layout
 from workers.records import WorkerSettings
-from workers.store import Store
+from workers.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,15 @@ def _stoppable() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """A store that fails after the work has begun is no wrong input."""
+    try:
+        yield
+    except StoreError as error:
+        raise JobError(f"{error}; the same command resumes") from error
 
 
 def _settings(spec: FixedSpec, plan: Plan, store: Store) -> WorkerSettings:
@@ -183,7 +192,7 @@ def _generate(spec: FixedSpec, calibration: Calibration | None, store: Store) ->
     if not (work or stored is None or check_manifest(store, plan, list(committed.records.values()))):
         return plan, made
     exclusive = not store.check_writable()
-    with Presence(store, exclusive) as presence:
+    with _resumable(), Presence(store, exclusive) as presence:
         if work:
             check_weights(spec.pair, plan.pair_sha256)
             plan, made = _make_shards(spec, store, plan, committed, presence)

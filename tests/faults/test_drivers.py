@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from jobs.status import status
 from jobs.validate import validate
-from tests.chaos.dataset import compare, read_rows
+from tests.chaos.dataset import Difference, compare, read_rows
 from tests.seaweed import BUCKET, SECRET, SeaweedFS
 from workers import layout
 from workers.store import Store
@@ -29,7 +31,7 @@ class Driver:
 
     def __init__(self, pair: str, output: str, log: Path, variables: dict[str, str], *sets: str) -> None:
         fields = {"output": output, "pair": pair, "method": "null", "features": False, "shard_size": 4}
-        fields |= {"requests.count": 400, "workers.count": 1, "workers.num_cpus": 0.5}
+        fields |= {"requests.count": 240, "workers.count": 1, "workers.num_cpus": 0.5}
         given = [f"{name}={json.dumps(value)}" for name, value in fields.items()] + list(sets)
         command = [sys.executable, "-m", "jobs.cli", "generate", *(part for each in given for part in ("--set", each))]
         self._log = log
@@ -56,11 +58,6 @@ class Driver:
             assert time.monotonic() < deadline and self.process.poll() is None, self.said()
             time.sleep(0.05)
 
-    def kill(self) -> None:
-        """SIGKILL of the driver alone, as the kernel does it; its Ray notices."""
-        self.process.kill()
-        self.process.wait()
-
 
 @pytest.fixture(scope="module")
 def undisturbed(pair: str, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory):
@@ -68,7 +65,7 @@ def undisturbed(pair: str, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFacto
     output, log = f"s3://{BUCKET}/{uuid.uuid4().hex}", tmp_path_factory.mktemp("undisturbed") / "log"
     driver = Driver(pair, output, log, s3.variables)
     assert driver.wait() == 0, driver.said()
-    assert "another" not in driver.said() and "was at work" not in driver.said()
+    assert "was at work" not in driver.said()
     assert validate(output, s3.options).problems == ()
     return read_rows(Store(output, s3.options))
 
@@ -78,19 +75,26 @@ def test_two_drivers_make_one_dataset(pair, s3, undisturbed, tmp_path):
     store = Store(output, s3.options)
     first = Driver(pair, output, tmp_path / "first.log", s3.variables)
     first.wait_for(store, 1)
+    # It may do next to nothing until the second one is up, so that both have something left to make.
+    first.process.send_signal(signal.SIGSTOP)
     second = Driver(pair, output, tmp_path / "second.log", s3.variables)
+    told = f"driver {socket.gethostname()}-{first.process.pid} was at work on this output"
+    deadline = time.monotonic() + _LIMIT_S
+    while told not in second.said():
+        assert time.monotonic() < deadline and second.process.poll() is None, second.said()
+        time.sleep(4.0)
+        first.process.send_signal(signal.SIGCONT)
+        time.sleep(0.2)
+        first.process.send_signal(signal.SIGSTOP)
+    first.process.send_signal(signal.SIGCONT)
     assert (first.wait(), second.wait()) == (0, 0), first.said() + second.said()
-    told = re.search(
-        r"driver (\S+) was at work on this output .* ago; if it still is, both make the one", second.said()
-    )
-    finished_before = "of 100 shards are committed" in second.said() and told is None
-    assert (told and told[1].endswith(f"-{first.process.pid}")) or finished_before, second.said()
+    assert "both make the one dataset: each shard is committed once" in second.said()
     assert validate(output, s3.options).problems == ()
-    assert compare(read_rows(store), undisturbed) == type(compare(undisturbed, undisturbed))()
+    assert compare(read_rows(store), undisturbed) == Difference()
     assert not store.exists(layout.DRIVER)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_driver_that_is_stopped_or_killed_is_explained_and_resumed(how, pair, s3, undisturbed, tmp_path):
     output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     store = Store(output, s3.options)
@@ -105,20 +109,22 @@ def test_a_driver_that_is_stopped_or_killed_is_explained_and_resumed(how, pair, 
             driver.said().splitlines()[-1]
             == "spd: stopped by SIGTERM; what is committed stays, the same command resumes"
         )
-        assert "resumes" in found.next_step and found.driver is None
+        assert found.state == "stopped" and "resumes" in found.next_step
     else:
-        assert f"-{driver.process.pid} was at work" in found.next_step
+        assert found.state in ("running", "killed") and f"-{driver.process.pid} was" in found.next_step
     again = Driver(pair, output, tmp_path / "second.log", s3.variables)
     assert again.wait() == 0, again.said()
-    assert compare(read_rows(store), undisturbed) == type(compare(undisturbed, undisturbed))()
+    assert compare(read_rows(store), undisturbed) == Difference()
     assert status(output, s3.options).finished
 
 
-def test_credentials_are_nowhere_to_be_read(pair, s3, tmp_path):
+def test_credentials_are_nowhere_to_be_read(pair, s3, tmp_path, request):
     """Given in the spec, used for a whole job and for one that fails; then every byte that was left is searched."""
     output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     given = f"storage_options={json.dumps(s3.options)}"
-    ray = tmp_path / "ray"
+    # Ray puts sockets below it, whose paths may have 107 characters.
+    ray = Path(tempfile.mkdtemp(prefix="spd-", dir="/tmp"))
+    request.addfinalizer(lambda: shutil.rmtree(ray, ignore_errors=True))
     good = Driver(pair, output, tmp_path / "good.log", {"RAY_TMPDIR": str(ray)}, given, "requests.count=40")
     assert good.wait() == 0, good.said()
     wrong = {**s3.options, "secret": SECRET[::-1]}
@@ -127,7 +133,9 @@ def test_credentials_are_nowhere_to_be_read(pair, s3, tmp_path):
     assert bad.said().splitlines()[-1].startswith("spd: output: cannot ")
     store = Store(output, s3.options)
     left = {path: store.read(path) for path in store.list()}
-    left |= {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    logs = [path for folder in (tmp_path, ray) for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("worker-") for path in logs), "the workers' logs are among them"
+    left |= {str(path): path.read_bytes() for path in logs}
     assert layout.PLAN in left and layout.REPORT_HTML in left and layout.CARD in left
     for path, raw in left.items():
         for secret in (SECRET, SECRET[::-1]):
