@@ -31,7 +31,7 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._store = Store(settings.output, settings.storage_options)
+        self._store = Store(settings.output, settings.storage_options, known=True)
         self._engine: Engine | None = None
         self._load_seconds = 0.0
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 #: Longest time one operation is tried again; s3fs alone gives up after seconds, an object store's outage takes minutes.
 RETRY_DEADLINE_S = 300.0
-#: The probe at the start answers a person who may have mistyped the output, so it gives up sooner.
+#: A store that has never answered this process is rather mistyped than away, so it is given up sooner.
 PROBE_DEADLINE_S = 15.0
 #: What is only tidied up must not hold up a driver that was told to stop.
 TIDY_DEADLINE_S = 2.0
@@ -54,6 +54,7 @@ _PERMANENT_NAMES = frozenset(
 _CREATE_TRIES = 5
 _PROBE = "_run/.probe-"
 _memory_lock = threading.Lock()
+_answered: set[str] = set()  #: URLs of the stores that have answered this process
 
 
 class StoreError(OSError):
@@ -104,13 +105,16 @@ class Store:
     Args:
         url: any fsspec URL, or a local path.
         storage_options: arguments of the fsspec file system; they never appear in a repr, a log or an error.
+        known: it has answered another process, so that an outage is waited for from the first operation on.
     """
 
-    def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
+    def __init__(self, url: str, storage_options: dict[str, Any] | None = None, known: bool = False) -> None:
         # A worker's current folder is not the driver's.
         self.url = url if "://" in url or "::" in url else str(Path(url).expanduser().absolute())
         self._options = dict(storage_options or {})
         hide(self._options)
+        if known:
+            _answered.add(self.url)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str, dict[str, Any]]]:
         return Store, (self.url, self._options)
@@ -145,6 +149,8 @@ class Store:
 
     def _retry(self, action: str, path: str, call: Callable[[], T], deadline_s: float | None = None) -> T:
         """Runs ``call`` until it succeeds, fails for good, or the deadline has passed."""
+        if deadline_s is None:
+            deadline_s = RETRY_DEADLINE_S if self.url in _answered else PROBE_DEADLINE_S
 
         def log(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -153,13 +159,16 @@ class Store:
         retrying = Retrying(
             retry=retry_if_exception(_is_transient),
             wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
-            stop=stop_after_delay(RETRY_DEADLINE_S if deadline_s is None else deadline_s),
+            stop=stop_after_delay(deadline_s),
             before_sleep=log,
             reraise=True,
         )
         try:
-            return retrying(call)
+            result = retrying(call)
+            _answered.add(self.url)
+            return result
         except FileNotFoundError as error:
+            _answered.add(self.url)
             if _error_code(error) == "NoSuchBucket":
                 raise self._failure(action, path, error) from error
             raise FileNotFoundError(f"output: {self._shown_url}/{path} is not there") from error
@@ -267,9 +276,9 @@ class Store:
             Conflict: other content lies there.
             StoreError: the store cannot be written.
         """
-        self._create(path, data, RETRY_DEADLINE_S)
+        self._create(path, data)
 
-    def _create(self, path: str, data: bytes, deadline_s: float) -> None:
+    def _create(self, path: str, data: bytes, deadline_s: float | None = None) -> None:
         for _ in range(_CREATE_TRIES):
             try:
                 return self._retry("write", path, lambda: self._create_once(path, data), deadline_s)
