@@ -206,11 +206,11 @@ def _show(args: argparse.Namespace) -> int:
     try:
         found = json.loads(Path(args.rows).read_text())
         rows = [Row.model_validate(row) for row in found["rows"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        table = as_markdown(rows, found["machine"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise SpecError(f"--rows: got {args.rows!r}, allowed: a file that `spd bench --json` wrote") from error
     if args.plot and rows[0].family != "llamagen":
         raise SpecError(f"--plot: got rows of {rows[0].pair}, allowed: of a pair of the llamagen family")
-    table = as_markdown(rows, found["machine"])
     if args.markdown:
         Path(args.markdown).write_text(table)
     if args.plot:

@@ -437,6 +437,12 @@ def test_a_picture_needs_the_plot_extra(codes, tmp_path, capsys, monkeypatch):
     _is_one_line(given, capsys, "pip install 'spd[plot]'")
 
 
+@pytest.mark.parametrize("content", ["{}", "[1]", "no JSON", '{"machine": {}, "rows": []}', '{"rows": [{}]}'])
+def test_rows_that_are_none(tmp_path, capsys, content):
+    (tmp_path / "b.json").write_text(content)
+    _is_one_line(["bench", "--rows", str(tmp_path / "b.json")], capsys, "--rows")
+
+
 def test_rows_of_another_family_are_no_picture(causal_rows, tmp_path, capsys):
     file = tmp_path / "b.json"
     file.write_text(json.dumps({"machine": {"cpu": "a CPU"}, "rows": causal_rows[0]}))
