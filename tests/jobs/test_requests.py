@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import requests
+from jobs.auto import trial_task
+from jobs.cli import main
 from jobs.commits import read_committed
 from jobs.finish import finish
 from jobs.manifest import build_manifest, check_manifest
@@ -20,6 +22,8 @@ from jobs.requests import DamagedRequests, Tasks, part_rows, request_files, requ
 from jobs.spec import FixedSpec, SpecError, make_spec
 from jobs.validate import validate
 from spd_core.draws import image_seed
+from spd_core.law import Choice, Plain
+from spd_core.pairs.pair import load_card
 from tests.jobs.tree import worker_settings
 from tests.tiny_pair import CLASSES, make_tiny_pair
 from workers import layout
@@ -228,6 +232,25 @@ def test_validation_notices_other_requests(pair, tmp_path):
     store.replace(layout.SUCCESS, build_manifest(store, plan, read_committed(store, plan).records.values()))
     (problem,) = validate(store.url).problems
     assert problem == f"{request_files(plan)[-1]}: the requests are not the plan's"
+
+
+def test_the_command_line_plans_a_file_and_refuses_a_wrong_one(pair, tmp_path, capsys):
+    given = ["plan", "--set", f"pair={pair}", "--set", "method=null", "--output", str(tmp_path / "out")]
+    assert main([*given, "--set", f"requests.file={write(tmp_path, rows())}"]) == 0
+    assert "images       23 of 3 classes" in capsys.readouterr().out
+    wrong = write(tmp_path, [{"label": 0, "id": "../../x"}], "wrong.jsonl")
+    assert main([*given, "--set", f"requests.file={wrong}"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("spd: requests.file: id: got '../../x' in row 1 of ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_auto_measures_before_the_rows_are_copied(pair, tmp_path):
+    raw = {"pair": pair, "output": str(tmp_path / "out"), "method": "auto", "shard_size": 5}
+    spec = make_spec({**raw, "requests": {"file": write(tmp_path, rows())}})
+    assert spec.requests.count == ROWS and spec.shards == 5
+    task = trial_task(spec, load_card(pair), Choice(method=Plain(), batch=4), 5, 1, 1.0)
+    assert task.labels == (2, 0, 1, 2, 0) and len(set(task.seeds)) == 5
 
 
 def test_the_default_requests_have_no_parts(pair, tmp_path):
