@@ -123,7 +123,7 @@ class Harness:
         while not ended:
             phase = self._phase(name, early)
             over = self.tally.total >= kills or (phase == "late" and late >= LATE_KILLS)
-            kill = None if over else next_kill(self._draw, self.tally.kills, kills, phase)
+            kill = None if over else next_kill(self._draw, self.tally.kills, self.tally.at, kills, phase)
             if kill is not None and kill.step is not None:
                 self._give_order(kill)
             if self._driver is None:
@@ -299,14 +299,14 @@ def table(tally: Tally, seconds: float) -> str:
         f"| all | {tally.total} | {tally.total - moments} | {moments} | {sum(tally.resumes.values())} "
         f"| {whole.lost} | {whole.doubled} | {whole.differing} | {whole.files} |"
     )
-    steps = Counter({name: 0 for _, name in tally.at if name != "any moment"})
+    steps: Counter[str] = Counter()
     for (_, name), count in tally.at.items():
-        steps[name] += count if name != "any moment" else 0
+        steps[name.partition(" ")[2]] += count if name != "any moment" else 0
     hit = ", ".join(f"{name} {count}" for name, count in sorted(steps.items()) if count)
     lines += [
         "",
         f"{len(tally.struck) - 1} datasets of {SHARDS} shards with {SHARD_SIZE} images, {seconds / 60:.0f} minutes. "
-        f"Steps hit: {hit}.",
+        f"Steps hit, before or after: {hit}.",
         "",
         f"Ended without a kill, or not explained by `spd status`: {len(tally.complaints)}.",
         *(f"- {complaint}" for complaint in tally.complaints),

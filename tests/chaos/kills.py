@@ -66,8 +66,18 @@ class Kill:
         return f"{self.when} {self.step.name}" if self.step else "any moment"
 
 
-def next_kill(draw: random.Random, done: dict[str, int], wanted: int, phase: str) -> Kill:
-    """A kill of the phase (early, middle or late), of a cause that is behind its share."""
+def next_kill(
+    draw: random.Random, done: dict[str, int], at: dict[tuple[str, str], int], wanted: int, phase: str
+) -> Kill:
+    """A kill of the phase (early, middle or late), of a cause that is behind its share, at a step hit least so far.
+
+    Args:
+        draw: what decides.
+        done: kills so far, by cause.
+        at: the same, by cause and `Kill.name`.
+        wanted: kills in all.
+        phase: how far the dataset is.
+    """
     left = {cause: max(0.0, WEIGHTS[cause] * wanted - done.get(cause, 0)) for cause in CAUSES}
     if phase != "middle":
         # Workers have nothing to do yet, or nothing any more.
@@ -76,6 +86,8 @@ def next_kill(draw: random.Random, done: dict[str, int], wanted: int, phase: str
         left = dict.fromkeys(left, 1.0)
     cause = draw.choices(list(left), list(left.values()))[0]
     steps = {"early": EARLY, "middle": MIDDLE, "late": LATE}[phase]
-    if (phase == "middle" and cause == "driver") or draw.random() < 0.4:
+    if (phase == "middle" and cause == "driver") or draw.random() < (0.4 if phase == "middle" else 0.1):
         return Kill(cause, None, delay_s=draw.uniform(0.0, 3.0))
-    return Kill(cause, draw.choice(steps), draw.choice(("before", "after")))
+    kills = [Kill(cause, step, when) for step in steps for when in ("before", "after")]
+    draw.shuffle(kills)
+    return min(kills, key=lambda kill: at.get((cause, kill.name), 0))
