@@ -55,6 +55,7 @@ class Nodes:
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             # Otherwise workers are the last to get a core that others want too.
             "RAY_worker_niceness": "0",
+            "RAY_raylet_start_wait_time_s": "120",
         }
         self._raylets: dict[str, list[str]] = {}  #: command by address
         self._children: list[subprocess.Popen[bytes]] = []
