@@ -24,7 +24,7 @@ from workers.shard import commit_shard, read_commit
 from workers.store import Store
 
 pytestmark = pytest.mark.slow
-SLOW_S = 30.0
+SLOW_S = 20.0
 
 
 class Straggler(Worker):
@@ -62,15 +62,17 @@ def ray() -> Iterator[Any]:
 def make(ray: Any, folder: Path, worker: type[Worker], monkeypatch: pytest.MonkeyPatch) -> tuple[float, Fleet, Store]:
     """Seconds that the shards of a small job take, by two actors; the fleet, not stopped yet; the output."""
     monkeypatch.setattr(fleet_module, "Worker", worker)
-    spec = tree_spec(folder, method="null", requests={"count": 40})
+    spec = tree_spec(folder, method="null", requests={"count": 12})
     plan, store = make_plan(spec), Store(spec.output)
     fleet = Fleet(ray, store, plan, worker_settings(spec, plan), Workers(count=2, num_cpus=0.5), plan.shards)
     while not all(slot.up for slot in fleet._slots):
         fleet._wait_once(deque())
     began = time.monotonic()
     made = [record.shard for record in fleet.run(dict.fromkeys(range(plan.shards), 0)) if record]
-    assert sorted(made) == list(range(10))
-    return time.monotonic() - began, fleet, store
+    assert sorted(made) == [0, 1, 2]
+    took = time.monotonic() - began
+    print(f"{took:.1f} s")
+    return took, fleet, store
 
 
 def wait_for_losers(fleet: Fleet) -> None:
@@ -83,7 +85,7 @@ def wait_for_losers(fleet: Fleet) -> None:
 def test_a_second_copy_shortens_the_job(ray, tmp_path, monkeypatch, caplog):
     took, fleet, store = make(ray, tmp_path / "with", Straggler, monkeypatch)
     assert took < SLOW_S
-    assert any(read_commit(store, shard).attempt == 1 for shard in range(10))
+    assert any(read_commit(store, shard).attempt == 1 for shard in range(3))
     wait_for_losers(fleet)
     assert "other bytes" not in caplog.text, "the loser made the same"
     fleet.stop()
