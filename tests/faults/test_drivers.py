@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import main
 from jobs.status import status
 from jobs.validate import validate
-from tests.chaos.dataset import Difference, compare, read_rows
+from tests.chaos.dataset import Difference, Rows, compare, read_rows
 from tests.seaweed import BUCKET, SECRET, SeaweedFS
 from workers import layout
 from workers.store import Store
@@ -60,14 +61,37 @@ class Driver:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(pair: str, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory):
-    """Rows of the job when nothing goes wrong, made with the credentials of the environment alone."""
+def finished(pair: str, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Output of the job when nothing goes wrong, made with the credentials of the environment alone."""
     output, log = f"s3://{BUCKET}/{uuid.uuid4().hex}", tmp_path_factory.mktemp("undisturbed") / "log"
     driver = Driver(pair, output, log, s3.variables)
     assert driver.wait() == 0, driver.said()
     assert "was at work" not in driver.said()
     assert validate(output, s3.options).problems == ()
-    return read_rows(Store(output, s3.options))
+    return output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: str, s3: SeaweedFS) -> Rows:
+    return read_rows(Store(finished, s3.options))
+
+
+@pytest.mark.parametrize("how", ["environment", "options"])
+def test_every_command_works_on_s3(how, finished, s3, monkeypatch, capsys):
+    given = []
+    for name, value in s3.variables.items():
+        monkeypatch.setenv(name, value) if how == "environment" else monkeypatch.delenv(name, raising=False)
+    if how == "options":
+        given = [part for name, value in s3.options.items() for part in ("--storage-option", f"{name}={value}")]
+    before = read_rows(Store(finished, s3.options)), Store(finished, s3.options).read(layout.SUCCESS)
+    assert main(["status", finished, *given]) == 0
+    assert "finished; `spd validate" in capsys.readouterr().out
+    assert main(["validate", finished, *given]) == 0
+    assert "ok: 240 images, 60 shards" in capsys.readouterr().out
+    assert main(["report", finished, *given]) == 0
+    # The same shards give the same report, so that it may be written at any time.
+    assert (read_rows(Store(finished, s3.options)), Store(finished, s3.options).read(layout.SUCCESS)) == before
+    assert main(["validate", finished, *given]) == 0
 
 
 def test_two_drivers_make_one_dataset(pair, s3, undisturbed, tmp_path):
