@@ -132,7 +132,7 @@ def test_storage_options_are_parsed_and_never_shown(tmp_path, capsys):
     assert main(["status", "s3://nobody/x", "--storage-option", "hunter2"]) == 2
     assert "--storage-option: got 'hunter2', allowed: KEY=VALUE" in one_line_error(capsys)
     assert main(["status", str(tmp_path), "--storage-option", "auto_mkdir=false"]) == 2
-    assert "is not there" in one_line_error(capsys)
+    assert "never started, or elsewhere" in one_line_error(capsys)
 
 
 def test_validate_reports_problems_with_exit_1(tmp_path, capsys):
