@@ -235,8 +235,10 @@ def _machine(args: argparse.Namespace) -> str:
 
 
 def _bundle(args: argparse.Namespace, out: Path) -> None:
-    made = [run for run in ("distil", "eagle", "tokenizer", *VARIANCES) if (out / run).is_dir()]
-    bundle(args.what, {run: out / run for run in ["target", "draft", *made]}, out / "pair", _machine(args))
+    first, last = (
+        [run for run in runs if (out / run).is_dir()] for runs in (("tokenizer",), ("distil", "eagle", *VARIANCES))
+    )
+    bundle(args.what, {run: out / run for run in [*first, "target", "draft", *last]}, out / "pair", _machine(args))
 
 
 def run(args: argparse.Namespace) -> int:
