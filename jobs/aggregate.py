@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from pyarrow import BufferReader
-from scipy.stats import t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from jobs.plan import Plan, package_version
@@ -113,7 +113,7 @@ def certificate(totals: Totals) -> Json | None:
         # Of a ratio: shards may differ in size.
         spread = math.fsum((sums - mean * rows) ** 2)
         error = math.sqrt(spread * shards / (shards - 1)) / images
-        reach = float(t.ppf(0.975, shards - 1)) * error
+        reach = float(stdtrit(shards - 1, 0.975)) * error
         result |= {"low": max(0.0, mean - reach), "high": mean + reach}
     return result
 

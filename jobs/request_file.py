@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 #: Rows of a batch: little memory, and few enough batches that Python's share of a row is small.
-BATCH = 1 << 16
+BATCH = 1 << 14
 #: An id names its image's file wherever the image is unpacked, so it is a plain file name.
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _ID_WORDS = "a letter or digit, then at most 127 letters, digits, dots, dashes or underscores"
