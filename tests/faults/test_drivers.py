@@ -118,7 +118,8 @@ def test_two_drivers_make_one_dataset(pair, s3, undisturbed, tmp_path):
     assert not store.exists(layout.DRIVER)
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_driver_that_is_stopped_or_killed_is_explained_and_resumed(how, pair, s3, undisturbed, tmp_path):
     output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     store = Store(output, s3.options)
