@@ -109,6 +109,7 @@ class RequestFile:
             raise RequestFileError(f"requests.file: id: got {name!r} in {where} of {self.shown}, allowed: once")
         if not digest.count:
             raise RequestFileError(f"requests.file: got {self.shown} without a row, allowed: one row or more")
+        pa.default_memory_pool().release_unused()
         return Found(digest.count, digest.hexdigest())
 
     def _id_of(self, row: int) -> str | None:

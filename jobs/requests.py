@@ -65,6 +65,7 @@ def store_requests(store: Store, spec: FixedSpec, plan: Plan) -> None:
             store.delete(path)
         raise SpecError(f"requests.file: {source.shown} was changed while it was read, allowed: a file that stays")
     store.replace(request_files(plan)[-1], canonical_json(seal({"parts": made})))
+    pa.default_memory_pool().release_unused()  # the driver lives on for hours
 
 
 def _is_sound(store: Store, plan: Plan) -> bool:
