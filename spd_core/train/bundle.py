@@ -203,7 +203,7 @@ def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
         "|---|---|---|---|---|",
         *_training_rows(card, parameters),
         "",
-        f"`spd train {card.name} --part {next(iter(card.training))} --out DIR` (then {commands}) is the recipe; "
+        f"`spd train {card.name} --part {next(iter(card.training), 'target')} --out DIR` (then {commands}) is the recipe; "
         "every knob and the loss curve are in `pair.json`. The last loss is the mean over the last stretch between two "
         "checkpoints.",
     ]
