@@ -191,7 +191,8 @@ def _figure_rows(card: PairCard) -> list[str]:
 
 def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
     """The card for people, written beside pair.json; ``parameters`` counts those of each part."""
-    commands = ", then ".join(f"`{part}`" for part in [*list(card.training)[1:], "bundle"])
+    first, *later = [*card.training] or ["target"]
+    commands = ", then ".join(f"`{part}`" for part in [*later, "bundle"])
     lines = [
         f"# {card.name}",
         "",
@@ -203,7 +204,7 @@ def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
         "|---|---|---|---|---|",
         *_training_rows(card, parameters),
         "",
-        f"`spd train {card.name} --part {next(iter(card.training), 'target')} --out DIR` (then {commands}) is the recipe; "
+        f"`spd train {card.name} --part {first} --out DIR` (then {commands}) is the recipe; "
         "every knob and the loss curve are in `pair.json`. The last loss is the mean over the last stretch between two "
         "checkpoints.",
     ]
