@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import shutil
 import tracemalloc
-from pathlib import Path
 
 import pytest
 
@@ -11,26 +9,12 @@ from jobs.commits import drop_damaged, find_damage, find_missing, read_committed
 from jobs.plan import Plan, make_plan, parse_plan
 from jobs.spec import SpecError, make_spec
 from jobs.totals import Totals
-from tests.jobs.tree import make_tree
 from tests.tiny_pair import make_tiny_pair
 from workers import layout
 from workers.records import CommitRecord
 from workers.sealed import canonical_json, seal
 from workers.shard import DamagedCommit, read_commit, shard_paths
 from workers.store import Store
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    make_tree(folder)
-    return folder
-
-
-@pytest.fixture
-def store(finished, tmp_path) -> Store:
-    shutil.copytree(finished / "out", tmp_path / "out")
-    return Store(str(tmp_path / "out"))
 
 
 def plan_of(store: Store) -> Plan:

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -30,20 +28,6 @@ FILES = sorted(
     + [path(shard, 3) for shard in SHARDS for path in (layout.data, layout.acceptance)]
     + [layout.commit(shard) for shard in SHARDS]
 )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    make_tree(folder)
-    return folder
-
-
-@pytest.fixture
-def store(finished, tmp_path) -> Store:
-    """A copy of the finished dataset that a test may damage."""
-    shutil.copytree(finished / "out", tmp_path / "out")
-    return Store(str(tmp_path / "out"))
 
 
 def plan_of(store: Store) -> Plan:
