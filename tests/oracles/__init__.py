@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tests.oracles import decoding, llamagen, mar, vae
+from tests.oracles import decoding, inception, llamagen, mar, vae
 from tests.oracles.base import Finding, Oracle, OracleError, compare, load_oracle, one_line, select
 
 #: What makes the outputs of an oracle, by kind.
@@ -29,6 +29,7 @@ KINDS: dict[str, Callable[[Oracle], dict[str, Tensor]]] = {
     "llamagen_gpt": llamagen.llamagen_gpt,
     "llamagen_vq_encoder": llamagen.llamagen_vq_encoder,
     "llamagen_vq_decoder": llamagen.llamagen_vq_decoder,
+    "inception_fid": inception.inception_fid,
 }
 
 

@@ -43,7 +43,12 @@ def test_bundled_oracle(path: Path):
 
 
 def test_bundled_oracles_are_there():
-    assert {path.stem for path in BUNDLED.glob("*.safetensors")} == {"mar_head", "mar_diffusion", "llamagen_gpt"}
+    assert {path.stem for path in BUNDLED.glob("*.safetensors")} == {
+        "mar_head",
+        "mar_diffusion",
+        "llamagen_gpt",
+        "inception_fid",
+    }
 
 
 def test_any_small_change_of_a_weight_is_noticed(tmp_path: Path):
