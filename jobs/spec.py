@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from jobs.request_file import RequestFile, RequestFileError
+from jobs.words import of_codes
 from spd_core.candidates import admissible, default_method
+from spd_core.draws import VERSION_OF_CODES, VERSION_OF_PATHS
 from spd_core.law import Auto, Choice, Method, MethodRequest, SamplerLaw, Settings, Speculative
 from spd_core.pairs.pair import PairCard, PairError, load_card
 from workers.records import ImageFormat
@@ -127,7 +130,8 @@ class FixedSpec(Spec):
 
     def fingerprint(self, pair_sha256: dict[str, str]) -> str:
         """sha256 over everything that decides a byte of the dataset; a resume must match it."""
-        return fingerprint_of(self.model_dump(mode="json", exclude={"storage_options"}), pair_sha256)
+        spec = self.model_dump(mode="json", exclude={"storage_options"})
+        return fingerprint_of(spec, pair_sha256, draws_of(pair_sha256))
 
 
 def fixed_fields(spec: dict[str, Any]) -> dict[str, Any]:
@@ -141,9 +145,17 @@ def fixed_fields(spec: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key not in UNFIXED} | {"requests": requests}
 
 
-def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str]) -> str:
-    """`FixedSpec.fingerprint` of a dumped spec, so that a plan of another version of the program can be checked."""
-    fixed = fixed_fields(spec)
+def draws_of(parts: Collection[str]) -> int:
+    """Version of the random numbers that a pair with these parts is decoded with (`spd_core.draws`)."""
+    return VERSION_OF_CODES if of_codes(parts) else VERSION_OF_PATHS
+
+
+def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str], draws: int) -> str:
+    """`FixedSpec.fingerprint` of a dumped spec, so that a plan of another version of the program can be checked.
+
+    Version 1 of the random numbers is not part of it: plans of that version did not say it.
+    """
+    fixed = fixed_fields(spec) | ({"draws": draws} if draws > 1 else {})
     canonical = json.dumps({**fixed, "pair_sha256": pair_sha256}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -54,8 +54,12 @@ def probabilities(logits: Tensor, law: SamplerLaw) -> Tensor:
 
 
 def pick(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The code [...] at a uniform number [...] of unnormalised weights [..., V]; never one of weight zero."""
-    reached = weights.double().cumsum(dim=-1)
+    """The code [...] at a uniform number [...] in [0, 1) of weights [..., V]; never one of weight zero.
+
+    Exact inversion of the weights rounded to multiples of 2**-52: sums of integers below 2**53 are exact in float64
+    whatever order a device adds them in. A sum of up to 2 is allowed, so the weights need not be normalised.
+    """
+    reached = (weights.double() * 2.0**52).round_().cumsum(dim=-1)
     goal = uniform.double()[..., None] * reached[..., -1:]
     return torch.searchsorted(reached, goal, right=True)[..., 0].clamp(max=weights.shape[-1] - 1)
 

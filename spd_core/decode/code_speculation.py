@@ -125,7 +125,7 @@ class _Decoding:
         token = torch.arange(self.length, device=image_R.device).repeat(len(image_R))
         image = image_R.repeat_interleave(self.length)
         drafting, testing = (
-            self.draws.uniforms(purpose, image, token, nodes).view(len(image_R), self.length, nodes)
+            self.draws.fine_uniforms(purpose, image, token, nodes).view(len(image_R), self.length, nodes)
             for purpose in (Purpose.CODE_DRAFT, Purpose.ACCEPT)
         )
         return own_uniforms(self.draws, image_R, self.length), drafting, testing

@@ -123,7 +123,7 @@ class LawReader:
 def own_uniforms(draws: Draws, image_R: Tensor, length: int) -> Tensor:
     """[R, N] uniforms of the codes that the target draws itself."""
     token = torch.arange(length, device=image_R.device).repeat(len(image_R))
-    return draws.uniforms(Purpose.CODE, image_R.repeat_interleave(length), token).view(-1, length)
+    return draws.fine_uniforms(Purpose.CODE, image_R.repeat_interleave(length), token).view(-1, length)
 
 
 def decode_codes_plain(target: LlamaGen, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:

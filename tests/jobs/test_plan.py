@@ -18,9 +18,10 @@ from jobs.plan import (
     stored_plan,
     task_of,
 )
-from jobs.spec import SpecError, make_spec
+from jobs.spec import SpecError, fingerprint_of, make_spec
 from spd_core.draws import image_seed
 from spd_core.pairs.pair import PairError
+from tests.tiny_codes import make_tiny_code_pair
 from tests.tiny_pair import CLASSES, make_tiny_pair
 from workers import layout
 from workers.sealed import canonical_json, seal
@@ -105,6 +106,25 @@ def test_resume_with_another_spec_names_field_and_both_values(pair, store):
     store_plan(store, plan_of(pair, law={"num_iter": 8}))
     with pytest.raises(SpecError, match=r"law\.num_iter: got 4, stored 8; allowed: the stored value, or another out"):
         store_plan(store, plan_of(pair, law={"num_iter": 4}))
+
+
+def test_an_output_of_codes_of_older_random_numbers_is_refused_by_name(store, tmp_path):
+    """Their images would differ from those that are missing; paths have kept their numbers, and their fingerprint."""
+    new = plan_of(str(make_tiny_code_pair(tmp_path / "codes")), method="plain")
+    assert new.draws == 2
+    old = new.model_copy(update={"draws": 1, "fingerprint": fingerprint_of(new.spec, new.pair_sha256, 1)})
+    raw = {key: value for key, value in old.model_dump(mode="json").items() if key != "draws"}
+    store.create(layout.PLAN, canonical_json(seal(raw)))
+    assert read_plan(store).fingerprint == old.fingerprint != new.fingerprint
+    with pytest.raises(SpecError, match=r"draws \(version of the random numbers\): got 2, stored 1; allowed"):
+        store_plan(store, new)
+
+
+def test_a_plan_of_paths_of_an_older_program_is_resumed(pair, store):
+    new = plan_of(pair)
+    raw = {key: value for key, value in new.model_dump(mode="json").items() if key != "draws"}
+    store.create(layout.PLAN, canonical_json(seal(raw)))
+    assert store_plan(store, new).fingerprint == new.fingerprint
 
 
 def test_other_weights_are_a_difference(pair, store, tmp_path):

@@ -294,12 +294,36 @@ def test_siblings_are_drawn_without_replacement():
 
 
 def test_pick_follows_its_weights():
-    weights = torch.tensor([0.0, 2.0, 0.0, 1.0, 5.0, 0.0])
+    weights = torch.tensor([0.0, 2.0, 0.0, 1.0, 5.0, 0.0]) / 4
     uniform = (torch.arange(8000) + 0.5) / 8000
-    shares = pick(weights.expand(8000, 6), uniform).bincount(minlength=6) / 1000
+    shares = pick(weights.expand(8000, 6), uniform).bincount(minlength=6) / 4000
     assert shares.tolist() == weights.tolist()
-    edges = torch.tensor([2.0**-24, 1 - 2.0**-24])
+    edges = torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64)
     assert pick(weights.expand(2, 6), edges).tolist() == [1, 4]
+
+
+def test_every_code_of_a_wide_codebook_can_be_drawn_and_has_its_share():
+    """By inversion, a code's share of the numbers in [0, 1) is where they begin to give it to where they no longer do.
+
+    Numbers of 23 bits would miss thousands of these codes.
+    """
+    logits = torch.randn(16384, generator=torch.Generator().manual_seed(0)) * 3
+    p = logits.softmax(dim=0)
+    assert int((p < 2.0**-24).sum()) > 1000
+    ends = p.double().cumsum(dim=0) / p.double().sum()
+    middles = (ends + torch.cat([ends.new_zeros(1), ends[:-1]])) / 2
+    on_grid = (middles * 2.0**53).floor() * 2.0**-53
+    codes = torch.arange(16384)
+    assert torch.equal(torch.cat([pick(p.expand(len(u), -1), u) for u in on_grid.split(512)]), codes)
+    coarse = ((middles * 2.0**23).floor() + 0.5) * 2.0**-23
+    missed = torch.cat([pick(p.expand(len(u), -1), u) for u in coarse.split(512)]) != codes
+    assert int(missed.sum()) > 1000
+
+
+def test_pick_gives_the_next_possible_code_at_a_boundary():
+    weights = torch.tensor([0.5, 0.0, 0.25, 0.0, 0.25, 0.0])
+    edges = torch.tensor([0.5 - 2.0**-53, 0.5, 0.75 - 2.0**-53, 0.75], dtype=torch.float64)
+    assert pick(weights.expand(4, 6), edges).tolist() == [0, 2, 2, 4]
 
 
 def test_residual_of_nothing_is_the_target():

@@ -45,6 +45,24 @@ def test_normals_and_uniforms_have_their_law():
     assert uniforms.max() < 1
 
 
+def test_fine_uniforms_are_multiples_of_two_to_the_minus_53_and_have_their_law():
+    draws, rows = _draws(1), torch.zeros(64, dtype=torch.int64)
+    uniforms = draws.fine_uniforms(Purpose.CODE, rows, torch.arange(64), 1000).flatten()
+    assert uniforms.dtype == torch.float64
+    assert uniforms.min() >= 0
+    assert uniforms.max() < 1
+    whole = (uniforms * 2.0**53).long()
+    assert torch.equal(whole.double() * 2.0**-53, uniforms)
+    for bit in range(53):
+        ones = int(((whole >> bit) & 1).sum())
+        assert stats.binomtest(ones, len(whole)).pvalue > 1e-5, f"bit {bit}"
+    assert stats.kstest(uniforms.numpy(), "uniform").pvalue > 1e-3
+    # The fine digits, too, are uniform and have nothing to do with the coarse ones.
+    fine = (uniforms * 2.0**23).frac().numpy()
+    assert stats.kstest(fine, "uniform").pvalue > 1e-3
+    assert abs(stats.pearsonr(fine, uniforms.numpy()).statistic) < 0.02
+
+
 def test_a_draw_depends_on_its_arguments_only():
     """The same image in another batch, at another place, in another order, gets the same numbers."""
     draws, other = _draws(4), Draws(_draws(4).seeds.flip(0))
@@ -85,6 +103,21 @@ def test_orders_are_uniform_permutations():
     assert torch.equal(orders.sort(dim=1).values, torch.arange(8).expand(3000, -1))
     first = torch.bincount(orders[:, 0], minlength=8).numpy()
     assert stats.chisquare(first).pvalue > 1e-3
+
+
+def test_orders_with_equal_first_words_are_uniform_too():
+    """The second word decides; the raster order would make token 0 come first."""
+    draws = _draws(3000)
+    words = draws._words
+
+    def equal_first_words(purpose, image_R, token_R, count, round_R, attempt):
+        made = words(purpose, image_R, token_R, count, round_R, attempt).clone()
+        made[:, : count // 2] = 7
+        return made
+
+    draws._words = equal_first_words
+    orders = draws.orders(8)
+    assert stats.chisquare(torch.bincount(orders[:, 0], minlength=8).numpy()).pvalue > 1e-3
 
 
 def test_image_seeds_differ_and_fit_int64():
