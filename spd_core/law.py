@@ -8,6 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
+#: Arithmetic of a law's products; `spd_core.precision` says what it covers.
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+
 class Guarantee(StrEnum):
     """What is known about the law of the images, against the target's own law."""
 
@@ -62,7 +66,11 @@ class SamplerLaw(Settings):
     top_p: float = Field(
         1.0, gt=0.0, le=1.0, description="codes: only the likeliest that together reach this probability; 1: all"
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the transformers")
+    dtype: Precision = Field(
+        "float32",
+        description="arithmetic of the products of transformers and heads; tf32: float32 with factors of 10 bits on a "
+        "GPU, float32 on a CPU; output layers, densities and tests are float32 in any case",
+    )
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:

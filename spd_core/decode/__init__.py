@@ -21,6 +21,7 @@ from spd_core.models.llamagen import EagleDraft, LlamaGen
 from spd_core.models.mar import Mar
 from spd_core.models.vq import Codebook
 from spd_core.pairs.pair import Pair
+from spd_core.precision import arithmetic
 
 __all__ = ["Decoded", "decode"]
 
@@ -53,9 +54,23 @@ def decode(
     """
     if slots is not None and slots < 1:
         raise ValueError(f"slots: got {slots}, allowed: at least 1")
+    with arithmetic(law.dtype):
+        return _decode(pair, law, method, labels_B, draws, slots)
+
+
+def _decode(
+    pair: Pair,
+    law: SamplerLaw,
+    method: Plain | Cspd | Speculative,
+    labels_B: Tensor,
+    draws: Draws,
+    slots: int | None,
+) -> Decoded:
     if slots is not None and not isinstance(method, Speculative):
         batches = zip(labels_B.split(slots), draws.seeds.split(slots), strict=True)
-        return Decoded.concatenate([decode(pair, law, method, labels, Draws(seeds)) for labels, seeds in batches])
+        return Decoded.concatenate(
+            [_decode(pair, law, method, labels, Draws(seeds), None) for labels, seeds in batches]
+        )
     target, draft = pair.target, pair.draft
     if isinstance(method, Plain):
         if isinstance(target, LlamaGen):

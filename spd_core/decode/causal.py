@@ -22,6 +22,7 @@ from spd_core.diffusion import handoff_step
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
 from spd_core.models.causal import Causal
+from spd_core.precision import at_precision
 
 #: Tokens of an image whose noise plain decoding draws at once.
 DRAWN_AHEAD = 16
@@ -60,7 +61,7 @@ class ContextReader:
     """A causal model's context network at a law, with the cache of a batch."""
 
     def __init__(self, model: Causal, law: SamplerLaw, labels_B: Tensor) -> None:
-        self.model = model
+        self.model = at_precision(model, law.dtype)
         self.low_precision = law.dtype == "bfloat16"
         self.copies = 1 + (law.cfg != 1.0)
         self.labels = torch.cat([labels_B, torch.full_like(labels_B, -1)]) if self.copies == 2 else labels_B

@@ -6,20 +6,17 @@ guidance: with the class, without), T nodes of a draft tree, V codes of the code
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spd_core.accept_codes import pick, probabilities
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
 from spd_core.models.llamagen import CodeReader, EagleDraft, LlamaGen, Tree
-
-Model = TypeVar("Model", bound=CodeReader)
+from spd_core.precision import at_precision
 
 
 def guidance(law: SamplerLaw, position: Tensor, length: int) -> Tensor:
@@ -29,20 +26,6 @@ def guidance(law: SamplerLaw, position: Tensor, length: int) -> Tensor:
     if law.cfg_interval >= 0:
         scale = torch.where(position <= law.cfg_interval + 1, scale, 1.0)
     return scale
-
-
-def rounded(model: Model) -> Model:
-    """The model with the weights of its products in bfloat16; everything else is shared with it.
-
-    Autocast would round them to the same numbers, but again in every pass: one position's pass is bound by reading the
-    weights, and would read them in float32.
-    """
-    twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    for module in twin.modules():
-        if isinstance(module, nn.Linear):
-            for name, value in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(value.to(torch.bfloat16), requires_grad=False))
-    return twin
 
 
 class LawReader:
@@ -60,8 +43,8 @@ class LawReader:
         self.low_precision = law.dtype == "bfloat16"
         self.model, self.head, self.law = model, head, law
         if self.low_precision:
-            self.model = rounded(model)
-            self.head = self.model if isinstance(self.model, LlamaGen) else rounded(head)
+            self.model = at_precision(model, law.dtype)
+            self.head = self.model if isinstance(self.model, LlamaGen) else at_precision(head, law.dtype)
         self.copies = 1 + (law.cfg != 1.0)
         self.labels = torch.cat([labels_B, torch.full_like(labels_B, -1)]) if self.copies == 2 else labels_B
         self.cache = model.cache(len(self.labels), nodes, torch.bfloat16 if self.low_precision else torch.float32)

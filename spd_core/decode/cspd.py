@@ -45,6 +45,7 @@ from spd_core.decode.mar import (
 from spd_core.draws import Draws, Purpose
 from spd_core.law import Cspd, SamplerLaw
 from spd_core.models.mar import Mar
+from spd_core.precision import at_precision
 
 _SHARED = (Purpose.START, Purpose.STEP)
 _OWN = (Purpose.START_TARGET, Purpose.STEP_TARGET)
@@ -52,6 +53,7 @@ _OWN = (Purpose.START_TARGET, Purpose.STEP_TARGET)
 
 def decode_cspd(target: Mar, draft: Mar, law: SamplerLaw, method: Cspd, labels_B: Tensor, draws: Draws) -> Decoded:
     """Decodes a batch with CSpD; arguments as for `spd_core.decode.plain.decode_plain`."""
+    target, draft = at_precision(target, law.dtype), at_precision(draft, law.dtype)
     variant = _released if method.variant == "released" else _paper
     ahead = {model: Lookahead.of(model.head, law, method.head_window) for model in (target, draft)}
     return variant(target, draft, law, method, labels_B, draws, ahead)

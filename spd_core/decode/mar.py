@@ -157,7 +157,7 @@ def contexts(
 ) -> Contexts:
     """One transformer pass over the batch (conditional and null rows together under guidance); z is float32.
 
-    Arguments as for `Mar.forward`.
+    Arguments as for `Mar.forward`; the model is the one for the law's precision (`spd_core.precision`).
     """
     guided = law.cfg != 1.0
     if guided:
@@ -165,9 +165,7 @@ def contexts(
         labels_B = torch.cat([labels_B, torch.full_like(labels_B, -1)])
         counts_B = counts_B.repeat(2) if counts_B is not None else None
         wanted_BQ = wanted_BQ.repeat(2, 1) if wanted_BQ is not None else None
-    low_precision = law.dtype == "bfloat16"
-    with torch.autocast(tokens_BND.device.type, dtype=torch.bfloat16, enabled=low_precision):
-        z = model(tokens_BND, visible_BV, labels_B, counts_B, wanted_BQ).float()
+    z = model(tokens_BND, visible_BV, labels_B, counts_B, wanted_BQ).float()
     return Contexts(*z.chunk(2)) if guided else Contexts(z, None)
 
 

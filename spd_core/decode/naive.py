@@ -26,6 +26,7 @@ from spd_core.law import SamplerLaw
 from spd_core.models.causal import Causal
 from spd_core.models.head import DiffusionHead
 from spd_core.models.mar import Mar
+from spd_core.precision import arithmetic, at_precision
 
 
 def _extract(schedule: Float64, k_R: Tensor, like: Tensor) -> Tensor:
@@ -105,9 +106,10 @@ def decode_naive(target: Mar | Causal, law: SamplerLaw, labels_B: Tensor, draws:
         labels_B: int64 class labels; below 0: no class.
         draws: the images' random numbers.
     """
-    if isinstance(target, Mar):
-        return _decode_mar(target, law, labels_B, draws)
-    return _decode_causal(target, law, labels_B, draws)
+    with arithmetic(law.dtype):
+        if isinstance(target, Mar):
+            return _decode_mar(at_precision(target, law.dtype), law, labels_B, draws)
+        return _decode_causal(at_precision(target, law.dtype), law, labels_B, draws)
 
 
 def _decode_mar(target: Mar, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:

@@ -24,6 +24,7 @@ from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead, StepModulation
 from spd_core.models.variance import PosteriorVariance
+from spd_core.precision import at_precision
 
 #: Rows of one head call; more are evaluated in chunks, which bounds the memory of their modulations.
 HEAD_ROWS = 4096
@@ -45,7 +46,7 @@ class LawHead:
     """A diffusion head at a law: its step embeddings and constants, shared by all tokens of a decoding."""
 
     def __init__(self, head: DiffusionHead, law: SamplerLaw) -> None:
-        self.head = head
+        self.head = head = at_precision(head, law.dtype)
         self.law = law
         self.learned_variance = head.out_channels == 2 * head.in_channels
         self.table = step_table(law.head_steps, law.start_level, head.cond_embed.weight.device)

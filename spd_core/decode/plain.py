@@ -11,6 +11,7 @@ from spd_core.decode.mar import OrderDraws, guidance_scale, left_after, mar_step
 from spd_core.draws import Draws
 from spd_core.law import SamplerLaw
 from spd_core.models.mar import Mar
+from spd_core.precision import at_precision
 
 
 def decode_plain(
@@ -25,6 +26,7 @@ def decode_plain(
         draws: the images' random numbers.
         windows: of head self-speculation; none: one head call a step.
     """
+    target = at_precision(target, law.dtype)
     length = target.config.seq_len
     meter, ahead = Meter(labels_B.device), Lookahead.of(target.head, law, windows)
     dims = target.config.token_dim

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spd_core.models.linear import Linear
+from spd_core.models.linear import Float32Linear, Linear
 
 if TYPE_CHECKING:
     from spd_core.models.variance import PosteriorVariance
@@ -39,7 +39,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(Linear(FREQUENCY_DIMS, width), nn.SiLU(), Linear(width, width))
+        self.mlp = nn.Sequential(Float32Linear(FREQUENCY_DIMS, width), nn.SiLU(), Float32Linear(width, width))
 
     @staticmethod
     def frequencies(t_R: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class ResBlock(nn.Module):
     def modulation(self, silu_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(gain, bias, gate) for SiLU(time + condition), the LayerNorm's affine folded in."""
         shift, scale, gate = _last_linear(self.adaLN_modulation)(silu_y).chunk(3, dim=-1)
-        gain = 1 + scale
+        gain = 1 + scale.float()
         return gain * self.in_ln.weight, torch.addcmul(shift, gain, self.in_ln.bias), gate
 
 
@@ -74,13 +74,13 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, out_dims: int) -> None:
         super().__init__()
-        self.linear = Linear(width, out_dims)
+        self.linear = Float32Linear(width, out_dims)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def modulation(self, silu_y: Tensor) -> tuple[Tensor, Tensor]:
         """(gain, bias) for SiLU(time + condition)."""
         shift, scale = _last_linear(self.adaLN_modulation)(silu_y).chunk(2, dim=-1)
-        return 1 + scale, shift
+        return 1 + scale.float(), shift
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class DiffusionHead(nn.Module):
         self.variance: PosteriorVariance | None = None
         self.time_embed = TimestepEmbedder(model_channels)
         self.cond_embed = Linear(z_channels, model_channels)
-        self.input_proj = Linear(in_channels, model_channels)
+        self.input_proj = Float32Linear(in_channels, model_channels)
         self.res_blocks = nn.ModuleList(ResBlock(model_channels) for _ in range(num_res_blocks))
         self.final_layer = FinalLayer(model_channels, out_channels)
         self.reset_parameters()
@@ -159,15 +159,17 @@ class DiffusionHead(nn.Module):
         for block in self._blocks:
             layer = _last_linear(block.adaLN_modulation)
             gain, offset = block.in_ln.weight, block.in_ln.bias
-            (shift_w, scale_w, gate_w), (shift_b, scale_b, gate_b) = layer.weight.chunk(3), layer.bias.chunk(3)
+            shift_w, scale_w, gate_w = layer.weight.float().chunk(3)
+            shift_b, scale_b, gate_b = layer.bias.float().chunk(3)
             weights += [gain[:, None] * scale_w, shift_w + offset[:, None] * scale_w, gate_w]
             biases += [gain * (1 + scale_b), shift_b + offset * (1 + scale_b), gate_b]
         layer = _last_linear(self.final_layer.adaLN_modulation)
-        (shift_w, scale_w), (shift_b, scale_b) = layer.weight.chunk(2), layer.bias.chunk(2)
+        (shift_w, scale_w), (shift_b, scale_b) = layer.weight.float().chunk(2), layer.bias.float().chunk(2)
+        dtype = layer.weight.dtype
         with torch.device("meta"):
             fused = Linear(self.width, (len(weights) + 2) * self.width)
-        fused.weight = nn.Parameter(torch.cat([*weights, scale_w, shift_w]), requires_grad=False)
-        fused.bias = nn.Parameter(torch.cat([*biases, 1 + scale_b, shift_b]), requires_grad=False)
+        fused.weight = nn.Parameter(torch.cat([*weights, scale_w, shift_w]).to(dtype), requires_grad=False)
+        fused.bias = nn.Parameter(torch.cat([*biases, 1 + scale_b, shift_b]).to(dtype), requires_grad=False)
         return fused
 
     def split_modulation(self, fused: Tensor) -> StepModulation:

@@ -36,10 +36,15 @@ _ONEDNN = _onednn_linear()
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with the same parameters and, up to rounding, the same results."""
+    """`nn.Linear` with the same parameters and, up to rounding, the same results.
+
+    Where the weight is bfloat16 (`spd_core.precision`), the input is rounded to it and the result is bfloat16.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        onednn = _ONEDNN
+        onednn, weight = _ONEDNN, self.weight
+        if weight.dtype is torch.bfloat16:
+            return F.linear(x.to(torch.bfloat16), weight, self.bias)
         if (
             onednn is None
             or x.device.type != "cpu"
@@ -49,11 +54,24 @@ class Linear(nn.Linear):
             or (work := x.numel() * self.out_features) < WORTH_IT
             or x.numel() == self.in_features  # one row: a plain pass over the weight is as fast
         ):
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, weight, self.bias)
         kept = _kept(self)
         if kept is None and work < WORTH_REORDERING:
-            return F.linear(x, self.weight, self.bias)
-        return onednn(x, self.weight if kept is None else kept, self.bias, "none", [], "")
+            return F.linear(x, weight, self.bias)
+        return onednn(x, weight if kept is None else kept, self.bias, "none", [], "")
+
+
+class Float32Linear(Linear):
+    """A `Linear` that is float32 at every precision of a law, never TF32: what it makes enters a density."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" or not torch.backends.cuda.matmul.allow_tf32:
+            return super().forward(x.float())
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            return super().forward(x.float())
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = True
 
 
 #: Reordered weights, with the address and version of the weight they were made from.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spd_core.models.head import FREQUENCY_DIMS, DiffusionHead, TimestepEmbedder
-from spd_core.models.linear import Linear
+from spd_core.models.linear import Float32Linear
 
 
 class PosteriorVariance(nn.Module):
@@ -37,11 +37,11 @@ class PosteriorVariance(nn.Module):
         super().__init__()
         #: [D, M], M = 2 D
         self.axes = nn.Parameter(torch.cat([torch.eye(dims), nn.init.orthogonal_(torch.empty(dims, dims))], dim=1))
-        self.context = Linear(context, width)
-        self.time = Linear(FREQUENCY_DIMS, width, bias=False)
-        self.hidden = Linear(width, width)
-        self.out = Linear(width, 2 * dims)
-        self.prior = nn.Sequential(Linear(context, width), nn.SiLU(), Linear(width, dims))
+        self.context = Float32Linear(context, width)
+        self.time = Float32Linear(FREQUENCY_DIMS, width, bias=False)
+        self.hidden = Float32Linear(width, width)
+        self.out = Float32Linear(width, 2 * dims)
+        self.prior = nn.Sequential(Float32Linear(context, width), nn.SiLU(), Float32Linear(width, dims))
         nn.init.zeros_(self.out.weight)
         nn.init.constant_(self.out.bias, -2.7)
 

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from spd_core.decode import codes as decoding
 from spd_core.decode.code_speculation import decode_codes_speculative
-from spd_core.decode.codes import LawReader, decode_codes_plain, rounded
+from spd_core.decode.codes import LawReader, decode_codes_plain
 from spd_core.draws import Draws
 from spd_core.law import Acceptance, SamplerLaw, Speculative
 from spd_core.models.llamagen import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
 from spd_core.models.vq import Vq, VqCodec, VqConfig
+from spd_core.precision import rounded
 
 SIZES = LlamaGenConfig(dim=32, n_layer=2, n_head=4, vocab_size=12, block_size=9, num_classes=3, multiple_of=8)
 LABELS = torch.tensor([0, 1, 2, -1])
@@ -91,7 +92,7 @@ def test_rounding_the_weights_once_changes_nothing(
         return done.tokens, done.drafts.log_ratio
 
     once = decoded()
-    monkeypatch.setattr(decoding, "rounded", lambda model: model)
+    monkeypatch.setattr(decoding, "at_precision", lambda model, precision: model)
     assert all(torch.equal(a, b) for a, b in zip(once, decoded(), strict=True))
 
 
