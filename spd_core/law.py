@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-
 #: Arithmetic of a law's products; `spd_core.precision` says what it covers.
 Precision = Literal["float32", "tf32", "bfloat16"]
 

@@ -20,7 +20,6 @@ from torch import nn
 from spd_core.law import Precision
 from spd_core.models.linear import Float32Linear
 
-
 Model = TypeVar("Model", bound=nn.Module)
 
 
