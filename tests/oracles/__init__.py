@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tests.oracles import decoding, inception, llamagen, mar, vae
+from tests.oracles import decoding, inception, llamagen, mar, sphere, vae
 from tests.oracles.base import Finding, Oracle, OracleError, compare, load_oracle, one_line, select
 
 #: What makes the outputs of an oracle, by kind.
@@ -30,6 +30,12 @@ KINDS: dict[str, Callable[[Oracle], dict[str, Tensor]]] = {
     "llamagen_vq_encoder": llamagen.llamagen_vq_encoder,
     "llamagen_vq_decoder": llamagen.llamagen_vq_decoder,
     "inception_fid": inception.inception_fid,
+    "sphere_forward": sphere.sphere_forward,
+    "sphere_head": sphere.sphere_head,
+    "sphere_sampler": sphere.sphere_sampler,
+    "sphere_generate": sphere.sphere_generate,
+    "sphere_vae_encoder": sphere.sphere_vae_encoder,
+    "sphere_vae_decoder": sphere.sphere_vae_decoder,
 }
 
 

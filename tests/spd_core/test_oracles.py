@@ -48,6 +48,7 @@ def test_bundled_oracles_are_there():
         "mar_diffusion",
         "llamagen_gpt",
         "inception_fid",
+        "sphere_generate",
     }
 
 

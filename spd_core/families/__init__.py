@@ -1,0 +1,1 @@
+"""One folder a model family: everything that only this family knows."""
