@@ -226,5 +226,5 @@ def _law(row: Row) -> str:
         return f"{guidance}, temperature {law.temperature:g}, {kept}, {law.dtype}"
     handoff = f", hand-off at {law.handoff_level}" if family == "causal" else ""
     iterations = "; iterations in the table" if family == "mar" else ""
-    steps = f"{law.head_steps} head steps from level {law.start_level}{handoff}"
+    steps = f"{law.steps_in_words} from level {law.start_level}{handoff}"
     return f"{steps}, {guidance}, temperature {law.temperature:g}, {law.dtype}{iterations}"

@@ -138,11 +138,13 @@ def fixed_fields(spec: dict[str, Any]) -> dict[str, Any]:
     """The fields of a dumped spec that decide a byte of the dataset.
 
     Of a request file that is the hash of its rows, wherever it lies; without one there is no such field, as in jobs of
-    versions that knew no request files.
+    versions that knew no request files. Nor are there fields of head steps that fall where they do not.
     """
-    asked = spec["requests"]
+    asked, law = spec["requests"], spec["law"]
     requests = {key: value for key, value in asked.items() if key != "file" and not (key == "sha256" and not value)}
-    return {key: value for key, value in spec.items() if key not in UNFIXED} | {"requests": requests}
+    if law.get("head_schedule", "constant") == "constant":
+        law = {key: value for key, value in law.items() if key not in ("head_schedule", "head_steps_end")}
+    return {key: value for key, value in spec.items() if key not in UNFIXED} | {"requests": requests, "law": law}
 
 
 def draws_of(parts: Collection[str]) -> int:
@@ -191,6 +193,8 @@ _METHODS_OF = {
 #: Fields of law and method that mean something for some families only; elsewhere only their defaults are allowed.
 _FAMILIES_OF = {
     ("law", "handoff_level"): ("causal",),
+    ("law", "head_schedule"): ("mar", "causal"),
+    ("law", "head_steps_end"): ("mar", "causal"),
     ("law", "cfg_interval"): ("llamagen",),
     ("law", "top_k"): ("llamagen",),
     ("law", "top_p"): ("llamagen",),

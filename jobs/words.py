@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from spd_core.law import RULES_OF_KNOB
+from spd_core.law import RULES_OF_KNOB, SamplerLaw
 
 #: Knobs of methods over codes only, and over paths only.
 _OF_CODES, _OF_PATHS = frozenset({"tree", "drafter"}), frozenset({"stride", "proposals", "head_window"})
@@ -79,12 +79,13 @@ def law_in_words(law: dict[str, Any], codes: bool = False) -> str:
         late = f" up to code {law['cfg_interval'] + 2}" if law["cfg_interval"] >= 0 and law["cfg"] != 1 else ""
         kept = f"top-k {law['top_k'] or 'off'}, top-p {law['top_p']:g}"
         return f"{guidance}{late}, temperature {law['temperature']:g}, {kept}, {law['dtype']}"
+    # Laws of versions that did not know falling head steps are without their fields.
+    steps = SamplerLaw.model_validate({name: law[name] for name in SamplerLaw.model_fields if name in law})
     levels, iterations = f"from level {law['start_level']}", f"{law['num_iter']} iterations, "
     if law.get("handoff_level"):  # of a causal pair, which has no iterations
         levels, iterations = f"{levels}, hand-off at {law['handoff_level']}", ""
     return (
-        f"{iterations}{law['head_steps']} head steps {levels}, {guidance}, "
-        f"temperature {law['temperature']:g}, {law['dtype']}"
+        f"{iterations}{steps.steps_in_words} {levels}, {guidance}, temperature {law['temperature']:g}, {law['dtype']}"
     )
 
 

@@ -124,7 +124,7 @@ class Diffusion:
         )
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def diffusion(steps: int, start: int = TRAIN_STEPS - 1) -> Diffusion:
     """The process with ``steps`` steps from ``start`` (cached: it is a constant)."""
     return Diffusion(steps, start)
@@ -167,7 +167,7 @@ def _carry(c_x: Float64) -> Float64:
     return carry
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def step_table(steps: int, start: int, device: torch.device) -> StepTable:
     """The tables of `diffusion(steps, start)` on a device (cached: they are constants)."""
     return StepTable(diffusion(steps, start), device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -34,7 +36,15 @@ class SamplerLaw(Settings):
     """Everything, besides the weights, that fixes the target's distribution. Speeds compare only at one law."""
 
     num_iter: int = Field(64, ge=1, le=65536, description="autoregressive iterations an image (MAR)")
-    head_steps: int = Field(100, ge=2, le=1000, description="diffusion steps of the head")
+    head_steps: int = Field(100, ge=2, le=1000, description="diffusion steps of the head, at the image's beginning")
+    head_schedule: Literal["constant", "linear", "cosine", "two-stage"] = Field(
+        "constant",
+        description="how the head's steps fall along the image (DiSA, arXiv:2505.20297), by iteration (MAR) or token "
+        "position (causal): linear, cosine: down to head_steps_end; two-stage: head_steps_end in the second half",
+    )
+    head_steps_end: int = Field(
+        5, ge=2, le=1000, description="diffusion steps of the head at the image's end, unless head_schedule is constant"
+    )
     start_level: int = Field(
         999, ge=1, le=999, description="original timestep at which the diffusion path starts from pure noise"
     )
@@ -77,7 +87,55 @@ class SamplerLaw(Settings):
             raise ValueError(f"head_steps at most start_level + 1 = {self.start_level + 1}, got {self.head_steps}")
         if self.handoff_level >= self.start_level:
             raise ValueError(f"handoff_level below start_level = {self.start_level}, got {self.handoff_level}")
+        if not self.falls and self.head_steps_end != type(self).model_fields["head_steps_end"].default:
+            raise ValueError(f"head_steps_end belongs to a head_schedule that falls, got {self.head_steps_end}")
+        if self.falls and self.head_steps_end > self.head_steps:
+            raise ValueError(f"head_steps_end at most head_steps = {self.head_steps}, got {self.head_steps_end}")
         return self
+
+    @property
+    def falls(self) -> bool:
+        """Whether the head makes fewer steps towards the image's end."""
+        return self.head_schedule != "constant"
+
+    @property
+    def steps_in_words(self) -> str:
+        """Head steps, and how they fall along the image if they do."""
+        falls = f" falling to {self.head_steps_end} ({self.head_schedule})" if self.falls else ""
+        return f"{self.head_steps} head steps{falls}"
+
+    def steps_at(self, index: int, count: int) -> int:
+        """Head steps of iteration or token ``index``, 0-based, of ``count``; they never rise.
+
+        Formulas of the public code of DiSA (arXiv:2505.20297).
+        """
+        first, last = self.head_steps, self.head_steps_end
+        if not self.falls or count == 1:
+            return first
+        if self.head_schedule == "two-stage":
+            return first if 2 * index < count else last
+        if self.head_schedule == "linear":
+            return last + int((count - 1 - index) / (count - 1) * (first - last))
+        return last + int((math.cos(math.pi * index / (count - 1)) + 1) / 2 * (first - last))
+
+    def at(self, index: int, count: int) -> SamplerLaw:
+        """The law by which iteration or token ``index`` of ``count`` is made: one with a constant number of steps."""
+        return self.with_steps(self.steps_at(index, count)) if self.falls else self
+
+    def with_steps(self, steps: int) -> SamplerLaw:
+        """The law that differs in a constant number of head steps."""
+        return _with_steps(self, steps)
+
+
+@lru_cache(maxsize=4096)
+def _with_steps(law: SamplerLaw, steps: int) -> SamplerLaw:
+    return law.model_copy(
+        update={
+            "head_schedule": "constant",
+            "head_steps": steps,
+            "head_steps_end": SamplerLaw.model_fields["head_steps_end"].default,
+        }
+    )
 
 
 #: Steps that a head speculates ahead of itself. It moves no law, so it belongs to the method; being fixed there keeps

@@ -10,6 +10,8 @@ the class, without), R rows (tokens being made), K steps above the hand-off, D t
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from spd_core.decode.head_speculation import speculate_head
 from spd_core.decode.log import Decoded, DraftRecords, Meter
-from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, walk
+from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, by_steps, walk
 from spd_core.diffusion import handoff_step
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
@@ -30,10 +32,30 @@ DRAWN_AHEAD = 16
 
 @dataclass(frozen=True)
 class PathLaw:
-    """Where a token's path is handed over, and its guidance."""
+    """Where a token's path is handed over, and its guidance; of a law whose head steps fall, those of the first token.
+
+    Each number of head steps is a respacing of its own, and so has its own step nearest to the hand-off level.
+    """
 
     law: SamplerLaw
     tokens: int
+
+    def at(self, position: int) -> PathLaw:
+        """Of the token at ``position``, with its own number of head steps."""
+        return PathLaw(self.law.at(position, self.tokens), self.tokens)
+
+    def parts(self, position_R: Tensor) -> Iterator[tuple[PathLaw, Tensor | slice]]:
+        """The tokens at each number of head steps, as `spd_core.decode.path.by_steps`."""
+        for law, rows in by_steps(self.law, position_R, self.tokens):
+            yield PathLaw(law, self.tokens), rows
+
+    def stretches(self, longest: int) -> Iterator[tuple[PathLaw, range]]:
+        """The image's tokens in turn, at most ``longest`` at once and all with the same number of head steps."""
+        for path, group in itertools.groupby(range(self.tokens), self.at):
+            positions = list(group)
+            for first in range(0, len(positions), longest):
+                part = positions[first : first + longest]
+                yield path, range(part[0], part[-1] + 1)
 
     @property
     def first(self) -> int:
@@ -132,25 +154,29 @@ class Canvas:
 def finish(
     head: LawHead, path: PathLaw, canvas: Canvas, draws: Draws, windows: tuple[int, ...], meter: Meter
 ) -> Tensor:
-    """Clean tokens [B, N, D]: every path's steps below the hand-off, in one batch."""
+    """Clean tokens [B, N, D]: every path's steps below the hand-off, in one batch for each number of head steps."""
     batch, length, dims = canvas.states.shape
     device = canvas.states.device
     image = torch.arange(batch, device=device).repeat_interleave(length)
     token = torch.arange(length, device=device).repeat(batch)
-    count = path.handoff + 1
-    step = draws.normals(Purpose.STEP, image, token, count * dims, round_R=1).view(-1, count, dims)
-    noise = PathNoise(canvas.states.flatten(0, 1), step)
-    with meter.span("finish"):
-        bound = head.bind(canvas.z.flatten(0, 2), path.scale(token))
-        if windows:
-            ends, _ = speculate_head(
-                bound, noise.start, path.handoff, 0, noise,
-                own_draws(draws, image, token, path.law), windows, canvas.x0.flatten(0, 1),
-            )  # fmt: skip
-        else:
-            ends = walk(bound, noise.start, path.handoff, 0, noise)
-    meter.add(finish_head_calls=ends.calls, finish_head_rows=ends.rows * head.guided_rows)
-    return ends.end.view(batch, length, dims)
+    states, x0, z = canvas.states.flatten(0, 1), canvas.x0.flatten(0, 1), canvas.z.flatten(1, 2)
+    clean = torch.empty_like(states)
+    for own, rows in path.parts(token):
+        with meter.span("finish"):
+            count = own.handoff + 1
+            step = draws.normals(Purpose.STEP, image[rows], token[rows], count * dims, round_R=1)
+            noise = PathNoise(states[rows], step.view(-1, count, dims))
+            bound = head.at(own.law).bind(z[:, rows].flatten(0, 1), own.scale(token[rows]))
+            if windows:
+                head_draws = own_draws(draws, image[rows], token[rows], own.law)
+                ends, _ = speculate_head(
+                    bound, noise.start, own.handoff, 0, noise, head_draws, windows, x0[rows]
+                )  # fmt: skip
+            else:
+                ends = walk(bound, noise.start, own.handoff, 0, noise)
+            clean[rows] = ends.end
+        meter.add(finish_head_calls=ends.calls, finish_head_rows=ends.rows * head.guided_rows)
+    return clean.view(batch, length, dims)
 
 
 def decode_causal_plain(
@@ -170,11 +196,11 @@ def decode_causal_plain(
     reader, head = ContextReader(target, law, labels_B), LawHead(target.head, law)
     canvas = Canvas.empty(target, batch, reader.copies)
     image = torch.arange(batch, device=labels_B.device)
-    for first in range(0, length, DRAWN_AHEAD):
-        block = torch.arange(first, min(first + DRAWN_AHEAD, length), device=labels_B.device)
+    for own_path, positions in path.stretches(DRAWN_AHEAD):
+        block = torch.arange(positions.start, positions.stop, device=labels_B.device)
         images, tokens = image.repeat(len(block)), block.repeat_interleave(batch)
-        drawn = noise_above(draws, images, tokens, path, canvas.x0.shape[-1])
-        own = own_draws(draws, images, tokens, law)
+        drawn = noise_above(draws, images, tokens, own_path, canvas.x0.shape[-1])
+        own, own_head = own_draws(draws, images, tokens, own_path.law), head.at(own_path.law)
         own = own.ahead() if windows else own
         for place, position in enumerate(block.unbind()):
             rows = slice(place * batch, (place + 1) * batch)
@@ -183,7 +209,8 @@ def decode_causal_plain(
                 z = reader.read(previous_tokens(canvas.states, image, at, 1), at)[:, :, 0]
             with meter.span("head"):
                 noise = PathNoise(drawn.start[rows], drawn.step[rows], drawn.offset)
-                made = path_above(head.bind(z.flatten(0, 1), path.scale(at)), path, noise, own.of(rows), windows)
+                bound = own_head.bind(z.flatten(0, 1), path.scale(at))
+                made = path_above(bound, own_path, noise, own.of(rows), windows)
             canvas.states[:, position], canvas.x0[:, position], canvas.z[:, :, position] = made.end, made.x0, z
             meter.add(
                 target_context_calls=1,

@@ -17,6 +17,8 @@ Shape legend: B images, N tokens of an image, D token dims, R rows (tokens of a 
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,8 @@ from spd_core.precision import at_precision
 
 _SHARED = (Purpose.START, Purpose.STEP)
 _OWN = (Purpose.START_TARGET, Purpose.STEP_TARGET)
+#: Rows of a drafted iteration, their paths, and which iteration it is.
+_Part = tuple[TokenRows, TokenPaths, int]
 
 
 def decode_cspd(target: Mar, draft: Mar, law: SamplerLaw, method: Cspd, labels_B: Tensor, draws: Draws) -> Decoded:
@@ -89,22 +93,22 @@ def _released(
     tokens = torch.zeros(len(labels), length, dims, device=labels.device)
     lengths = mask_lengths(length, law.num_iter)
     prefill = prefill_iterations(method, law.num_iter)
-    block: list[tuple[TokenRows, TokenPaths]] = []
+    block: list[_Part] = []
     records: list[DraftRecords] = []
     masked = hidden = length  # tokens not made yet; tokens the target has not judged yet
     rounds = targets = 0
     for step, (left, table) in enumerate(zip(left_after(lengths), lengths, strict=True)):
-        scale = guidance_scale(law, length, table)
+        scale, now = guidance_scale(law, length, table), law.at(step, law.num_iter)
         by_target = step < prefill
         if left < masked:
             who, model = ("target", target) if by_target else ("draft", draft)
-            rows, paths = mar_step(model, law, who, tokens, ordered, masked, left, scale, labels, meter, ahead[model])
+            rows, paths = mar_step(model, now, who, tokens, ordered, masked, left, scale, labels, meter, ahead[model])
             tokens[rows.image, rows.token] = paths.x0
             masked = left
             if by_target:
                 hidden, targets = masked, targets + 1
             else:
-                block.append((rows, paths))
+                block.append((rows, paths, step))
         if block and ((step % method.gamma == 0 and step > 0) or step == law.num_iter - 1):
             records.append(
                 _judge_released(
@@ -116,13 +120,14 @@ def _released(
     return Decoded(tokens, per_image, DraftRecords.concatenate(records), dict(meter.counts), meter.seconds())
 
 
-def _raster(block: list[tuple[TokenRows, TokenPaths]], tokens: int) -> tuple[TokenRows, TokenPaths, Tensor]:
-    """The block's rows in image-major raster order, with the draft iteration each row comes from."""
-    image, token = (torch.cat([getattr(rows, name) for rows, _ in block]) for name in ("image", "token"))
+def _raster(block: list[_Part], tokens: int) -> tuple[TokenRows, TokenPaths, Tensor, Tensor]:
+    """The block's rows in image-major raster order, and of each its place in the block and its iteration."""
+    image, token = (torch.cat([getattr(rows, name) for rows, _, _ in block]) for name in ("image", "token"))
     at = torch.argsort(image * tokens + token)
-    paths = TokenPaths.concatenate([part for _, part in block], at)
-    index = torch.cat([torch.full_like(rows.token, place) for place, (rows, _) in enumerate(block)])
-    return TokenRows(image[at], token[at]), paths, index[at]
+    paths = TokenPaths.concatenate([part for _, part, _ in block], at)
+    index = torch.cat([torch.full_like(rows.token, place) for place, (rows, _, _) in enumerate(block)])
+    step = torch.cat([torch.full_like(rows.token, step) for rows, _, step in block])
+    return TokenRows(image[at], token[at]), paths, index[at], step[at]
 
 
 def _judge_released(
@@ -132,7 +137,7 @@ def _judge_released(
     tokens: Tensor,
     order: Tensor,
     hidden: int,
-    block: list[tuple[TokenRows, TokenPaths]],
+    block: list[_Part],
     scale: float,
     labels: Tensor,
     draws: Draws,
@@ -141,14 +146,14 @@ def _judge_released(
     ahead: dict[Mar, Lookahead | None],
 ) -> DraftRecords:
     """Verifies one block and writes the replaced tokens to the canvas; guidance is the block's last iteration's."""
-    rows, drafted, index = _raster(block, order.shape[1])
+    rows, drafted, index, step = _raster(block, order.shape[1])
     guided_rows = 1 + (law.cfg != 1.0)
     with meter.span("context"):
         visible = order[:, hidden:].sort(dim=1).values
         z = contexts(target, law, tokens, visible, labels).stacked(rows)
     with meter.span("head"):
         purposes = _SHARED if method.aligned else _OWN
-        own = sample_rows(target, law, z, scale, draws, rows, purposes, ahead[target])
+        own = sample_rows(target, law, z, scale, draws, rows, step, purposes, ahead[target])
     with meter.span("residual"):
         p, q = _gaussian(own), _gaussian(drafted)
         # The public code multiplies p by 1/Sigma, the inverse of the paper's factor; kept as it is.
@@ -199,9 +204,9 @@ def _paper(
     for step in range(prefill_iterations(method, law.num_iter)):
         if left[step] == masked:
             continue
-        scale = guidance_scale(law, length, lengths[step])
+        scale, now = guidance_scale(law, length, lengths[step]), law.at(step, law.num_iter)
         rows, paths = mar_step(
-            target, law, "target", tokens, ordered, masked, left[step], scale, labels, meter, ahead[target]
+            target, now, "target", tokens, ordered, masked, left[step], scale, labels, meter, ahead[target]
         )
         tokens[rows.image, rows.token] = paths.x0
         masked, targets = left[step], targets + 1
@@ -235,21 +240,24 @@ def _paper(
 
 
 class _Schedule:
-    """Where an image with m masked tokens goes next: `left[m]` after its next iteration, at guidance `scale[m]`."""
+    """Where an image with m masked tokens goes next: `left[m]` after iteration `step[m]`, at guidance `scale[m]`."""
 
-    def __init__(self, left: Tensor, scale: Tensor) -> None:
+    def __init__(self, left: Tensor, scale: Tensor, step: Tensor) -> None:
         self.left = left
         self.scale = scale
+        self.step = step
 
     @classmethod
     def of(cls, law: SamplerLaw, length: int, device: torch.device) -> _Schedule:
         lengths = mask_lengths(length, law.num_iter)
-        left, scale = [0], [1.0]
+        left, scale, steps = [0], [1.0], [0]
+        iterations = list(zip(itertools.count(), left_after(lengths), lengths, strict=False))
         for masked in range(1, length + 1):
-            after, table = next(pair for pair in zip(left_after(lengths), lengths, strict=True) if pair[0] < masked)
+            step, after, table = next(entry for entry in iterations if entry[1] < masked)
             left.append(after)
             scale.append(guidance_scale(law, length, table))
-        return cls(torch.tensor(left, device=device), torch.tensor(scale, device=device))
+            steps.append(step)
+        return cls(*(torch.tensor(column, device=device) for column in (left, scale, steps)))
 
 
 def _ragged_rows(order: Tensor, active: Tensor, left_A: Tensor, masked_A: Tensor) -> TokenRows:
@@ -305,9 +313,10 @@ def _paper_round(
                 break
             scale = schedule.scale[masked_A][local[rows.image]][:, None]
             z = context_rows(draft, masked_A, rows)
-            paths = sample_rows(draft, law, z, scale, draws, rows, ahead=ahead[draft])
+            step = schedule.step[masked_A][local[rows.image]]
+            paths = sample_rows(draft, law, z, scale, draws, rows, step, ahead=ahead[draft])
             tokens[rows.image, rows.token] = paths.x0
-            parts.append((rows, paths, scale, torch.full_like(rows.token, place)))
+            parts.append((rows, paths, scale, torch.full_like(rows.token, place), step))
             masked_A = left_A
             meter.add(
                 draft_context_calls=1,
@@ -321,13 +330,13 @@ def _paper_round(
     at = torch.argsort(local[image] * length + (length - 1 - place_of[image, token]))
     rows = TokenRows(image[at], token[at])
     drafted = TokenPaths.concatenate([part[1] for part in parts], at)
-    scale, index = torch.cat([part[2] for part in parts])[at], torch.cat([part[3] for part in parts])[at]
+    scale, index, step = (torch.cat(column)[at] for column in list(zip(*parts, strict=True))[2:])
 
     with meter.span("context"):
         z = context_rows(target, start_A, rows)
     with meter.span("head"):
         purposes = _SHARED if method.aligned else _OWN
-        own = sample_rows(target, law, z, scale, draws, rows, purposes, ahead[target])
+        own = sample_rows(target, law, z, scale, draws, rows, step, purposes, ahead[target])
     with meter.span("residual"):
         p, q = _gaussian(own), _gaussian(drafted)
         log_factor = log_path_factor(drafted.log_std_sum, own.log_std_sum)

@@ -180,7 +180,7 @@ def speculate_head(
     return Path(ends, newest, calls, evaluations, Trace(*columns) if trace else None), log_stds
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def _plan(
     windows: tuple[int, ...], steps: int, start_level: int, last: int, learned: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:

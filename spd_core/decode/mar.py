@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spd_core.decode.head_speculation import Lookahead, speculate_head
 from spd_core.decode.log import Meter
-from spd_core.decode.path import HeadDraws, PathNoise
+from spd_core.decode.path import HeadDraws, PathNoise, by_steps
 from spd_core.diffusion import diffusion, guide, step_log_std, step_mean
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
@@ -98,10 +98,21 @@ class RowDraws:
         return RowDraws(PathNoise(self.noise.start[rows], self.noise.step[rows]), self.head.of(rows))
 
 
+def _stretches(law: SamplerLaw, tokens: int) -> list[tuple[int, SamplerLaw]]:
+    """The law of each stretch of iterations with the same head steps, and the tokens masked after it; first to last."""
+    if not law.falls:
+        return [(0, law)]
+    left: dict[SamplerLaw, int] = {}
+    for step, masked in enumerate(left_after(mask_lengths(tokens, law.num_iter))):
+        left[law.at(step, law.num_iter)] = masked
+    return [(masked, constant) for constant, masked in left.items()]
+
+
 class OrderDraws:
     """The random numbers of a batch whose tokens are made in an order known beforehand.
 
-    A draw costs about the same for one row as for a dozen, so small iterations are drawn several at a time.
+    A draw costs about the same for one row as for a dozen, so small iterations are drawn several at a time, those whose
+    heads make the same number of steps.
 
     Args:
         draws: of the images.
@@ -113,7 +124,8 @@ class OrderDraws:
 
     def __init__(self, draws: Draws, law: SamplerLaw, tokens: int, dims: int, speculates: bool) -> None:
         self.order = draws.orders(tokens)  #: int64 [B, N], made from the end
-        self._draw = partial(RowDraws.of, draws, law, dims=dims, speculates=speculates)
+        self._draw = partial(RowDraws.of, draws, dims=dims, speculates=speculates)
+        self._stretches = _stretches(law, tokens)
         self._low, self._high = tokens, tokens  # the part of the order that is drawn
         self._drawn: RowDraws | None = None
 
@@ -121,8 +133,9 @@ class OrderDraws:
         """The rows of the iteration from ``masked`` masked tokens to ``left``, and their random numbers."""
         batch = len(self.order)
         if self._drawn is None or not self._low <= left < masked <= self._high:
-            self._low, self._high = min(left, max(0, masked - DRAWN_AHEAD // batch)), masked
-            self._drawn = self._draw(rows_of(self.order, self._low, self._high))
+            lowest, law = next(part for part in self._stretches if part[0] < masked)
+            self._low, self._high = min(left, max(lowest, masked - DRAWN_AHEAD // batch)), masked
+            self._drawn = self._draw(law, rows_of(self.order, self._low, self._high))
         at = torch.arange(batch * (self._high - self._low), device=self.order.device).view(batch, -1)
         here = at[:, left - self._low : masked - self._low].flatten()
         return rows_of(self.order, left, masked), self._drawn.at(here)
@@ -220,22 +233,43 @@ def sample_rows(
     scale: float | Tensor,
     draws: Draws,
     rows: TokenRows,
+    iteration_R: Tensor,
     purposes: tuple[Purpose, Purpose] = (Purpose.START, Purpose.STEP),
     ahead: Lookahead | None = None,
 ) -> TokenPaths:
-    """`sample_paths` with random numbers drawn now."""
-    own = RowDraws.of(draws, law, rows, model.config.token_dim, ahead is not None, purposes)
-    return sample_paths(model, law, z, scale, own, ahead)
+    """`sample_paths` with random numbers drawn now, for rows of any iterations; the calls are those of all rows.
+
+    Args:
+        model, law, z, scale, ahead: as for `sample_paths`; the law's head steps may fall.
+        draws: of the images.
+        rows: which tokens.
+        iteration_R: int64, of each row.
+        purposes: of start and step noise.
+    """
+    dims, copies, parts, places = model.config.token_dim, 1 + (law.cfg != 1.0), [], []
+    for constant, at in by_steps(law, iteration_R, law.num_iter):
+        if isinstance(at, slice):
+            own = RowDraws.of(draws, constant, rows, dims, ahead is not None, purposes)
+            return sample_paths(model, constant, z, scale, own, ahead)
+        own = RowDraws.of(draws, constant, TokenRows(rows.image[at], rows.token[at]), dims, ahead is not None, purposes)
+        z_at = z.unflatten(0, (copies, -1))[:, at].flatten(0, 1)
+        parts.append(sample_paths(model, constant, z_at, scale[at] if isinstance(scale, Tensor) else scale, own, ahead))
+        places.append(at)
+    whole = TokenPaths.concatenate(parts, torch.argsort(torch.cat(places)))
+    return replace(whole, head_calls=sum(p.head_calls for p in parts), head_rows=sum(p.head_rows for p in parts))
 
 
 def sample_paths(
     model: Mar, law: SamplerLaw, z: Tensor, scale: float | Tensor, own: RowDraws, ahead: Lookahead | None = None
 ) -> TokenPaths:
-    """`denoise` with the rows' own random numbers; with ``ahead`` by head self-speculation, at the same law."""
+    """`denoise` with the rows' own random numbers; with ``ahead`` by head self-speculation, at the same law.
+
+    The law's head steps are constant, those of the rows' iteration; ``ahead`` may be of the law they fall by.
+    """
     noise = own.noise
     if ahead is None:
         return denoise(model.head, law, z, scale, noise.start, noise.step)
-    bound = ahead.head.bind(z, scale)
+    bound = ahead.head.at(law).bind(z, scale)
     path, log_stds = speculate_head(bound, noise.start, law.head_steps - 1, 0, noise, own.head, ahead.windows)
     return TokenPaths(path.end, log_stds.last.exp() * law.temperature, log_stds.total, path.calls, path.rows)
 
@@ -256,6 +290,7 @@ def mar_step(
     """One ordinary MAR iteration by ``model``: makes tokens ``order[left:masked]`` of every image.
 
     Args:
+        law: of this iteration.
         who: "target" or "draft": under which name calls and time are booked.
         ahead: the model's head if it is to run ahead of itself; None: one head call a step.
 

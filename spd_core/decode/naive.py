@@ -20,7 +20,7 @@ from torch import Tensor
 from spd_core.decode.causal import ContextReader, PathLaw, noise_above, previous_tokens
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.decode.mar import contexts, guidance_scale, left_after, mask_lengths, rows_of
-from spd_core.diffusion import Diffusion, Float64
+from spd_core.diffusion import Float64, diffusion
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
 from spd_core.models.causal import Causal
@@ -46,7 +46,7 @@ class NaiveSampler:
     def __init__(self, head: DiffusionHead, law: SamplerLaw) -> None:
         self.head = head
         self.law = law
-        self.process = Diffusion(law.head_steps, law.start_level)
+        self.process = diffusion(law.head_steps, law.start_level)
 
     def __call__(
         self, y_RD: Tensor, z: Tensor, scale: float | Tensor, noise_RKD: Tensor, first: int, last: int
@@ -113,15 +113,15 @@ def decode_naive(target: Mar | Causal, law: SamplerLaw, labels_B: Tensor, draws:
 
 
 def _decode_mar(target: Mar, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:
-    meter, sampler = Meter(labels_B.device), NaiveSampler(target.head, law)
-    length, dims, steps = target.config.seq_len, target.config.token_dim, law.head_steps
+    meter, length, dims = Meter(labels_B.device), target.config.seq_len, target.config.token_dim
     order = draws.orders(length)
     tokens = torch.zeros(len(labels_B), length, dims, device=labels_B.device)
     lengths, masked, iterations = mask_lengths(length, law.num_iter), length, 0
-    for left, table in zip(left_after(lengths), lengths, strict=True):
+    for iteration, (left, table) in enumerate(zip(left_after(lengths), lengths, strict=True)):
         if left == masked:
             continue
-        rows = rows_of(order, left, masked)
+        sampler = NaiveSampler(target.head, law.at(iteration, law.num_iter))
+        rows, steps = rows_of(order, left, masked), sampler.law.head_steps
         with meter.span("context"):
             visible = order[:, masked:].sort(dim=1).values
             z = contexts(target, law, tokens, visible, labels_B).stacked(rows)
@@ -136,7 +136,7 @@ def _decode_mar(target: Mar, law: SamplerLaw, labels_B: Tensor, draws: Draws) ->
 
 
 def _decode_causal(target: Causal, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:
-    meter, sampler, path = Meter(labels_B.device), NaiveSampler(target.head, law), PathLaw(law, target.config.seq_len)
+    meter, path = Meter(labels_B.device), PathLaw(law, target.config.seq_len)
     batch, length, dims = len(labels_B), target.config.seq_len, target.config.token_dim
     reader, images = ContextReader(target, law, labels_B), torch.arange(batch, device=labels_B.device)
     states, read = torch.zeros(batch, length, dims, device=labels_B.device), []
@@ -144,19 +144,24 @@ def _decode_causal(target: Causal, law: SamplerLaw, labels_B: Tensor, draws: Dra
         at = torch.full_like(images, position)
         with meter.span("context"):
             read.append(reader.read(previous_tokens(states, images, at, 1), at)[:, :, 0])
+        own = path.at(position)
+        sampler = NaiveSampler(target.head, own.law)
         with meter.span("head"):
-            drawn, z = noise_above(draws, images, at, path, dims), read[-1].flatten(0, 1)
-            made = sampler(drawn.start, z, path.scale(at), drawn.step, path.first, drawn.offset)
+            drawn, z = noise_above(draws, images, at, own, dims), read[-1].flatten(0, 1)
+            made = sampler(drawn.start, z, own.scale(at), drawn.step, own.first, drawn.offset)
         states[:, position] = made
-        meter.add(target_context_calls=1, target_head_calls=path.above, target_head_rows=path.above * len(z))
+        meter.add(target_context_calls=1, target_head_calls=own.above, target_head_rows=own.above * len(z))
     image, token = images.repeat_interleave(length), torch.arange(length, device=images.device).repeat(batch)
-    below = path.handoff + 1
-    with meter.span("finish"):
-        noise = draws.normals(Purpose.STEP, image, token, below * dims, round_R=1).view(-1, below, dims)
-        z = torch.stack(read, dim=2).flatten(0, 2)
-        made = sampler(states.flatten(0, 1), z, path.scale(token), noise, path.handoff, 0)
-    meter.add(finish_head_calls=below, finish_head_rows=below * len(z))
-    return _decoded(made.view(batch, length, dims), length, meter)
+    contexts_GRZ, handed = torch.stack(read, dim=2).flatten(1, 2), states.flatten(0, 1)
+    clean = torch.empty_like(handed)
+    for own, rows in path.parts(token):
+        below, sampler = own.handoff + 1, NaiveSampler(target.head, own.law)
+        with meter.span("finish"):
+            noise = draws.normals(Purpose.STEP, image[rows], token[rows], below * dims, round_R=1)
+            noise, z = noise.view(-1, below, dims), contexts_GRZ[:, rows].flatten(0, 1)
+            clean[rows] = sampler(handed[rows], z, own.scale(token[rows]), noise, own.handoff, 0)
+        meter.add(finish_head_calls=below, finish_head_rows=below * len(z))
+    return _decoded(clean.view(batch, length, dims), length, meter)
 
 
 def _decoded(tokens: Tensor, rounds: int, meter: Meter) -> Decoded:

@@ -23,6 +23,7 @@ from spd_core.diffusion import diffusion, step_table
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead, StepModulation
+from spd_core.models.linear import Linear
 from spd_core.models.variance import PosteriorVariance
 from spd_core.precision import at_precision
 
@@ -34,6 +35,26 @@ PROPOSALS = 128
 STOCK = (2, 16)
 
 
+def by_steps(law: SamplerLaw, index_R: Tensor, count: int) -> Iterator[tuple[SamplerLaw, Tensor | slice]]:
+    """The rows made at each number of head steps, most steps first.
+
+    Args:
+        law: what is sampled.
+        index_R: int64, the iteration (MAR) or token (causal) that each row belongs to, 0-based.
+        count: iterations or tokens of an image.
+
+    Yields:
+        the law with that constant number, and which rows they are. A law whose steps do not fall gives all rows at
+        once and asks the device nothing.
+    """
+    if not law.falls:
+        yield law, slice(None)
+        return
+    steps = torch.tensor([law.steps_at(index, count) for index in range(count)], device=index_R.device)[index_R]
+    for number in reversed(steps.unique().tolist()):
+        yield law.with_steps(number), (steps == number).nonzero()[:, 0]
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What the head says at a state: the token, and for a learned variance its place between the two bounds."""
@@ -43,15 +64,23 @@ class Prediction:
 
 
 class LawHead:
-    """A diffusion head at a law: its step embeddings and constants, shared by all tokens of a decoding."""
+    """A diffusion head at a law: its step embeddings and constants, shared by all tokens of a decoding.
 
-    def __init__(self, head: DiffusionHead, law: SamplerLaw) -> None:
+    Args:
+        head: the head.
+        law: where the head's steps fall along the image, this is the head of its beginning; `at` gives the others.
+        of: the same head at a law with other head steps, which has what does not depend on them.
+    """
+
+    def __init__(self, head: DiffusionHead, law: SamplerLaw, of: LawHead | None = None) -> None:
+        law = law.at(0, 2)
         self.head = head = at_precision(head, law.dtype)
         self.law = law
+        self._by_steps: dict[int, LawHead] = {law.head_steps: self} if of is None else of._by_steps
         self.learned_variance = head.out_channels == 2 * head.in_channels
         self.table = step_table(law.head_steps, law.start_level, head.cond_embed.weight.device)
         self.step_embeddings = head.step_embeddings(self.table.timesteps)
-        self.modulation = head.fused_modulation()
+        self.modulation: Linear = head.fused_modulation() if of is None else of.modulation
         self.variance = head.variance
         if self.variance is not None:
             self.level_embeddings = self.variance.level_embeddings(self.table.timesteps)
@@ -63,6 +92,12 @@ class LawHead:
         self.gain_per_variance = (
             law.temperature * self.table.noisy * self.table.c_x0 / self.table.fixed_std * self.table.noise.square()
         )
+
+    def at(self, law: SamplerLaw) -> LawHead:
+        """The head at a law that differs in the number of head steps only; built once for each number."""
+        if law.head_steps not in self._by_steps:
+            self._by_steps[law.head_steps] = LawHead(self.head, law, of=self)
+        return self._by_steps[law.head_steps]
 
     @property
     def guided_rows(self) -> int:
@@ -372,7 +407,7 @@ def _modulations(head: BoundHead, first: int, last: int) -> Iterator[StepModulat
         yield from map(at_law.head.split_modulation, fused.unbind())
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def windows_by_step(windows: tuple[int, ...], steps: int, device: torch.device) -> Tensor:
     """int64 [S]: the window length at each step k, the path cut into as many equal slices as there are ``windows``."""
     done = torch.arange(steps - 1, -1, -1, device=device)

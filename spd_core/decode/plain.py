@@ -33,11 +33,11 @@ def decode_plain(
     ordered = OrderDraws(draws, law, length, dims, speculates=bool(windows))
     tokens = torch.zeros(len(labels_B), length, dims, device=labels_B.device)
     lengths, masked, iterations = mask_lengths(length, law.num_iter), length, 0
-    for left, table in zip(left_after(lengths), lengths, strict=True):
+    for step, (left, table) in enumerate(zip(left_after(lengths), lengths, strict=True)):
         if left == masked:
             continue
-        scale = guidance_scale(law, length, table)
-        rows, paths = mar_step(target, law, "target", tokens, ordered, masked, left, scale, labels_B, meter, ahead)
+        scale, now = guidance_scale(law, length, table), law.at(step, law.num_iter)
+        rows, paths = mar_step(target, now, "target", tokens, ordered, masked, left, scale, labels_B, meter, ahead)
         tokens[rows.image, rows.token] = paths.x0
         masked, iterations = left, iterations + 1
     rounds = torch.full((len(labels_B),), iterations)

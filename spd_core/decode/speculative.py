@@ -58,8 +58,9 @@ MOST_PROPOSALS = 256
 
 @dataclass(frozen=True)
 class Drafted:
-    """The T drafted tokens of a round."""
+    """Drafted tokens of a round, all with the same number of head steps; T of them."""
 
+    path: PathLaw  #: at these tokens
     row: Tensor  #: int64 [T], slot
     place: Tensor  #: int64 [T], 0-based place in the block
     end: Tensor  #: [T, D] state at the hand-off
@@ -145,6 +146,32 @@ def predictions(head: BoundHead, states_TKD: Tensor, path: PathLaw) -> Tensor:
     return held_predictions(head, states_TKD, path, 1)
 
 
+class _Noise:
+    """The noise of the next ``places`` tokens of every slot above their hand-offs; drawn at once if it can be.
+
+    Args:
+        draws: of the images.
+        path: of the law.
+        active_A, made_A: image of each slot, and how many of its tokens are decided.
+        places: tokens; past the image's end they are padding.
+        dims: of a token.
+    """
+
+    def __init__(self, draws: Draws, path: PathLaw, active_A: Tensor, made_A: Tensor, places: int, dims: int) -> None:
+        self._draws, self._active, self._made, self._places, self._dims = draws, active_A, made_A, places, dims
+        self._all: PathNoise | None = None
+        if not path.law.falls:
+            token = made_A[:, None] + torch.arange(places, device=made_A.device)
+            self._all = noise_above(draws, active_A.repeat_interleave(places), token.flatten(), path, dims)
+
+    def of(self, path: PathLaw, row: Tensor, place: Tensor) -> PathNoise:
+        """Of tokens at ``place`` of slots ``row``, whose path is ``path``."""
+        if self._all is None:
+            return noise_above(self._draws, self._active[row], self._made[row] + place, path, self._dims)
+        at = row * self._places + place
+        return PathNoise(self._all.start[at], self._all.step[at], self._all.offset)
+
+
 class _Decoding:
     """Images on their way through the slots."""
 
@@ -220,68 +247,58 @@ class _Decoding:
         room_A = self.length - self.made
         drafted_A = room_A.clamp(max=self.method.gamma)
         widest = int(drafted_A.max())
-        noise = self._noise(widest + 1)
+        noise = _Noise(self.draws, self.path, self.active, self.made, widest + 1, self.dims)
         with self.meter.span("draft"):
-            drafted = self._draft(drafted_A, widest, noise) if widest else None
+            drafts = self._draft(drafted_A, widest, noise) if widest else []
         with self.meter.span("context"):
             z = self._contexts(widest + 1)
         accepted_AG = torch.ones(len(self.active), widest, dtype=torch.bool, device=room_A.device)
-        coupled = None
-        if drafted is not None:
+        known: dict[PathLaw, tuple[Drafted, Path | None]] = {}
+        verdicts = []
+        for drafted in drafts:
             with self.meter.span("head"):
-                verdict, coupled = self._verify(drafted, z, noise)
+                verdict, own = self._verify(drafted, z, noise)
             accepted_AG[drafted.row, drafted.place] = verdict.accepted
+            known[drafted.path] = drafted, own
+            verdicts.append(verdict)
         row_T, place_T, advance_A = settle(accepted_AG, drafted_A, room_A)
-        if drafted is not None:
+        for drafted, verdict in zip(drafts, verdicts, strict=True):
             self._record(drafted, verdict, first_refusal(accepted_AG))
         with self.meter.span("residual"):
-            if len(row_T):
-                self._own_tokens(row_T, place_T, drafted, coupled, z, noise)
+            for path, at in self.path.parts(self.made[row_T] + place_T) if len(row_T) else ():
+                self._own_tokens(path, row_T[at], place_T[at], known.get(path), z, noise)
         self.rounds[self.active] += 1
         self.made = self.made + advance_A
-
-    def _noise(self, places: int) -> PathNoise:
-        """Noise of the next ``places`` tokens of every slot, slot by slot; past the image's end it is padding."""
-        token = self.made[:, None] + torch.arange(places, device=self.made.device)
-        image = self.active.repeat_interleave(places)
-        return noise_above(self.draws, image, token.flatten(), self.path, self.dims)
 
     def _previous(self, first_A: Tensor, count: int) -> Tensor:
         slot = torch.arange(len(self.active), device=first_A.device)
         return previous_tokens(self.canvas.states, slot, first_A, count)
 
-    def _of(self, noise: PathNoise, row: Tensor, place: Tensor) -> PathNoise:
-        at = row * (len(noise.start) // len(self.active)) + place
-        return PathNoise(noise.start[at], noise.step[at], noise.offset)
-
-    def _draft(self, drafted_A: Tensor, widest: int, noise: PathNoise) -> Drafted:
+    def _draft(self, drafted_A: Tensor, widest: int, noise: _Noise) -> list[Drafted]:
         """Step 1; the drafts also go to the canvas, where both context networks read them."""
-        parts = []
+        parts: list[Drafted] = []
         for place in range(widest):
             # The first pass also reads the position before: after a round without refusal the draft has not seen it.
             first = self.made + place if place else (self.made - 1).clamp(min=0)
             count = 1 if place else 2
             z_read = self.draft_reader.read(self._previous(first, count), first)
             row = (drafted_A > place).nonzero()[:, 0]
-            z = z_read[:, row, self.made[row] + place - first[row]]
-            at = self.made[row] + place
-            here = torch.full_like(row, place)
-            own = self._of(noise, row, here)
-            bound = self.draft_head.bind(z.flatten(0, 1), self.path.scale(at))
-            path = draft_walk(bound, own.start, self.path, own, self.method.stride)
-            self.canvas.states[row, at] = path.end
-            if path.trace is not None:
-                parts.append(Drafted(row, here, path.end, path.trace, z))
-            self.meter.add(
-                draft_context_calls=1,
-                draft_context_rows=len(self.made) * count * self.reader.copies,
-                draft_head_calls=path.calls,
-                draft_head_rows=path.rows * self.reader.copies,
-            )
-        row, here, end = (torch.cat([getattr(part, name) for part in parts]) for name in ("row", "place", "end"))
-        names = ("states", "x0", "noise")
-        trace = Trace(*(torch.cat([getattr(part.trace, name) for part in parts]) for name in names))
-        return Drafted(row, here, end, trace, torch.cat([part.z for part in parts], dim=1))
+            z_all = z_read[:, row, self.made[row] + place - first[row]]
+            self.meter.add(draft_context_calls=1, draft_context_rows=len(self.made) * count * self.reader.copies)
+            for path, which in self.path.parts(self.made[row] + place):
+                rows, z = row[which], z_all[:, which]
+                at, here = self.made[rows] + place, torch.full_like(rows, place)
+                own = noise.of(path, rows, here)
+                bound = self.draft_head.at(path.law).bind(z.flatten(0, 1), path.scale(at))
+                walked = draft_walk(bound, own.start, path, own, self.method.stride)
+                self.canvas.states[rows, at] = walked.end
+                if walked.trace is not None:
+                    parts.append(Drafted(path, rows, here, walked.end, walked.trace, z))
+                self.meter.add(draft_head_calls=walked.calls, draft_head_rows=walked.rows * self.reader.copies)
+        alike: dict[PathLaw, list[Drafted]] = {}
+        for part in parts:
+            alike.setdefault(part.path, []).append(part)
+        return [_drafted(group) for group in alike.values()]
 
     def _contexts(self, places: int) -> Tensor:
         """Step 2a: the target's contexts [G, A, places, Z] of the drafts and of the token after them."""
@@ -294,24 +311,24 @@ class _Decoding:
         self.meter.add(target_context_calls=1, target_context_rows=rows)
         return z
 
-    def _bind(self, z: Tensor, row: Tensor, place: Tensor) -> BoundHead:
-        return self.head.bind(z[:, row, place].flatten(0, 1), self.path.scale(self.made[row] + place))
+    def _bind(self, path: PathLaw, z: Tensor, row: Tensor, place: Tensor) -> BoundHead:
+        return self.head.at(path.law).bind(z[:, row, place].flatten(0, 1), path.scale(self.made[row] + place))
 
-    def _verify(self, drafted: Drafted, z: Tensor, noise: PathNoise) -> tuple[Verdict, Path | None]:
+    def _verify(self, drafted: Drafted, z: Tensor, noise: _Noise) -> tuple[Verdict, Path | None]:
         """Steps 2b and 3: each draft's own verdict; for the coupled rule also the target's paths on the same noise."""
-        rule, row, place = self.method.acceptance, drafted.row, drafted.place
+        rule, path, row, place = self.method.acceptance, drafted.path, drafted.row, drafted.place
         image, token = self.active[row], self.made[row] + place
-        bound = self._bind(z, row, place)
+        bound = self._bind(path, z, row, place)
         if rule.rule == "coupled":
-            own = own_draws(self.draws, image, token, self.law)
-            coupled = path_above(bound, self.path, self._of(noise, row, place), own, self.method.head_window)
+            own = own_draws(self.draws, image, token, path.law)
+            coupled = path_above(bound, path, noise.of(path, row, place), own, self.method.head_window)
             self.meter.add(target_head_calls=coupled.calls, target_head_rows=coupled.rows * self.reader.copies)
             self.canvas.x0[row, token] = coupled.x0
             return judge_coupled(rule, drafted.end, coupled.end), coupled
         trace = drafted.trace
-        x0 = predictions(bound, trace.states, self.path)
+        x0 = predictions(bound, trace.states, path)
         self.meter.add(target_head_calls=1, target_head_rows=x0.shape[0] * x0.shape[1] * self.reader.copies)
-        k = steps_down(self.path.first, self.path.handoff + 1, x0.device)
+        k = steps_down(path.first, path.handoff + 1, x0.device)
         shift = bound.shift(k, trace.x0, x0)
         news = bound.moved(torch.arange(len(row), device=k.device), k[-1], trace.noise[:, -1] + shift[:, -1])
         self.canvas.x0[row, token] = x0[:, -1] + news
@@ -321,14 +338,18 @@ class _Decoding:
 
     def _own_tokens(
         self,
+        path: PathLaw,
         row_T: Tensor,
         place_T: Tensor,
-        drafted: Drafted | None,
-        coupled: Path | None,
+        known: tuple[Drafted, Path | None] | None,
         z: Tensor,
-        noise: PathNoise,
+        noise: _Noise,
     ) -> None:
-        """Step 4: tokens at ``place_T`` of slots ``row_T`` from the target itself, written to the canvas."""
+        """Step 4: tokens at ``place_T`` of slots ``row_T`` from the target itself, written to the canvas.
+
+        ``path`` is theirs, and so are the drafts and, by the coupled rule, the target's own paths, if there are any.
+        """
+        drafted, coupled = known or (None, None)
         index = torch.full((len(self.active), z.shape[2]), -1, device=row_T.device)
         if drafted is not None:
             index[drafted.row, drafted.place] = torch.arange(len(drafted.row), device=row_T.device)
@@ -341,7 +362,7 @@ class _Decoding:
             return
 
         def propose(open_T: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
-            return self._propose(row_T[open_T], place_T[open_T], draft_T[open_T], drafted, attempt, z, noise)
+            return self._propose(path, row_T[open_T], place_T[open_T], draft_T[open_T], drafted, attempt, z, noise)
 
         made = sample_residual(torch.arange(len(row_T), device=row_T.device), propose)
         self._write(row_T, place_T, *made.split(self.dims, dim=-1))
@@ -352,49 +373,52 @@ class _Decoding:
 
     def _propose(
         self,
+        path: PathLaw,
         row: Tensor,
         place: Tensor,
         draft: Tensor,
         drafted: Drafted | None,
         attempt: int,
         z: Tensor,
-        noise: PathNoise,
+        noise: _Noise,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Target paths for `sample_residual`: several for a refused draft, its own path for a token without one."""
         image, token, device = self.active[row], self.made[row] + place, row.device
         fresh, refused = (draft < 0).nonzero()[:, 0], (draft >= 0).nonzero()[:, 0]
         count = min(self.method.proposals * 4**attempt, MOST_PROPOSALS) if len(refused) else 1
-        own = self._of(noise, row[fresh], place[fresh])
-        dims = (1 + self.path.above) * self.dims
+        own = noise.of(path, row[fresh], place[fresh])
+        dims = (1 + path.above) * self.dims
         normals, uniforms = self.draws.proposals(
             Purpose.PATH_PROPOSAL, image[refused], token[refused], count, dims, attempt=attempt
         )
-        normals = normals.view(-1, 1 + self.path.above, self.dims)
+        normals = normals.view(-1, 1 + path.above, self.dims)
         proposed = PathNoise(
-            torch.cat([own.start, normals[:, 0]]), torch.cat([own.step, normals[:, 1:]]), self.path.handoff + 1
+            torch.cat([own.start, normals[:, 0]]), torch.cat([own.step, normals[:, 1:]]), path.handoff + 1
         )
         # Rows of the paths: tokens without a draft once, refused ones `count` times.
         of = torch.cat([fresh, refused.repeat_interleave(count)])
         number = torch.arange(count, device=device).repeat(len(refused))
         salt = torch.cat([torch.zeros_like(fresh), 1 + attempt * MOST_PROPOSALS + number])
-        head_draws = HeadDraws(self.draws, image[of], token[of], salt, self.law.head_steps)
-        bound = self._bind(z, row[of], place[of])
-        path = path_above(bound, self.path, proposed, head_draws, self.method.head_window, trace=bool(len(refused)))
-        self.meter.add(target_head_calls=path.calls, target_head_rows=path.rows * self.reader.copies)
+        head_draws = HeadDraws(self.draws, image[of], token[of], salt, path.law.head_steps)
+        bound = self._bind(path, z, row[of], place[of])
+        ours = path_above(bound, path, proposed, head_draws, self.method.head_window, trace=bool(len(refused)))
+        self.meter.add(target_head_calls=ours.calls, target_head_rows=ours.rows * self.reader.copies)
         log_ratio = torch.full((len(row), count), -torch.inf, device=device)
         log_ratio[fresh, 0] = torch.inf
         values = torch.zeros(len(row), count, 2 * self.dims, device=device)
-        made = torch.cat([path.end, path.x0], dim=-1)
+        made = torch.cat([ours.end, ours.x0], dim=-1)
         values[fresh, 0] = made[: len(fresh)]
         keep = torch.full((len(row), count), 0.5, device=device)
-        if len(refused) and drafted is not None and path.trace is not None:
+        if len(refused) and drafted is not None and ours.trace is not None:
             values[refused] = made[len(fresh) :].view(len(refused), count, -1)
             keep[refused] = uniforms
             z_draft = drafted.z[:, draft[refused]].repeat_interleave(count, dim=1).flatten(0, 1)
-            bound_draft = self.draft_head.bind(z_draft, self.path.scale(token[refused].repeat_interleave(count)))
-            mine = Trace(*(column[len(fresh) :] for column in (path.trace.states, path.trace.x0, path.trace.noise)))
-            held = held_predictions(bound_draft, mine.states, self.path, self.method.stride)
-            k = steps_down(self.path.first, self.path.handoff + 1, device)
+            bound_draft = self.draft_head.at(path.law).bind(
+                z_draft, path.scale(token[refused].repeat_interleave(count))
+            )
+            mine = Trace(*(column[len(fresh) :] for column in (ours.trace.states, ours.trace.x0, ours.trace.noise)))
+            held = held_predictions(bound_draft, mine.states, path, self.method.stride)
+            k = steps_down(path.first, path.handoff + 1, device)
             inverse = path_log_ratio(mine.noise, bound.shift(k, mine.x0, held))
             log_ratio[refused] = -inverse.view(-1, count)
             tested = held.shape[0] * -(-held.shape[1] // self.method.stride)
@@ -410,6 +434,14 @@ class _Decoding:
         row, place = drafted.row[tested], drafted.place[tested]
         columns = (verdict.log_ratio[tested], verdict.accepted[tested], verdict.excess[tested])
         self.records.append(DraftRecords(self.active[row], self.made[row] + place, place, *columns))
+
+
+def _drafted(parts: list[Drafted]) -> Drafted:
+    """The drafts of all parts, of one path."""
+    row, place, end = (torch.cat([getattr(part, name) for part in parts]) for name in ("row", "place", "end"))
+    names = ("states", "x0", "noise")
+    trace = Trace(*(torch.cat([getattr(part.trace, name) for part in parts]) for name in names))
+    return Drafted(parts[0].path, row, place, end, trace, torch.cat([part.z for part in parts], dim=1))
 
 
 def _of_rows(canvas: Canvas, rows: Tensor) -> Canvas:

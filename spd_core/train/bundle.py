@@ -164,7 +164,7 @@ def _law_words(card: PairCard) -> str:
         return f"Law: {guidance}, temperature {law.temperature:g}, {kept}, {law.dtype}."
     begun = f"{law.num_iter} iterations, " if card.family == "mar" else ""
     handed = f", hand-off at {law.handoff_level}" if card.family == "causal" else ""
-    steps = f"{law.head_steps} head steps from level {law.start_level}"
+    steps = f"{law.steps_in_words} from level {law.start_level}"
     return f"Law: {begun}{steps}{handed}, {guidance}, temperature {law.temperature:g}, {law.dtype}."
 
 
@@ -173,7 +173,10 @@ def _figure_rows(card: PairCard) -> list[str]:
     rows = [
         row
         for row in card.figures["bench"]["rows"]
-        if row["method"] == "plain" and row["distance"] is not None and not row["settings"].get("head_window")
+        if row["method"] == "plain"
+        and row["distance"] is not None
+        and not row["settings"].get("head_window")
+        and row["law"].get("head_schedule", "constant") == "constant"
     ]
     batch = max((row["batch"] for row in rows), default=0)
     lines = []

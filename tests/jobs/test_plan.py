@@ -95,6 +95,15 @@ def test_a_plan_that_contradicts_itself_is_no_plan(pair, change):
     assert parse_plan(canonical_json(seal({**raw, **change}))) is None
 
 
+def test_a_plan_of_before_head_steps_could_fall_is_resumed(pair, store):
+    raw = json.loads(plan_of(pair).to_bytes())
+    del raw["spec"]["law"]["head_schedule"], raw["spec"]["law"]["head_steps_end"]
+    store.create(layout.PLAN, canonical_json(seal({**raw, "sha256": ""})))
+    assert store_plan(store, plan_of(pair)).created == raw["created"]
+    with pytest.raises(SpecError, match=r"law.head_schedule: got 'linear', stored 'nothing'"):
+        store_plan(store, plan_of(pair, law={"head_schedule": "linear", "head_steps": 4, "head_steps_end": 2}))
+
+
 def test_resume_keeps_the_stored_plan_when_only_workers_and_output_change(pair, store):
     first = store_plan(store, plan_of(pair))
     again = store_plan(store, plan_of(pair, workers={"count": 3}, output="elsewhere"))

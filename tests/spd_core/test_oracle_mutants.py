@@ -130,7 +130,9 @@ def own_noise_for_target(patch: Patch) -> None:
     patch.setattr(
         cspd,
         "sample_rows",
-        lambda model, law, z, scale, draws, rows, *_: right(model, law, z.roll(1, 0), scale, draws, rows),
+        lambda model, law, z, scale, draws, rows, iteration, *_: right(
+            model, law, z.roll(1, 0), scale, draws, rows, iteration
+        ),
     )
 
 
