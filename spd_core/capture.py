@@ -72,6 +72,11 @@ class Captured:
             replay = self._graphs[key] = record(self.name, partial(self.function, **constants), inputs)
         return replay(inputs)
 
+    def fresh(self, *inputs: Tensor, **constants: Hashable) -> tuple[Tensor, ...]:
+        """The function's results as tensors that stay."""
+        made = self(*inputs, **constants)
+        return made if inputs[0].device.type not in RECORDED else tuple(x.clone() for x in made)
+
 
 def record(name: str, function: Function, inputs: Sequence[Tensor]) -> Replay:
     """Records the function on tensors like ``inputs`` and returns what replays it; nothing is computed with them yet.

@@ -63,7 +63,7 @@ class Stopwatch(Draws):
         token_R: Tensor,
         count: int,
         round_R: Tensor | int = 0,
-        attempt: int = 0,
+        attempt: Tensor | int = 0,
     ) -> Tensor:
         """As `Draws.normals`.
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from scipy import stats
 
 from spd_core.draws import Draws, Purpose, image_seed, philox
+from tests.cpu_graph import cpu_graphs
 
 
 def _words(value):
@@ -124,3 +130,49 @@ def test_image_seeds_differ_and_fit_int64():
     seeds = {image_seed(job, f"{i:08d}") for job in range(3) for i in range(1000)}
     assert len(seeds) == 3000
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_an_attempt_may_differ_by_row_and_gives_the_words_of_one_draw_an_attempt():
+    draws, image, token = _draws(1), torch.zeros(3, dtype=torch.int64), torch.arange(3)
+    attempts = torch.arange(5)
+    rows = torch.arange(3).repeat_interleave(5)
+    many = draws.normals(Purpose.PROPOSAL, image[rows], token[rows], 6, 2, attempts.repeat(3)).view(3, 5, 6)
+    for attempt in range(5):
+        assert torch.equal(many[:, attempt], draws.normals(Purpose.PROPOSAL, image, token, 6, 2, attempt))
+
+
+_KERNEL_AGAINST_REFERENCE = """
+import torch
+from spd_core.draws import reference_words
+from spd_core.philox_kernel import words
+
+for rows, blocks in ((0, 1), (1, 1), (7, 5), (300, 130)):
+    generator = torch.Generator().manual_seed(rows)
+    row = [torch.randint(high, (rows,), generator=generator) for high in (2**63 - 1, 2**12, 2**32, 2**32)]
+    assert torch.equal(words(*row, blocks), reference_words(*row, blocks)), (rows, blocks)
+"""
+
+
+def test_the_kernel_makes_the_words_of_the_reference():
+    """In a process of its own: Triton decides when it is imported whether it interprets kernels on the CPU."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed; on a GPU the kernel is checked at its first use")
+    command = [sys.executable, "-c", _KERNEL_AGAINST_REFERENCE]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_draws_are_the_same_from_graphs():
+    draws, image, token = _draws(2), torch.tensor([0, 1, 1]), torch.tensor([3, 4, 5])
+
+    def drawn():
+        made = [draws.normals(Purpose.STEP, image, token, 10, round_R=r) for r in range(3)]
+        made += [draws.uniforms(Purpose.ACCEPT, image, token, 3, round_R=token), draws.fine_uniforms(1, image, token)]
+        return [*made, *draws.proposals(Purpose.HEAD_PROPOSAL, image, token, 4, 3), draws.orders(9)]
+
+    directly = drawn()
+    with cpu_graphs() as recorded:
+        replayed = drawn()
+    assert all(torch.equal(a, b) for a, b in zip(directly, replayed, strict=True))
+    assert sorted(set(recorded)) == ["fine uniforms", "normals", "proposals", "uniforms", "words"]
+    assert len(recorded) == 5
