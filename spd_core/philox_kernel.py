@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -14,16 +12,16 @@ _COUNTERS = 256
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _words(
-    seed_ptr: Any,
-    token_ptr: Any,
-    round_ptr: Any,
-    tag_ptr: Any,
-    out_ptr: Any,
-    blocks: Any,
-    total: Any,
+def _words(  # type: ignore[no-untyped-def]  # noqa: ANN202 (Triton reads annotations as its own)
+    seed_ptr,  # noqa: ANN001
+    token_ptr,  # noqa: ANN001
+    round_ptr,  # noqa: ANN001
+    tag_ptr,  # noqa: ANN001
+    out_ptr,  # noqa: ANN001
+    blocks,  # noqa: ANN001
+    total,  # noqa: ANN001
     COUNTERS: tl.constexpr,
-) -> None:
+):
     at = tl.program_id(0).to(tl.int64) * COUNTERS + tl.arange(0, COUNTERS)
     inside = at < total
     row = at // blocks

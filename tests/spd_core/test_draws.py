@@ -162,6 +162,26 @@ def test_the_kernel_makes_the_words_of_the_reference():
     assert done.returncode == 0, done.stderr
 
 
+_KERNEL_FOR_A_DEVICE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from spd_core import philox_kernel
+
+pointers = dict.fromkeys(("seed_ptr", "token_ptr", "round_ptr", "tag_ptr", "out_ptr"), "*i64")
+signature = {**pointers, "blocks": "i32", "total": "i32", "COUNTERS": "constexpr"}
+source = ASTSource(fn=philox_kernel._words, signature=signature, constexprs={"COUNTERS": 256})
+assert compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+"""
+
+
+def test_the_kernel_compiles_for_an_h100():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    done = subprocess.run([sys.executable, "-c", _KERNEL_FOR_A_DEVICE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_draws_are_the_same_from_graphs():
     draws, image, token = _draws(2), torch.tensor([0, 1, 1]), torch.tensor([3, 4, 5])
 
