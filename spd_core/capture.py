@@ -22,9 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: Types of devices on which functions are recorded.
 RECORDED = frozenset({"cuda"})
@@ -32,6 +33,7 @@ RECORDED = frozenset({"cuda"})
 #: anew again and again.
 MOST_GRAPHS = 64
 
+Made = TypeVar("Made")
 Function = Callable[..., tuple[Tensor, ...]]
 #: Runs what was recorded on other values of the same shapes.
 Replay = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
@@ -62,7 +64,7 @@ class Captured:
             inputs: at least one tensor; all on one device.
             constants: whatever else decides what the function does.
         """
-        if inputs[0].device.type not in RECORDED:
+        if not recorded(inputs[0].device):
             return self.function(*inputs, **constants)
         key = (inputs[0].device, *((x.shape, x.dtype) for x in inputs), *sorted(constants.items()))
         replay = self._graphs.get(key)
@@ -75,7 +77,31 @@ class Captured:
     def fresh(self, *inputs: Tensor, **constants: Hashable) -> tuple[Tensor, ...]:
         """The function's results as tensors that stay."""
         made = self(*inputs, **constants)
-        return made if inputs[0].device.type not in RECORDED else tuple(x.clone() for x in made)
+        return tuple(x.clone() for x in made) if recorded(inputs[0].device) else made
+
+
+def recorded(device: torch.device) -> bool:
+    """Whether functions are recorded on a device."""
+    return device.type in RECORDED
+
+
+class Kept(dict[Hashable, Any]):
+    """What a module keeps for its captured functions; a copy of the module starts without."""
+
+    def __deepcopy__(self, memo: object) -> Kept:
+        return Kept()
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        return Kept, ()
+
+
+def kept_by(owner: nn.Module, key: Hashable, make: Callable[[], Made]) -> Made:
+    """What ``make`` made for this key the first time, kept as long as the module lives."""
+    kept: Kept = owner.__dict__.setdefault("kept", Kept())
+    if key not in kept:
+        kept[key] = make()
+    made: Made = kept[key]
+    return made
 
 
 def record(name: str, function: Function, inputs: Sequence[Tensor]) -> Replay:

@@ -49,7 +49,7 @@ class _Recorder(TorchDispatchMode):
 
     def replay(self):
         for func, args, kwargs, result in self.operations:
-            given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+            given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if _is_strided(t)}
             old = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
             if old and all(t.untyped_storage().data_ptr() in given for t in old) and not _writes(func):
                 continue  # a view of what is there
@@ -57,6 +57,10 @@ class _Recorder(TorchDispatchMode):
             for before, now in zip(old, [t for t in tree_leaves(new) if isinstance(t, torch.Tensor)], strict=True):
                 if before is not now and before.untyped_storage().data_ptr() != now.untyped_storage().data_ptr():
                     before.copy_(now)
+
+
+def _is_strided(value):
+    return isinstance(value, torch.Tensor) and not value.is_mkldnn
 
 
 def _writes(func):

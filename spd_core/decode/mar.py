@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from spd_core.capture import Captured, kept_by, recorded
 from spd_core.decode.head_speculation import Lookahead, speculate_head
 from spd_core.decode.log import Meter
 from spd_core.decode.path import HeadDraws, PathNoise, by_steps
@@ -212,10 +213,41 @@ def denoise(
         start_RD: start noise.
         noise_RSD: step noise; entry k belongs to respaced step k, entry 0 is never used.
     """
+    process = diffusion(law.head_steps, law.start_level)
+    if not recorded(z.device):
+        ends = _denoise(z, start_RD, noise_RSD, scale, head=head, law=law, timesteps=process.timesteps[::-1])
+    else:
+        weight = scale if isinstance(scale, Tensor) else z.new_full((1, 1), scale)
+        x, last_std, log_std_sum = _denoising(head, law, z.device).fresh(z, start_RD, noise_RSD, weight)
+        ends = x, last_std, log_std_sum
+    return TokenPaths(*ends, law.head_steps, len(start_RD) * law.head_steps)
+
+
+def _denoising(head: DiffusionHead, law: SamplerLaw, device: torch.device) -> Captured:
+    """`_denoise` of a head at a law, the whole loop one graph for every number of rows."""
+
+    def make() -> Captured:
+        timesteps = torch.tensor(diffusion(law.head_steps, law.start_level).timesteps[::-1], device=device)
+        return Captured(partial(_denoise, head=head, law=law, timesteps=timesteps), f"denoise {law.head_steps} steps")
+
+    key = (law.head_steps, law.start_level, law.cfg != 1.0, law.temperature, law.dtype)
+    return kept_by(head, ("denoise", device, *key), make)
+
+
+def _denoise(
+    z: Tensor,
+    start_RD: Tensor,
+    noise_RSD: Tensor,
+    scale: float | Tensor,
+    head: DiffusionHead,
+    law: SamplerLaw,
+    timesteps: Sequence[int] | Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`denoise` as a captured function: the columns of `TokenPaths`; ``timesteps`` in the order of the steps."""
     process, guided = diffusion(law.head_steps, law.start_level), law.cfg != 1.0
     noise_SRD = (noise_RSD * law.temperature).transpose(0, 1).contiguous()
     x, log_std_sum, log_std = start_RD, torch.zeros_like(start_RD), torch.zeros_like(start_RD)
-    for step, modulation in zip(process.path, head.modulations(z, [s.timestep for s in process.path]), strict=True):
+    for step, modulation in zip(process.path, head.modulations(z, timesteps), strict=True):
         out = head.apply_step(x, modulation)
         eps, v = guide(out, scale) if guided else out.chunk(2, dim=-1)
         log_std = step_log_std(step, v)
@@ -223,7 +255,7 @@ def denoise(
         if not step.noiseless:
             x = torch.addcmul(x, log_std.exp(), noise_SRD[step.k])
             log_std_sum += log_std
-    return TokenPaths(x, log_std.exp() * law.temperature, log_std_sum, law.head_steps, len(x) * law.head_steps)
+    return x, log_std.exp() * law.temperature, log_std_sum
 
 
 def sample_rows(

@@ -145,9 +145,9 @@ class DiffusionHead(nn.Module):
             if isinstance(block, ResBlock):
                 yield block
 
-    def step_embeddings(self, timesteps: Sequence[int]) -> Tensor:
+    def step_embeddings(self, timesteps: Sequence[int] | Tensor) -> Tensor:
         """Embeddings [S, W] of timesteps; added to a row of `cond_embed` they are the y of `fused_modulation`."""
-        return self.time_embed(torch.tensor(timesteps, device=self.cond_embed.weight.device))
+        return self.time_embed(torch.as_tensor(timesteps, device=self.cond_embed.weight.device))
 
     def fused_modulation(self) -> Linear:
         """The one Linear, W -> (3 blocks + 2) W, that makes every modulation from SiLU(y).
@@ -184,7 +184,7 @@ class DiffusionHead(nn.Module):
             tuple(block.modulation(silu_y) for block in self._blocks), self.final_layer.modulation(silu_y)
         )
 
-    def modulations(self, z_RZ: Tensor, timesteps: Sequence[int]) -> Iterator[StepModulation]:
+    def modulations(self, z_RZ: Tensor, timesteps: Sequence[int] | Tensor) -> Iterator[StepModulation]:
         """Step modulations for every timestep in turn.
 
         They depend on z and t only, never on x, so whole runs of steps are computed by one matrix product: a hundred

@@ -1,0 +1,39 @@
+"""Decoders whose loops are recorded make the tokens that they make without, and record little."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from spd_core.decode import decode
+from spd_core.draws import Draws
+from spd_core.law import Plain, SamplerLaw
+from spd_core.pairs.pair import Pair, load_pair
+from tests.cpu_graph import cpu_graphs
+
+LABELS, SEEDS = torch.tensor([0, 4, 9]), torch.arange(3)
+
+
+@pytest.fixture(scope="module")
+def mar() -> Pair:
+    return load_pair("fashion-mar")
+
+
+def law(pair: Pair, **changes) -> SamplerLaw:
+    return pair.card.law.model_copy(update={"num_iter": 12, "head_steps": 12, **changes})
+
+
+@pytest.mark.parametrize("changes", [{}, {"cfg": 1.0}, {"dtype": "bfloat16"}], ids=["guided", "unguided", "bfloat16"])
+def test_plain_mar_from_graphs(mar: Pair, changes: dict):
+    here = law(mar, **changes)
+    directly = decode(mar, here, Plain(), LABELS, Draws(SEEDS)).tokens
+    with cpu_graphs() as recorded:
+        assert torch.equal(decode(mar, here, Plain(), LABELS, Draws(SEEDS)).tokens, directly)
+        first = len(recorded)
+        again = decode(mar, here, Plain(), LABELS.flip(0), Draws(SEEDS.flip(0))).tokens
+    assert torch.allclose(again.flip(0), directly, atol=1e-3)
+    assert len(recorded) == first, "another batch of the same size records nothing anew"
+    # One graph of the whole loop for each number of rows that an iteration has.
+    assert Counter(recorded)["denoise 12 steps"] <= 8
