@@ -18,7 +18,7 @@ from jobs.commits import Committed, drop_damaged, find_damage, find_missing, rea
 from jobs.finish import finish
 from jobs.fleet import Fleet, JobError
 from jobs.manifest import check_manifest
-from jobs.plan import Plan, check_weights, make_plan, public_url, store_plan, stored_plan
+from jobs.plan import Plan, as_planned, check_weights, make_plan, public_url, store_plan, stored_plan
 from jobs.presence import Presence
 from jobs.progress import Progress
 from jobs.requests import store_requests
@@ -90,6 +90,7 @@ def _settings(spec: FixedSpec, plan: Plan, store: Store) -> WorkerSettings:
         threads=spec.workers.threads,
         fingerprint=plan.fingerprint,
         shards=plan.shards,
+        encoders=spec.workers.encoders,
     )
 
 
@@ -154,6 +155,7 @@ def generate(spec: Spec) -> dict[str, Any]:
     began = time.monotonic()
     with _stoppable():
         store = Store(spec.output, spec.storage_options)
+        spec = as_planned(spec, store)
         decided = decided_before(spec, store)
         if decided is not None:
             plan, made = _generate(*decided, store)

@@ -4,6 +4,9 @@ A call may have committed its shard although its answer is lost, so whoever fail
 wait has a deadline: a Ray actor that can find no node, or hangs, gives no sign at all. Actors come and go with the
 nodes of the cluster, and near the end an idle one also makes the shard that another is slow with: the first commit
 counts, and the loser finds it, compares, and says so if its own bytes differ.
+
+An actor that overlaps the stages of its shards has begun several: which one took it down is not known then, so all of
+them are made again alone.
 """
 
 from __future__ import annotations
@@ -56,11 +59,11 @@ class _Job:
 
 @dataclass(eq=False)
 class _Slot:
-    """One actor; only the first shard of its queue is running."""
+    """One actor; the first shards of its queue are running, as many as it holds at once."""
 
     actor: Any
     starting: Any | None  #: reference of the ready() call, None once the actor is up
-    since: float  #: when the actor was asked for, or its first shard became the running one
+    since: float  #: when the actor was asked for, given its first shard, or last answered
     queue: deque[_Job] = field(default_factory=deque)
     node: str = ""
     draining: bool = False  #: its node is about to be taken away
@@ -110,6 +113,8 @@ class Fleet:
         self._took: deque[float] = deque(maxlen=_RECENT)  # seconds, of the last shards of this run
         self._todo = todo
         self._missing: set[int] = set()  # shards of this run that no record is known of
+        self._held = settings.in_flight  # shards that an actor has begun at a time, at most
+        self._alone: set[int] = set()  # shards that were begun with others on an actor that was lost
         self._slots: list[_Slot] = []
         self._room = worker_count(ray, workers)
         self._looked = self._any_up = time.monotonic()
@@ -171,7 +176,8 @@ class Fleet:
             return
         staying = sum(not slot.draining for slot in self._slots)
         for _ in range(self.size - staying):
-            actor = self._ray.remote(Worker).options(**reserved(self._workers)).remote(self._settings)
+            options = {**reserved(self._workers), "max_concurrency": self._held}
+            actor = self._ray.remote(Worker).options(**options).remote(self._settings)
             self._slots.append(_Slot(actor, actor.ready.remote(), time.monotonic()))
 
     def _drop(self, slot: _Slot) -> None:
@@ -197,13 +203,13 @@ class Fleet:
         self._grow()
 
     def _leave(self, nodes: frozenset[str], pending: _Pending) -> None:
-        """Gives the actors of nodes that are about to go no new shard; the running one they may finish."""
+        """Gives the actors of nodes that are about to go no new shard; the running ones they may finish."""
         for slot in self._slots:
             if slot.node not in nodes or slot.draining:
                 continue
             logger.warning("a node is about to be taken away: its worker gets no more shards")
             slot.draining = True
-            while len(slot.queue) > 1:
+            while len(slot.queue) > self._held:
                 self._hand_back(slot.queue.pop(), pending)
 
     def _drop_late(self, pending: _Pending) -> list[CommitRecord]:
@@ -237,11 +243,13 @@ class Fleet:
         slot.queue.append(_Job(slot.actor.run.remote(self._tasks.task(shard, attempt)), shard, attempt))
 
     def _hand_out(self, pending: _Pending) -> None:
-        # A second shard waits at each actor so that none idles; near the end that would starve free actors.
-        for depth in (1, 2):
+        # One shard more than an actor holds waits there so that none idles; near the end that would starve free actors.
+        # An actor that overlaps still needs its next shard before the last one is committed.
+        always = min(2, self._held)
+        for depth in range(1, self._held + 2):
             for slot in self._slots:
-                enough = depth == 1 or len(pending) > len(self._slots)
-                if pending and enough and slot.up and len(slot.queue) < depth:
+                enough = depth <= always or len(pending) > len(self._slots)
+                if pending and enough and slot.up and len(slot.queue) < depth and self._bears(slot, pending[0][0]):
                     self._give(slot, *pending.popleft())
         for slot in self._slots if not pending else ():
             if slot.up and not slot.queue:
@@ -251,6 +259,10 @@ class Fleet:
                 logger.info("shard %d is slow; an idle worker makes it too", job.shard)
                 self._give(slot, job.shard, job.attempt + 1)
 
+    def _bears(self, slot: _Slot, shard: int) -> bool:
+        """Whether a shard may be with those of an actor: one that may have taken an actor down is made alone."""
+        return not slot.queue or self._alone.isdisjoint([shard, *(job.shard for job in slot.queue)])
+
     def _slowest(self) -> _Job | None:
         """The shard that an idle actor helps most with: one that waits behind another, or the longest running slow one.
 
@@ -258,29 +270,37 @@ class Fleet:
         """
         now = time.monotonic()
         limit = _SLOW * statistics.median(self._took) + _TICK_S if self._took else math.inf
-        found: list[tuple[float, _Job]] = []
+        found: list[tuple[float, int, _Job]] = []
         for slot in self._slots:
             for place, job in enumerate(slot.queue):
                 late = math.inf if place or slot.draining else now - slot.since - limit
                 if late > 0 and job.shard in self._missing and self._copies(job.shard) < _COPIES:
-                    found.append((late, job))
-        return max(found, key=lambda each: each[0])[1] if found else None
+                    found.append((late, place, job))
+        # Of those that wait the last in its queue: the others may have been begun.
+        return max(found, key=lambda each: each[:2])[2] if found else None
 
     def _wait_once(self, pending: _Pending) -> list[CommitRecord]:
         """Takes in the first answer of a tick: an actor that is up, or a shard."""
-        owners = {(slot.starting or slot.queue[0].ref): slot for slot in self._slots if slot.starting or slot.queue}
+        owners: dict[Any, tuple[_Slot, _Job | None]] = {}
+        for slot in self._slots:
+            owners |= {slot.starting: (slot, None)} if slot.starting is not None else {}
+            owners |= {job.ref: (slot, job) for job in self._begun(slot)}
         if not owners:
             time.sleep(_TICK_S)
             return []
         ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=_TICK_S)
         records: list[CommitRecord] = []
         for ref in ready:
-            slot = owners[ref]
-            if slot.starting is not None:
+            slot, job = owners[ref]
+            if job is None:
                 self._finish_start(slot)
             else:
-                records += self._finish_shard(slot, pending)
+                records += self._finish_shard(slot, job, pending)
         return records
+
+    def _begun(self, slot: _Slot) -> list[_Job]:
+        """The shards that an actor is at."""
+        return list(slot.queue)[: self._held]
 
     def _finish_start(self, slot: _Slot) -> None:
         try:
@@ -298,13 +318,12 @@ class Fleet:
         self._failed_starts = 0
         slot.starting = None
 
-    def _finish_shard(self, slot: _Slot, pending: _Pending) -> list[CommitRecord]:
-        job = slot.queue[0]
+    def _finish_shard(self, slot: _Slot, job: _Job, pending: _Pending) -> list[CommitRecord]:
         try:
             record = CommitRecord.model_validate(self._ray.get(job.ref, timeout=_FETCH_S))
         except self._ray.exceptions.RayTaskError as error:
             raise_if_hopeless(error)
-            self._next(slot)
+            self._next(slot, job)
             if isinstance(getattr(error, "cause", None), UnequalCommit):
                 logger.warning("%s", reason_of(error))
             return self._judge(job, reason_of(error), pending)
@@ -313,11 +332,11 @@ class Fleet:
             blame = not (getattr(error, "preempted", False) or slot.draining)
             return self._lose(slot, f"its worker is lost: {reason_of(error)}", pending, blame)
         self._took.append(record.wall_seconds)
-        self._next(slot)
+        self._next(slot, job)
         return [record]
 
-    def _next(self, slot: _Slot) -> None:
-        slot.queue.popleft()
+    def _next(self, slot: _Slot, job: _Job) -> None:
+        slot.queue.remove(job)
         slot.since = time.monotonic()
 
     def _committed(self, shard: int) -> CommitRecord | None:
@@ -340,19 +359,26 @@ class Fleet:
         return []
 
     def _lose(self, slot: _Slot, reason: str, pending: _Pending, blame: bool = True) -> list[CommitRecord]:
-        """Drops an actor; of its shards only the oldest was running."""
-        running, *waiting = slot.queue
+        """Drops an actor. A shard that was the only one begun there has failed; of several nobody knows which did."""
+        begun, waiting = self._begun(slot), list(slot.queue)[self._held :]
         self._drop(slot)
-        records = self._judge(running, reason, pending, blame)
-        for job in waiting:
-            record = self._committed(job.shard)
-            if record is not None:
-                records.append(record)
-            else:
-                self._hand_back(job, pending)
-        return records
+        if len(begun) == 1:
+            records = self._judge(begun[0], reason, pending, blame)
+        else:
+            logger.warning("%d shards are made again, each alone: %s", len(begun), reason)
+            self._alone.update(job.shard for job in begun)
+            again = (_Job(None, job.shard, job.attempt + 1) for job in reversed(begun))
+            records = [record for job in again for record in self._return(job, pending, first=True)]
+        return records + [record for job in waiting for record in self._return(job, pending)]
 
-    def _hand_back(self, job: _Job, pending: _Pending) -> None:
-        """A shard whose actor will not begin it waits for another, unless one has it already."""
+    def _return(self, job: _Job, pending: _Pending, first: bool = False) -> list[CommitRecord]:
+        """The record of a shard whose actor is lost, or none, and the shard waits for another actor."""
+        record = self._committed(job.shard)
+        if record is None:
+            self._hand_back(job, pending, first)
+        return [] if record is None else [record]
+
+    def _hand_back(self, job: _Job, pending: _Pending, first: bool = False) -> None:
+        """A shard that its actor will not make waits for another, unless one has it already."""
         if job.shard in self._missing and not self._copies(job.shard):
-            pending.append((job.shard, job.attempt))
+            (pending.appendleft if first else pending.append)((job.shard, job.attempt))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from jobs.calibration import Calibration
-from jobs.spec import FixedSpec, SpecError, draws_of, fingerprint_of, fixed_fields
+from jobs.spec import ADDED, FixedSpec, Spec, SpecError, draws_of, fingerprint_of, fixed_fields
 from spd_core.draws import image_seed
 from spd_core.law import Choice, Settings
 from spd_core.pairs.pair import PairError, load_card, pair_folder
@@ -271,6 +271,18 @@ def stored_plan(store: Store, plan: Plan) -> Plan | None:
         return _check_same(stored, plan)
     # The driver refuses another job's commit records, plan or no plan, so this one can only be ours to repair.
     return None
+
+
+def as_planned(spec: Spec, store: Store) -> Spec:
+    """The spec with what it leaves open as the stored plan has it, if there is one: a resume changes no byte."""
+    if not spec.open_fields or not store.exists(layout.PLAN):
+        return spec
+    plan = parse_plan(store.read(layout.PLAN))
+    if plan is None:
+        return spec
+    asked = plan.calibration.batch if plan.calibration else plan.spec["batch"]
+    effort = plan.spec["image"].get("effort", ADDED["image.effort"])
+    return spec.with_open({"batch": asked, "shard_size": plan.spec["shard_size"], "image.effort": effort})
 
 
 def store_plan(store: Store, plan: Plan) -> Plan:

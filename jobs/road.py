@@ -38,7 +38,7 @@ from spd_core.draws import Draws
 from spd_core.law import Null
 from spd_core.pairs.pair import load_pair
 from workers import layout
-from workers.machine import describe_machine, usable_cpus
+from workers.machine import describe_machine, peak_memory, usable_cpus
 from workers.store import Store
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _peak_mb() -> float:
     """Largest resident memory of this process so far, MB (10^6 bytes)."""
-    # Not getrusage, which counts the parent's memory before exec.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e6
+    return peak_memory(torch.device("cpu"))["host"] / 1e6
 
 
 def _apart(call: Callable[[], _T]) -> _T:

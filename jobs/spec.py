@@ -7,11 +7,11 @@ import json
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from fsspec.utils import get_protocol
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from jobs.request_file import RequestFile, RequestFileError
@@ -24,6 +24,14 @@ from workers.records import ImageFormat
 
 #: Fields that decide no byte of the dataset; the hashes of its weights stand for the pair's name.
 UNFIXED = frozenset({"workers", "output", "storage_options", "pair"})
+
+
+#: Fields whose default is another one on a GPU or in another version: a resume takes those not given from the plan.
+_OPEN = ("batch", "shard_size", "image.effort")
+_ON_GPU = {"batch": 256, "shard_size": 512}
+#: Fields newer than the first plans, with the value that stands for what was done before: plans that know them not
+#: have the same fingerprint as plans with this value.
+ADDED = {"image.effort": "small", "method.images_per_s": 0.0}
 
 
 class SpecError(ValueError):
@@ -55,6 +63,12 @@ class Workers(Settings):
     num_gpus: float = Field(0.0, ge=0, description="GPUs reserved per actor; above 0 the models run on cuda")
     accelerator_type: str | None = Field(None, description="Ray accelerator type an actor needs")
     threads: int = Field(1, ge=1, description="torch threads per actor on a CPU")
+    encoders: int = Field(
+        0,
+        ge=0,
+        description="threads per actor that encode images while the next shard is decoded; 0: with num_gpus the GPU's "
+        "share of the node's cores, without none",
+    )
     start_timeout_s: float = Field(300.0, gt=0, description="longest wait for an actor to come up")
     shard_timeout_s: float = Field(3600.0, gt=0, description="longest wait for one shard before its actor is replaced")
     max_attempts: int = Field(5, ge=1, description="tries at one shard before the job fails")
@@ -83,12 +97,15 @@ class Spec(Settings):
     batch: int | Literal["auto"] = Field(
         32,
         description="images decoded together (1 to 65536); part of the plan: it moves rounding; auto, with method auto "
-        "only: the fastest",
+        "only: the fastest; default with num_gpus: 256, or half of it and so on if that does not fit",
     )
-    shard_size: int = Field(64, ge=1, description="images per shard: the unit of work, retry and commit")
+    shard_size: int = Field(
+        64, ge=1, description="images per shard: the unit of work, retry and commit; default with num_gpus: 512"
+    )
     image: ImageFormat = ImageFormat()
     features: bool = Field(True, description="write image features and label agreement, for distance and report")
     workers: Workers = Workers()
+    _open: frozenset[str] = PrivateAttr(frozenset())
 
     @model_validator(mode="before")
     @classmethod
@@ -116,10 +133,24 @@ class Spec(Settings):
     def shards(self) -> int:
         return -(-self.requests.count // self.shard_size)
 
+    @property
+    def open_fields(self) -> frozenset[str]:
+        """Those of `_OPEN` that were not given: they follow from the device and the version, or from a stored plan."""
+        return self._open
+
     def decided(self, choice: Choice) -> FixedSpec:
         """This spec with a method and a batch size."""
         given = {name: getattr(self, name) for name in Spec.model_fields}
-        return FixedSpec(**{**given, "method": choice.method, "batch": choice.batch})
+        fixed = FixedSpec(**{**given, "method": choice.method, "batch": choice.batch})
+        fixed._open = self._open
+        return fixed
+
+    def with_open(self, values: dict[str, Any]) -> Self:
+        """This spec with other values, by path, for fields that are open; those of other fields are left out."""
+        found = {path: value for path, value in values.items() if path in self._open}
+        image = {path.partition(".")[2]: value for path, value in found.items() if path.startswith("image.")}
+        whole = {path: value for path, value in found.items() if "." not in path}
+        return self.model_copy(update={**whole, "image": self.image.model_copy(update=image)})
 
 
 class FixedSpec(Spec):
@@ -138,13 +169,19 @@ def fixed_fields(spec: dict[str, Any]) -> dict[str, Any]:
     """The fields of a dumped spec that decide a byte of the dataset.
 
     Of a request file that is the hash of its rows, wherever it lies; without one there is no such field, as in jobs of
-    versions that knew no request files. Nor are there fields of head steps that fall where they do not.
+    versions that knew no request files. Nor are there fields of head steps that fall where they do not, nor fields that
+    are `ADDED` at the value of before.
     """
     asked, law = spec["requests"], spec["law"]
     requests = {key: value for key, value in asked.items() if key != "file" and not (key == "sha256" and not value)}
     if law.get("head_schedule", "constant") == "constant":
         law = {key: value for key, value in law.items() if key not in ("head_schedule", "head_steps_end")}
-    return {key: value for key, value in spec.items() if key not in UNFIXED} | {"requests": requests, "law": law}
+    fixed = {key: value for key, value in spec.items() if key not in UNFIXED} | {"requests": requests, "law": law}
+    for path, before in ADDED.items():
+        place, _, name = path.partition(".")
+        if isinstance(fixed[place], dict) and fixed[place].get(name) == before:
+            fixed[place] = {key: value for key, value in fixed[place].items() if key != name}
+    return fixed
 
 
 def draws_of(parts: Collection[str]) -> int:
@@ -308,6 +345,8 @@ def make_spec(raw: dict[str, Any]) -> Spec:
         if isinstance(method, dict) and "name" not in method:
             raw = {**raw, "method": {**default_method(card).model_dump(), **method}}
         spec = Spec.model_validate(raw)
+        spec._open = frozenset(path for path in _OPEN if not _given(raw, path))
+        spec = spec.with_open(_ON_GPU if spec.workers.num_gpus > 0 else {})
     except PairError as error:
         raise SpecError(str(error)) from error
     except ValidationError as error:
@@ -317,6 +356,11 @@ def make_spec(raw: dict[str, Any]) -> Spec:
     if isinstance(spec.method, Auto) or spec.batch == "auto":
         return spec
     return spec.decided(Choice(method=spec.method, batch=spec.batch))
+
+
+def _given(raw: dict[str, Any], path: str) -> bool:
+    place, _, name = path.partition(".")
+    return place in raw and (not name or name in raw[place])
 
 
 def load_spec(path: str | None, overrides: list[str]) -> Spec:

@@ -291,9 +291,15 @@ class Speculative(Settings):
 
 
 class Null(Settings):
-    """Constant-cost noise images without any model, for measuring everything around the decoder."""
+    """Constant-cost images without any model, for measuring everything around the decoder."""
 
     name: Literal["null"] = "null"
+    images_per_s: float = Field(
+        0.0,
+        ge=0,
+        description="above 0: textured images after the wait for a decoder of this speed on another device; 0: noise "
+        "images, as fast as they come",
+    )
 
     @property
     def guarantee(self) -> Guarantee:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from typing import Any
 
@@ -23,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Makes shards of one job, one at a time; loads the pair on first use.
+    """Makes shards of one job; loads the pair on first use.
+
+    One shard at a time is decoded. Where the settings let stages overlap, calls of `run` come from several threads, and
+    while one shard is decoded another is encoded and a third uploaded; no more than these are held at once.
 
     Args:
         settings: the same for every worker of a job.
@@ -34,12 +38,14 @@ class Worker:
         self._store = Store(settings.output, settings.storage_options, known=True)
         self._engine: Engine | None = None
         self._load_seconds = 0.0
+        self._room = threading.BoundedSemaphore(settings.in_flight)
+        self._device = threading.Lock()
 
     def _loaded(self) -> Engine:
         # Not in the constructor: there an error would reach the driver as a dead actor instead of as itself.
         if self._engine is None:
             began = time.perf_counter()
-            self._engine = Engine(self._settings)
+            self._engine = Engine(self._settings, _cores_per_gpu())
             self._load_seconds = time.perf_counter() - began
         return self._engine
 
@@ -49,7 +55,8 @@ class Worker:
         Raises:
             PairError: unknown or damaged pair, or another one than the plan's.
         """
-        engine = self._loaded()
+        with self._device:
+            engine = self._loaded()
         device = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else str(engine.device)
         return {
             "node": ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
@@ -69,7 +76,24 @@ class Worker:
         """
         record = committed(self._store, self._settings, task.shard)
         if record is None:
-            record = commit_shard(self._store, self._settings, task, self._loaded().make(task))
+            with self._room:
+                with self._device:
+                    engine = self._loaded()
+                    shard = engine.decode(task)
+                record = commit_shard(self._store, self._settings, task, engine.encode(shard))
         else:
             logger.info("shard %d is committed already, by %s", task.shard, record.worker)
         return record.model_dump(mode="json")
+
+
+def _cores_per_gpu() -> int:
+    """This actor's share of its node's cores, by its share of the node's GPUs; 0: Ray does not say."""
+    if not ray.is_initialized():
+        return 0
+    module: Any = ray  # whose functions are not annotated
+    context = module.get_runtime_context()
+    mine = context.get_assigned_resources().get("GPU", 0.0)
+    for node in module.nodes():
+        if node["NodeID"] == context.get_node_id() and node["Resources"].get("GPU"):
+            return max(1, int(node["Resources"].get("CPU", 0.0) * mine / node["Resources"]["GPU"]))
+    return 0

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -20,10 +19,14 @@ from spd_core.decode.log import DraftRecords
 from spd_core.draws import Draws
 from spd_core.law import Null
 from spd_core.pairs.pair import Pair, PairCard, PairError, load_card, load_pair
-from workers.encode import encode_image
-from workers.null import null_images
+from workers.encode import Pixels, encode_image
+from workers.machine import peak_memory, usable_cpus
+from workers.null import null_images, textured_images
 from workers.records import PairSettings, ShardTask, WorkerSettings
 from workers.result import DraftRows, ShardResult
+from workers.staged import DecodedShard, HostCopy, timed
+
+_TOGETHER = 8  #: images that a thread encodes at a time
 
 
 class Engine:
@@ -33,12 +36,13 @@ class Engine:
 
     Args:
         settings: of the job.
+        encoders: threads that encode beside the decoder where the settings leave it open; 0: one per usable core.
 
     Raises:
         PairError: unknown or damaged pair, or another one than the plan's.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, encoders: int = 0) -> None:
         self.settings = settings
         self.device = torch.device(settings.device)
         if self.device.type == "cpu":
@@ -51,40 +55,71 @@ class Engine:
             from spd_core.quality.features import FeatureExtractor
 
             self._extractor = FeatureExtractor(self.device)
+        encoders = settings.encoders or encoders or usable_cpus()
+        self._threads = ThreadPoolExecutor(encoders, "encode") if settings.overlaps else None
 
     def make(self, task: ShardTask) -> ShardResult:
         """Decodes, encodes and measures the images of one shard."""
+        return self.encode(self.decode(task))
+
+    def decode(self, task: ShardTask) -> DecodedShard:
+        """What the device does of a shard; one call at a time. The images are still on their way to the host."""
         started, began = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"), time.perf_counter()
         labels, seeds = (torch.tensor(column, device=self.device) for column in (task.labels, task.seeds))
         decoded = self._decode(labels, seeds)
         seconds = defaultdict[str, float](float, decoded.seconds)
-        encoded, features, agrees = [], [], []
-        # Tokens are small and the whole shard's are kept; images are made and encoded batch by batch.
+        shard = DecodedShard(labels.cpu(), decoded, deque(), [], seconds, started, began)
+        # Tokens are small and the whole shard's are kept; images are made batch by batch.
         for start in range(0, len(seeds), self.settings.batch):
             at = slice(start, start + self.settings.batch)
             images = self._images(decoded.tokens[at], seeds[at], seconds)
-            with _timed(seconds, "encode"):
-                encoded += [encode_image(image, self.settings.image) for image in images.numpy()]
             if self.settings.features:
-                with _timed(seconds, "features"):
-                    features.append(self._extractor(images).numpy().astype(np.float16))
-                    if self.card.reference:
-                        agrees.append(self._agreement(images, labels[at].cpu()))
+                with timed(seconds, "features"):
+                    shard.features.append(self._extractor(images).numpy().astype(np.float16))
+            if self._threads is None:
+                self._encode_batch(shard, images)
+            else:
+                shard.copies.append(HostCopy(images))
+        return shard
+
+    def encode(self, shard: DecodedShard) -> ShardResult:
+        """What is left to do of a decoded shard, on the host; any thread may call it, of several shards at a time."""
+        while shard.copies:
+            # A batch of pixels is let go of as soon as it is encoded.
+            self._encode_batch(shard, shard.copies.popleft().wait())
+        decoded = shard.decoded
         return ShardResult(
             class_names=self.card.class_names,
             tokens=self.card.target.seq_len,
             guarantee=self.settings.method.guarantee,
             image_format=self.settings.image.format,
-            images=tuple(encoded),
+            images=tuple(shard.encoded),
             rounds=decoded.rounds.cpu().numpy(),
             drafts=_draft_rows(decoded.drafts),
-            features=np.concatenate(features) if features else None,
-            label_agrees=torch.cat(agrees).numpy() if agrees else None,
+            features=np.concatenate(shard.features) if shard.features else None,
+            label_agrees=torch.cat(shard.agrees).numpy() if shard.agrees else None,
             counts=decoded.counts,
-            seconds=dict(seconds),
-            started=started,
-            began=began,
+            seconds=dict(shard.seconds),
+            started=shard.started,
+            began=shard.began,
+            memory=peak_memory(self.device),
         )
+
+    def _encode_batch(self, shard: DecodedShard, images_BHWC: Tensor) -> None:
+        """Adds the encoded images to the shard, and whether their labels are seen in them."""
+        parts = [part.numpy() for part in images_BHWC.split(_TOGETHER)]
+        for encoded, seconds in (self._threads.map if self._threads else map)(self._encode_some, parts):
+            shard.encoded += encoded
+            shard.seconds["encode"] += seconds
+        if self.settings.features and self.card.reference:
+            with timed(shard.seconds, "features"):
+                at = len(shard.encoded) - len(images_BHWC)
+                shard.agrees.append(self._agreement(images_BHWC, shard.labels[at : at + len(images_BHWC)]))
+
+    def _encode_some(self, images_BHWC: Pixels) -> tuple[list[bytes], float]:
+        """Encoded images and the seconds it took; runs in the threads."""
+        began = time.perf_counter()
+        return [encode_image(image, self.settings.image) for image in images_BHWC], time.perf_counter() - began
 
     def _decode(self, labels_n: Tensor, seeds_n: Tensor) -> Decoded:
         method = self.settings.method
@@ -94,12 +129,16 @@ class Engine:
         return decode(self._pair, self.settings.law, method, labels_n, Draws(seeds_n), self.settings.batch)
 
     def _images(self, tokens_BND: Tensor, seeds_B: Tensor, seconds: defaultdict[str, float]) -> Tensor:
-        """uint8 [B, H, W, C] on the CPU."""
+        """uint8 [B, H, W, C], on the device if they are encoded beside it."""
+        method = self.settings.method
         if self._pair is None:
-            with _timed(seconds, "null"):
+            with timed(seconds, "null"):
+                if isinstance(method, Null) and method.images_per_s:
+                    return _waited(seeds_B, self.card.image_shape, method.images_per_s)
                 return null_images(seeds_B, self.card.image_shape)
-        with _timed(seconds, "codec"):
-            return self._pair.to_images(tokens_BND)
+        with timed(seconds, "codec"):
+            images = self._pair.images(tokens_BND)
+            return images if self._threads else images.cpu()
 
     def _agreement(self, images_BHWC: Tensor, labels_B: Tensor) -> Tensor:
         from spd_core.quality.labels import label_agreement
@@ -123,11 +162,12 @@ def planned_card(settings: PairSettings) -> PairCard:
     return card
 
 
-@contextmanager
-def _timed(seconds: defaultdict[str, float], name: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[name] += time.perf_counter() - began
+def _waited(seeds_B: Tensor, shape: tuple[int, int, int], images_per_s: float) -> Tensor:
+    """Textured images after the time that a decoder of this speed takes for them."""
+    until = time.perf_counter() + len(seeds_B) / images_per_s
+    images = textured_images(seeds_B, shape)
+    time.sleep(max(0.0, until - time.perf_counter()))
+    return images
 
 
 def _draft_rows(drafts: DraftRecords) -> DraftRows:

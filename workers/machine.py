@@ -6,10 +6,21 @@ import os
 import platform
 from pathlib import Path
 
+import torch
+
 
 def usable_cpus() -> int:
     """Cores this process may run on, which a container or taskset can make fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Most bytes that this process has held: ``host`` (resident; 0 if the kernel does not say), on a GPU ``device``."""
+    status = Path("/proc/self/status")
+    # Not getrusage, which counts the parent's memory before exec.
+    lines = status.read_text().splitlines() if status.is_file() else []
+    host = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    return {"host": host, **({"device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})}
 
 
 def describe_machine() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,9 @@ class ImageFormat(Settings):
 
     format: str = Field("png", pattern="^(png|webp|jpeg)$", description="png and webp are lossless, jpeg is not")
     quality: int = Field(95, ge=1, le=100, description="of jpeg")
+    effort: Literal["fast", "small"] = Field(
+        "fast", description="of png and webp, the pixels are the same; small takes 4 (png) to 30 (webp) times as long"
+    )
 
 
 class PairSettings(Settings):
@@ -37,6 +40,20 @@ class WorkerSettings(PairSettings):
     features: bool = Field(description="write image features and label agreement")
     fingerprint: str = Field(description="of the plan, copied into every commit record")
     shards: int = Field(gt=0, description="shards of the job")
+    encoders: int = Field(0, ge=0, description="threads that encode beside the decoder; 0: see `overlaps`")
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a shard is encoded and uploaded while the next is decoded.
+
+        On a CPU the decoder has a core to itself, which encoding beside it would only take from it.
+        """
+        return self.encoders > 0 or self.device == "cuda"
+
+    @property
+    def in_flight(self) -> int:
+        """Shards that a worker holds at once, at most: one decoded, one encoded, one uploaded."""
+        return 3 if self.overlaps else 1
 
 
 class ShardTask(Settings):
@@ -82,7 +99,8 @@ class CommitRecord(Settings):
     started: str = Field(description="UTC, ISO 8601")
     wall_seconds: float = Field(description="from the start of decoding to the upload of the last file")
     seconds: dict[str, float] = Field(
-        description="split: context, head, draft, residual, codec, encode, features, upload"
+        description="at work, by span: context, head, draft, residual, finish, codec, features, encode (summed over "
+        "its threads), upload; where a worker overlaps shards they come to more than its wall time"
     )
     counts: dict[str, int] = Field(description="calls and rows of the networks, rounds, drafted, accepted")
     tested_by_index: tuple[int, ...] = Field(description="verified drafts by place in the block")
@@ -90,6 +108,9 @@ class CommitRecord(Settings):
     tested_by_token: tuple[int, ...] = Field(description="verified drafts by raster index of the token")
     accepted_by_token: tuple[int, ...]
     certificate_sum: float | None = Field(description="sum of the images' excess; None: no bound exists")
+    memory: dict[str, int] = Field(
+        default_factory=dict, description="most bytes that the worker's process had held by then: host, device"
+    )
     images_by_label: tuple[int, ...]
     agreeing_by_label: tuple[int, ...] | None = Field(description="images the label classifier agrees with")
     sha256: str = Field("", description="over the record without this field, see `workers.sealed`")

@@ -5,7 +5,7 @@ Shape legend: n images of the shard, K verified drafts of the shard.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class ShardResult:
     seconds: dict[str, float]  #: by span
     started: str  #: UTC, ISO 8601
     began: float  #: `time.perf_counter` of this process when decoding started
+    memory: dict[str, int] = field(default_factory=dict)  #: bytes, see `workers.machine.peak_memory`
 
     @property
     def drafted(self) -> Int64:

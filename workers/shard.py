@@ -226,6 +226,7 @@ def _record(
         files=files,
         started=result.started,
         wall_seconds=time.perf_counter() - result.began,
+        memory=result.memory,
         seconds={name: round(value, 6) for name, value in sorted(seconds.items())},
         **result.figures(task.labels),
     )

@@ -113,21 +113,25 @@ class Pair:
     vq: Vq | None = None
 
     def to_images(self, tokens: Tensor) -> Tensor:
-        """uint8 images [B, H, W, C] on the CPU of tokens [B, N, D] or codes [B, N].
+        """`images` on the CPU."""
+        return self.images(tokens).cpu()
+
+    def images(self, tokens: Tensor) -> Tensor:
+        """uint8 images [B, H, W, C] on the pair's device of tokens [B, N, D] or codes [B, N].
 
         Raises:
             PairError: if images need an autoencoder or tokenizer and the pair was made without one.
         """
         codec = self.card.codec
         if isinstance(codec, PixelCodec):
-            return codec.decode(tokens).cpu()
+            return codec.decode(tokens)
         if isinstance(codec, VqCodec):
             if self.vq is None:
                 raise PairError(f"pair: {self.card.name} has no tokenizer, allowed: a pair with vq.safetensors")
-            return codec.decode(tokens, self.vq).cpu()
+            return codec.decode(tokens, self.vq)
         if self.vae is None:
             raise PairError(f"pair: {self.card.name} has no autoencoder, allowed: a pair with vae.safetensors")
-        return codec.decode(tokens, self.vae).cpu()
+        return codec.decode(tokens, self.vae)
 
 
 def bundled_pairs() -> list[str]:

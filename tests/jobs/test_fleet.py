@@ -133,7 +133,8 @@ class Job:
     make: Callable[[ShardTask], dict[str, Any]]
 
     def fleet(self, ray: FakeRay, count: int = 2, **workers: object) -> Fleet:
-        settings = worker_settings(self.spec, self.plan)
+        encoders = workers.get("encoders", 0)
+        settings = worker_settings(self.spec, self.plan).model_copy(update={"encoders": encoders})
         return Fleet(ray, self.store, self.plan, settings, Workers(count=count, **workers), self.plan.shards)
 
     def run(self, ray: FakeRay, count: int = 2, **workers: object) -> list[int]:
@@ -166,6 +167,41 @@ def test_a_lost_actor_is_replaced_and_only_its_running_shard_counts_an_attempt(j
     assert ray.killed == [0] and ray.started == 2
     attempts = {shard: read_commit(job.store, shard).attempt for shard in range(5)}
     assert attempts == {0: 1, 1: 0, 2: 0, 3: 0, 4: 0}
+
+
+def test_an_actor_that_overlaps_is_given_its_next_shards_before_the_last_is_committed(job):
+    ray = FakeRay(job.make, lambda _, call, __: "ok" if call == "ready" else 0.02)
+    fleet = job.fleet(ray, 1, encoders=1)
+    outstanding = [sum(len(slot.queue) for slot in fleet._slots) for _ in fleet.run(dict.fromkeys(range(5), 0))]
+    assert max(outstanding) == 4, "three that it holds and one that waits"
+    assert sorted(task.shard for task in ray.tasks) == list(range(5))
+
+
+def test_of_several_shards_on_a_lost_actor_none_is_blamed_and_each_is_made_alone(job):
+    def make(task: ShardTask) -> dict[str, Any]:
+        if task.shard == 1 and task.attempt == 0:
+            raise ActorDied("gone")
+        return job.make(task)
+
+    ray = FakeRay(make, lambda actor, call, n: "ok" if call == "ready" else 0.02)
+    fleet, alone = job.fleet(ray, 1, encoders=1, max_attempts=1), []
+    for _ in fleet.run(dict.fromkeys(range(5), 0)):
+        queue = [each.shard for each in fleet._slots[0].queue] if fleet._slots else []
+        alone += [len(queue) for shard in (1, 2) if shard in queue and ray.started == 2]
+    assert {shard: read_commit(job.store, shard).attempt for shard in range(5)} == {0: 0, 1: 1, 2: 1, 3: 1, 4: 0}
+    assert set(alone) == {1}
+
+
+def test_the_shard_that_takes_its_actors_down_is_the_one_that_is_named(job):
+    def make(task: ShardTask) -> dict[str, Any]:
+        if task.shard == 3:
+            raise ActorDied("killed by it")
+        return job.make(task)
+
+    ray = FakeRay(make, lambda _, call, __: "ok" if call == "ready" else 0.01)
+    with pytest.raises(JobError, match=r"shard 3 failed 3 times.*killed by it"):
+        job.run(ray, count=1, encoders=1, max_attempts=3)
+    assert ray.started == 4, "once in company, then three times alone"
 
 
 def test_a_commit_counts_although_its_actor_is_lost(job):
@@ -250,7 +286,7 @@ def test_the_loser_of_two_copies_compares_what_it_made(job, caplog):
         for slot in fleet._slots:
             while slot.queue:
                 time.sleep(max(0.0, slot.queue[0].ref.at - time.monotonic()))
-                fleet._finish_shard(slot, deque())
+                fleet._finish_shard(slot, slot.queue[0], deque())
         assert ("with other bytes" in caplog.text) is told
 
 

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from workers.encode import decode_image, encode_image
+from workers.null import texture
 from workers.records import ImageFormat
 
 
@@ -12,12 +16,23 @@ def _picture(channels: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("effort", ["fast", "small"])
 @pytest.mark.parametrize("name", ["png", "webp"])
-def test_lossless_formats_give_back_every_pixel(name, channels):
-    pixels = _picture(channels)
-    data = encode_image(pixels, ImageFormat(format=name))
-    assert data == encode_image(pixels.copy(), ImageFormat(format=name))
+def test_lossless_formats_give_back_every_pixel(name, effort, channels):
+    pixels, image = _picture(channels), ImageFormat(format=name, effort=effort)
+    data = encode_image(pixels, image)
+    assert data == encode_image(pixels.copy(), image)
     assert np.array_equal(decode_image(data, channels), pixels)
+
+
+@pytest.mark.parametrize("name", ["png", "webp"])
+def test_fast_images_are_hardly_larger_and_small_ones_are_what_pillow_makes_by_itself(name):
+    pixels = texture((64, 64, 3)).numpy()
+    fast, small = (encode_image(pixels, ImageFormat(format=name, effort=effort)) for effort in ("fast", "small"))
+    assert len(fast) < 1.1 * len(small)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, name.upper(), **({"lossless": True} if name == "webp" else {}))
+    assert small == buffer.getvalue()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

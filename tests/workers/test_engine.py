@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import types
 from collections import Counter
 
@@ -9,13 +10,13 @@ import pytest
 import torch
 
 from spd_core.draws import Draws, Purpose
-from spd_core.law import Cspd, Plain, Speculative
+from spd_core.law import Cspd, Null, Plain, Speculative
 from spd_core.pairs.pair import PairError, load_card
 from tests import tiny_causal
 from tests.tiny_pair import CODEC, make_tiny_pair
 from workers.encode import decode_image
 from workers.engine import Engine
-from workers.null import null_images
+from workers.null import null_images, texture, textured_images
 from workers.parquet import acceptance_bytes, data_bytes
 from workers.records import ImageFormat, ShardTask
 
@@ -31,6 +32,21 @@ def test_null_images_follow_from_the_seed_alone():
     zero = torch.zeros(1, dtype=torch.int64)
     uniforms = Draws(seeds[:1]).uniforms(Purpose.START, zero, zero, 90)
     assert torch.equal(images[0].flatten(), (uniforms[0] * 256).to(torch.uint8))
+
+
+def test_textured_images_are_one_texture_rotated_by_the_seed():
+    seeds = torch.tensor([3, 9, 3])
+    images = textured_images(seeds, (8, 8, 3))
+    assert torch.equal(images[0], images[2]) and not torch.equal(images[0], images[1])
+    assert torch.equal(images[0].flatten().sort().values, texture((8, 8, 3)).flatten().sort().values)
+
+
+def test_a_decoder_of_a_stated_speed_is_waited_for(settings, task):
+    waiting = Engine(settings.model_copy(update={"method": Null(images_per_s=60)}))
+    began = time.perf_counter()
+    result = waiting.make(task)
+    assert 0.1 <= time.perf_counter() - began < 1
+    assert result.seconds["null"] >= 0.1
 
 
 def test_null_needs_no_weights(settings, task, tmp_path):
