@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from jobs.bench_arguments import add_arguments, check_arguments, check_files, parse_tree
 from jobs.bench_calls import measure_calls, predicted_speedup
@@ -24,6 +25,7 @@ from jobs.bench_entries import (
     CODE_DELTAS,
     DELTAS,
     GAMMAS,
+    HEAD_SCHEDULES,
     LAMS,
     LANTERN_DELTAS,
     NUS,
@@ -35,12 +37,14 @@ from jobs.bench_entries import (
     causal_entries,
     code_entries,
     code_rules,
+    falling_entries,
+    falling_laws,
     mar_entries,
 )
 from jobs.bench_measure import Bench, Tally, Timed, loaded, measure_quality, measure_speed, speed_figures
 from jobs.bench_plot import plot
 from jobs.bench_table import Row, as_json, as_markdown
-from jobs.spec import SpecError, load_spec
+from jobs.spec import SpecError, load_spec, one_line
 from spd_core.law import Acceptance, Guarantee, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import PairCard
 from workers.machine import describe_machine
@@ -159,16 +163,25 @@ def _entries(args: argparse.Namespace, card: PairCard, law: SamplerLaw) -> list[
     if card.family == "llamagen":
         return _code_entries(args, card, law, gammas)
     windows = [tuple(args.head_window)] if args.head_window else card.windows
+    falling = falling_entries(_falling(args, card, law), windows)
     if card.family == "causal":
         deltas, radii = list(DELTAS) if args.delta is None else args.delta, args.radius or []
         stride = args.stride or Speculative().stride
-        return causal_entries(law, gammas, deltas, radii, windows, stride, card.draft is not None)
+        return causal_entries(law, gammas, deltas, radii, windows, stride, card.draft is not None) + falling
     if args.ablation:
         return ablation_entries(law, gammas[0] if len(gammas) == 1 else 8)
     iterations = args.num_iter or [law.num_iter // part for part in (1, 2, 4, 8)]
     iterations = list(dict.fromkeys([law.num_iter, *(n for n in iterations if n >= 1)]))
     paper_gammas = list(PAPER_GAMMAS) if args.paper_gamma is None else args.paper_gamma
-    return mar_entries(law, iterations, gammas, paper_gammas, windows)
+    return mar_entries(law, iterations, gammas, paper_gammas, windows) + falling
+
+
+def _falling(args: argparse.Namespace, card: PairCard, law: SamplerLaw) -> list[SamplerLaw]:
+    schedules = HEAD_SCHEDULES[card.family] if args.head_schedule is None else args.head_schedule
+    try:
+        return falling_laws(law, schedules, args.head_steps)
+    except ValidationError as error:
+        raise SpecError(one_line(error).replace("spec:", "--head-steps:", 1)) from error
 
 
 def _code_entries(args: argparse.Namespace, card: PairCard, law: SamplerLaw, gammas: list[int]) -> list[Entry]:
@@ -193,11 +206,14 @@ def _assessed(entries: list[Entry], texts: list[str] | None) -> list[Entry]:
     if texts is None:
         exact = [e for e in entries if e.codes and e.acceptance and e.method.guarantee == Guarantee.EXACT]
         return [entry for entry in entries if not isinstance(entry.method, Naive) and entry not in exact[1:]]
+    chosen: set[Entry] = set()
     for text in texts:
-        if not any(text in entry.label for entry in entries):
+        named = [entry for entry in entries if entry.label == text] or [e for e in entries if text in e.label]
+        if not named:
             names = "; ".join(dict.fromkeys(entry.label for entry in entries))
             raise SpecError(f"--quality-of: got {text!r}, allowed: a part of {names}")
-    return [entry for entry in entries if any(text in entry.label for text in texts)]
+        chosen.update(named)
+    return [entry for entry in entries if entry in chosen]
 
 
 def _show(args: argparse.Namespace) -> int:

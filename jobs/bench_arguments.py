@@ -18,7 +18,7 @@ _FAMILIES_OF = {
     **dict.fromkeys(("ablation", "num_iter", "paper_gamma"), ("mar",)),
     **dict.fromkeys(("stride", "radius", "deepen"), ("causal",)),
     **dict.fromkeys(("tree", "drafter", "nu", "lam", "lantern_delta", "plot"), ("llamagen",)),
-    "head_window": ("mar", "causal"),
+    **dict.fromkeys(("head_window", "head_schedule", "head_steps"), ("mar", "causal")),
     "delta": ("causal", "llamagen"),
 }
 
@@ -44,6 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--paper-gamma", type=int, nargs="*", metavar="G", help="MAR: draft lengths of cspd, paper; default 8"
+    )
+    parser.add_argument(
+        "--head-schedule",
+        nargs="*",
+        metavar="NAME",
+        help="plain decoding with head steps that fall along the image too: linear, cosine, two-stage; default MAR "
+        "linear, causal none",
+    )
+    parser.add_argument(
+        "--head-steps",
+        type=int,
+        nargs=2,
+        metavar=("FIRST", "LAST"),
+        help="from and to which number they fall; default a half and a twentieth of the law's",
     )
     parser.add_argument("--stride", type=int, metavar="K", help="causal: steps the draft holds a prediction")
     parser.add_argument(
@@ -90,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quality-of",
         nargs="+",
         metavar="TEXT",
-        help="distance and agreement only of entries with one of these texts in their name in the table; "
+        help="distance and agreement only of entries whose name in the table is one of these, or else has it in it; "
         "default: all but those whose images have plain's law by construction: the naive loop, and of the lossless "
         "entries of codes all but the first",
     )

@@ -109,7 +109,8 @@ def _timed(calls: Calls, device: torch.device) -> dict[str, float]:
 class _Decoded:
     """A batch of decoded images with all contexts read: any call of a decoding can be made at any of its places.
 
-    Calls are named as the fields of `CallTimes`; "noise" is that of plain decoding, for ``ahead`` tokens at once.
+    Calls are named as the fields of `CallTimes`; "noise" is that of plain decoding, for ``ahead`` tokens at once. Where
+    the head's steps fall along the image, a call makes those of its first token.
     """
 
     def __init__(self, pair: Pair, law: SamplerLaw, method: Plain | Speculative, batch: int, seed: int) -> None:
@@ -138,8 +139,9 @@ class _Decoded:
     def whole(self) -> Calls:
         """Calls made once for all tokens of the batch."""
         image, token = self._block(0, self.path.tokens)
-        row, k = torch.arange(len(token), device=token.device), torch.full_like(token, self.path.handoff)
-        newest = self._bind(self.head, self.z, image, token).predict(row, k, self.states.flatten(0, 1)).x0
+        path = self.path.at(0)
+        row, k = torch.arange(len(token), device=token.device), torch.full_like(token, path.handoff)
+        newest = self._bind(path, self.head, self.z, image, token).predict(row, k, self.states.flatten(0, 1)).x0
         canvas = Canvas(self.states, newest.view_as(self.states), self.z)
 
         def run(windows: tuple[int, ...]) -> Tensor:
@@ -150,57 +152,59 @@ class _Decoded:
 
     def at(self, place: int) -> Calls:
         """Calls made for one token of every image, or for a block that begins there."""
-        noise = self._noise(place, 1)
+        path = self.path.at(place)
+        noise = self._noise(path, place, 1)
         calls: Calls = {
-            "noise": lambda: self._noise(place, self.ahead),
+            "noise": lambda: self._noise(path, place, self.ahead),
             "context": lambda: self._read(self.reader, place, 1),
-            "head": lambda: self._own_path(place, noise, ()),
+            "head": lambda: self._own_path(path, place, noise, ()),
         }
         if self.windows:
-            calls["own"] = lambda: self._own_path(place, noise, self.windows)
+            calls["own"] = lambda: self._own_path(path, place, noise, self.windows)
         if isinstance(self.method, Speculative):
-            calls |= self._of_a_round(place, self.method)
+            calls |= self._of_a_round(path, place, self.method)
         return calls
 
-    def _of_a_round(self, place: int, method: Speculative) -> Calls:
+    def _of_a_round(self, path: PathLaw, place: int, method: Speculative) -> Calls:
         image, token = self._block(place, max(1, method.gamma))
-        noise = self._noise(place, max(1, method.gamma))
-        trace = draft_walk(self._bind_draft(image, token), noise.start, self.path, noise, method.stride).trace
+        noise = self._noise(path, place, max(1, method.gamma))
+        trace = draft_walk(self._bind_draft(path, image, token), noise.start, path, noise, method.stride).trace
         if trace is None:
             raise TypeError("draft_walk keeps the path it made")
-        k = steps_down(self.path.first, self.path.handoff + 1, token.device)
-        first, one = self._block(place, 1), self._noise(place, 1)
+        k = steps_down(path.first, path.handoff + 1, token.device)
+        first, one = self._block(place, 1), self._noise(path, place, 1)
         count = method.proposals
         many = (first[0].repeat_interleave(count), first[1].repeat_interleave(count))
         salt = 1 + torch.arange(count, device=token.device).repeat(len(self.image))
 
         def draft() -> None:
             z = self._read(self.draft_reader, place, 1)
-            bound = self.draft_head.bind(z.flatten(0, 2), self.path.scale(first[1]))
-            draft_walk(bound, one.start, self.path, one, method.stride)
+            bound = self.draft_head.at(path.law).bind(z.flatten(0, 2), path.scale(first[1]))
+            draft_walk(bound, one.start, path, one, method.stride)
 
         def verify() -> None:
-            self._noise(place, method.gamma + 1)
+            self._noise(path, place, method.gamma + 1)
             self._read(self.reader, place, method.gamma + 1)
-            bound = self._bind(self.head, self.z, image, token)
-            path_log_ratio(trace.noise, bound.shift(k, trace.x0, predictions(bound, trace.states, self.path)))
+            bound = self._bind(path, self.head, self.z, image, token)
+            path_log_ratio(trace.noise, bound.shift(k, trace.x0, predictions(bound, trace.states, path)))
 
         def propose() -> None:
-            normals, _ = self.draws.proposals(Purpose.PATH_PROPOSAL, *first, count, (1 + self.path.above) * self.dims)
-            normals = normals.reshape(-1, 1 + self.path.above, self.dims)
-            drawn = PathNoise(normals[:, 0], normals[:, 1:], self.path.handoff + 1)
-            own = HeadDraws(self.draws, many[0], many[1], salt, self.path.law.head_steps)
-            bound = self._bind(self.head, self.z, *many)
-            made = path_above(bound, self.path, drawn, own, self.windows, trace=True).trace
+            normals, _ = self.draws.proposals(Purpose.PATH_PROPOSAL, *first, count, (1 + path.above) * self.dims)
+            normals = normals.reshape(-1, 1 + path.above, self.dims)
+            drawn = PathNoise(normals[:, 0], normals[:, 1:], path.handoff + 1)
+            own = HeadDraws(self.draws, many[0], many[1], salt, path.law.head_steps)
+            bound = self._bind(path, self.head, self.z, *many)
+            made = path_above(bound, path, drawn, own, self.windows, trace=True).trace
             if made is not None:
-                held = held_predictions(self._bind_draft(*many), made.states, self.path, method.stride)
+                held = held_predictions(self._bind_draft(path, *many), made.states, path, method.stride)
                 path_log_ratio(made.noise, bound.shift(k, made.x0, held))
 
         return {"drafted": draft, "verification": verify, "residual": propose}
 
     def _handed_over(self, tokens_BND: Tensor, seed: int) -> Tensor:
         """The tokens with the noise they carry when they are handed over."""
-        table, k = step_table(self.path.law.head_steps, self.path.law.start_level, tokens_BND.device), self.path.handoff
+        path = self.path.at(0)
+        table, k = step_table(path.law.head_steps, path.law.start_level, tokens_BND.device), path.handoff
         noise = torch.randn(tokens_BND.shape, generator=torch.Generator().manual_seed(seed)).to(tokens_BND.device)
         return table.signal[k] * tokens_BND + table.noise[k] * noise
 
@@ -213,16 +217,16 @@ class _Decoded:
         token = torch.arange(place, min(place + count, self.path.tokens), device=self.image.device)
         return self.image.repeat_interleave(len(token)), token.repeat(len(self.image))
 
-    def _noise(self, place: int, count: int) -> PathNoise:
-        return noise_above(self.draws, *self._block(place, count), self.path, self.dims)
+    def _noise(self, path: PathLaw, place: int, count: int) -> PathNoise:
+        return noise_above(self.draws, *self._block(place, count), path, self.dims)
 
-    def _bind(self, head: LawHead, z: Tensor, image_R: Tensor, token_R: Tensor) -> BoundHead:
-        return head.bind(z[:, image_R, token_R].flatten(0, 1), self.path.scale(token_R))
+    def _bind(self, path: PathLaw, head: LawHead, z: Tensor, image_R: Tensor, token_R: Tensor) -> BoundHead:
+        return head.at(path.law).bind(z[:, image_R, token_R].flatten(0, 1), path.scale(token_R))
 
-    def _bind_draft(self, image_R: Tensor, token_R: Tensor) -> BoundHead:
-        return self._bind(self.draft_head, self.draft_z, image_R, token_R)
+    def _bind_draft(self, path: PathLaw, image_R: Tensor, token_R: Tensor) -> BoundHead:
+        return self._bind(path, self.draft_head, self.draft_z, image_R, token_R)
 
-    def _own_path(self, place: int, noise: PathNoise, windows: tuple[int, ...]) -> Path:
+    def _own_path(self, path: PathLaw, place: int, noise: PathNoise, windows: tuple[int, ...]) -> Path:
         image, token = self._block(place, 1)
-        own = own_draws(self.draws, image, token, self.path.law)
-        return path_above(self._bind(self.head, self.z, image, token), self.path, noise, own, windows)
+        own = own_draws(self.draws, image, token, path.law)
+        return path_above(self._bind(path, self.head, self.z, image, token), path, noise, own, windows)

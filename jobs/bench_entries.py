@@ -14,6 +14,12 @@ GAMMAS: dict[Literal["mar", "causal", "llamagen"], tuple[int, ...]] = {
     "llamagen": (2, 4, 6),
 }
 PAPER_GAMMAS = (8,)
+#: How the head's steps fall in further rows of plain decoding.
+HEAD_SCHEDULES: dict[Literal["mar", "causal", "llamagen"], tuple[str, ...]] = {
+    "mar": ("linear",),
+    "causal": (),
+    "llamagen": (),
+}
 DELTAS = (2.0, 4.0, 8.0, 16.0)
 
 #: Of codes: the rules' knobs, and the trees.
@@ -61,6 +67,8 @@ class Entry:
         if self.codes and isinstance(self.method, Speculative):
             return ", ".join([series(self.method), *_knob(self.method.acceptance)])
         parts = [*_name(self.method)]
+        if self.law.falls:
+            parts.append(f"{self.law.head_steps}-{self.law.head_steps_end} head steps, {self.law.head_schedule}")
         if self.head_window:
             parts.append(f"windows {'/'.join(map(str, self.head_window))}")
         return ", ".join(parts)
@@ -103,6 +111,29 @@ def knob(rule: Acceptance) -> float | None:
 def _knob(rule: Acceptance) -> list[str]:
     value = knob(rule)
     return [] if value is None else [f"{'lam' if rule.rule == 'lantern++' else 'delta'} {value:g}"]
+
+
+def falling_laws(law: SamplerLaw, schedules: Sequence[str], steps: Sequence[int] | None) -> list[SamplerLaw]:
+    """The law with head steps that fall along the image, once for each schedule; none of a law whose own do.
+
+    Args:
+        law: the pair's own.
+        schedules: as `SamplerLaw.head_schedule`.
+        steps: the first and the last number; None: a half and a twentieth of the law's.
+
+    Raises:
+        ValidationError: no such schedule, or steps that do not fall.
+    """
+    first, last = steps or (max(2, law.head_steps // 2), max(2, law.head_steps // 20))
+    if law.falls or (steps is None and first <= last):
+        return []
+    changed = {"head_steps": first, "head_steps_end": last}
+    return [SamplerLaw.model_validate({**law.model_dump(), **changed, "head_schedule": name}) for name in schedules]
+
+
+def falling_entries(laws: Sequence[SamplerLaw], windows: Sequence[HeadWindow]) -> list[Entry]:
+    """Plain at each law, one head call a step and with the last windows, which waste the fewest rows."""
+    return [Entry(law, method) for law in laws for method in (Plain(), *(Plain(head_window=w) for w in windows[-1:]))]
 
 
 def mar_entries(

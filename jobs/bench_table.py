@@ -99,7 +99,8 @@ def _table(heads: list[str], lines: list[list[str]]) -> list[str]:
 def _speed(rows: list[Row], causal: bool) -> list[str]:
     heads = [
         "method", "guarantee", "iterations", "images/s", "x plain", "x full", "predicted", "acceptance",
-        "tokens/target pass", "head calls/token", "head rows/token", "finish calls", "distance", "label agreement",
+        "tokens/target pass", "head calls/token", "head rows/token", "finish calls", "distance (95 %)",
+        "label agreement",
     ]  # fmt: skip
     lines = [
         [
@@ -115,7 +116,7 @@ def _speed(rows: list[Row], causal: bool) -> list[str]:
             _cell(row.head_calls_per_token, 1),
             _cell(row.head_rows_per_token, 1),
             _cell(row.finish_calls, 1) if causal else "-",
-            _cell(row.distance, 2),
+            _with_bounds(row.distance, row.distance_interval, 1),
             _cell(row.label_agreement, 3),
         ]
         for row in rows

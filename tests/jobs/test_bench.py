@@ -11,13 +11,22 @@ from PIL import Image
 
 from jobs import bench, bench_plot
 from jobs.bench_calls import measure_calls, predicted_speedup
-from jobs.bench_entries import Naive, ablation_entries, causal_entries, code_entries, code_rules, mar_entries
+from jobs.bench_entries import (
+    Naive,
+    ablation_entries,
+    causal_entries,
+    code_entries,
+    code_rules,
+    falling_laws,
+    mar_entries,
+)
 from jobs.bench_measure import Bench, Tally, loaded
 from jobs.bench_table import Row
 from jobs.cli import main
 from spd_core.codec import PixelCodec
 from spd_core.data import FASHION_CLASSES
 from spd_core.decode import Decoded
+from spd_core.decode.causal import PathLaw
 from spd_core.decode.cost import CallTimes
 from spd_core.decode.log import DraftRecords
 from spd_core.law import Acceptance, Cspd, Plain, SamplerLaw, Speculative
@@ -117,7 +126,7 @@ def test_quality_of_some_entries(tmp_path):
         tmp_path / "real-size", codec=PixelCodec(), class_names=FASHION_CLASSES, reference="fashion-mnist"
     )
     out = tmp_path / "b.json"
-    sizes = ["--batch", "24", "--n", "40", "--repeats", "1", "--quality-of", "plain", "cspd"]
+    sizes = ["--batch", "24", "--n", "40", "--repeats", "1", "--quality-of", "plain", "windows", "cspd"]
     entries = ["--set", "law.num_iter=2", "--num-iter", "2", "--gamma", "1", "--head-window", "2", "--paper-gamma"]
     assert main(["bench", "--pair", str(folder), *entries, *sizes, "--json", str(out)]) == 0
     plain, windowed, cspd, naive = json.loads(out.read_text())["rows"]
@@ -142,6 +151,45 @@ def test_every_method_is_measured_against_plain_at_its_law():
     aligned = {entry.method.aligned for entry in ablation_entries(law, 2) if isinstance(entry.method, Cspd)}
     assert shares == {0.0, 0.05, 0.15}
     assert aligned == {True, False}
+
+
+def test_falling_head_steps_are_further_rows_of_plain_decoding(pair, tmp_path):
+    assert falling_laws(SamplerLaw(head_steps=4), ["linear"], None) == [], "too few steps to fall"
+    assert falling_laws(SamplerLaw(head_schedule="cosine"), ["linear"], None) == [], "they fall in every row"
+    out, table = tmp_path / "b.json", tmp_path / "b.md"
+    own = ["--num-iter", "8", "--gamma", "4", "--paper-gamma", "--head-window", "2", "--batch", "2", "--n", "0"]
+    falls = ["--head-schedule", "linear", "two-stage", "--head-steps", "4", "2"]
+    assert main(["bench", "--pair", pair, *own, *falls, "--json", str(out), "--markdown", str(table)]) == 0
+    rows = [row for row in json.loads(out.read_text())["rows"] if row["law"]["head_schedule"] != "constant"]
+    assert [row["label"] for row in rows] == [
+        "plain, 4-2 head steps, linear",
+        "plain, 4-2 head steps, linear, windows 2",
+        "plain, 4-2 head steps, two-stage",
+        "plain, 4-2 head steps, two-stage, windows 2",
+    ]
+    assert rows[0]["speedup_vs_plain"] == rows[2]["speedup_vs_plain"] == 1.0, "plain is its own measure at its own law"
+    assert rows[2]["head_calls_per_token"] == pytest.approx(4 * (4 + 2) / 16)
+    assert table.read_text().count("| plain, 4-2 head steps, ") == 4
+
+
+def test_the_law_of_every_row_may_fall(causal, tmp_path):
+    out = tmp_path / "b.json"
+    own = ["--gamma", "2", "--stride", "1", "--delta", "2", "--radius", "0.5", "--head-window", "3", "--fills", "2"]
+    falls = ["--set", "law.head_schedule=linear", "--set", "law.head_steps_end=3"]
+    assert main(["bench", "--pair", causal, *own, *falls, "--batch", "2", "--n", "0", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["law"]["head_schedule"] for row in rows} == {"linear"}
+    assert all(row["predicted_speedup"] > 0 for row in rows if row["rule"] != "coupled" and row["method"] != "naive")
+    plain = rows[0]
+    # Of 8, 7, ..., 3 steps for 9 tokens, those above each hand-off.
+    paths = [PathLaw(SamplerLaw.model_validate(plain["law"]), 9).at(position) for position in range(9)]
+    assert plain["head_calls_per_token"] == pytest.approx(sum(path.above for path in paths) / 9)
+
+
+def test_quality_of_a_whole_name_is_of_that_entry_only():
+    entries = mar_entries(SamplerLaw(), [64, 32], [4], [], [(4,)])
+    assert bench._assessed(entries, ["plain"]) == entries[:2]
+    assert bench._assessed(entries, ["windows"]) == entries[2:3]
 
 
 def test_entries_of_a_causal_pair():
@@ -377,6 +425,9 @@ def test_a_deeper_target_has_the_same_images(causal, tmp_path):
         (["--delta", "2"], "--delta"),
         (["--deepen", "2"], "--deepen"),
         (["--quality-of", "plain", "nothing"], "'nothing'"),
+        (["--head-steps", "5", "9"], "--head-steps: got"),
+        (["--head-schedule", "falling"], "head_schedule: got 'falling'"),
+        (["--head-steps", "4", "1"], "head_steps_end: got 1"),
     ],
 )
 def test_wrong_input_is_one_line(pair, capsys, arguments, named):
