@@ -24,6 +24,7 @@ from jobs.bench_calls import measure_calls, predicted_speedup
 from jobs.bench_entries import (
     CODE_DELTAS,
     DELTAS,
+    FEWEST_HEAD_STEPS,
     GAMMAS,
     HEAD_SCHEDULES,
     LAMS,
@@ -177,7 +178,13 @@ def _entries(args: argparse.Namespace, card: PairCard, law: SamplerLaw) -> list[
 
 
 def _falling(args: argparse.Namespace, card: PairCard, law: SamplerLaw) -> list[SamplerLaw]:
-    schedules = HEAD_SCHEDULES[card.family] if args.head_schedule is None else args.head_schedule
+    schedules = args.head_schedule
+    if schedules is None:
+        schedules = HEAD_SCHEDULES[card.family] if law.head_steps >= FEWEST_HEAD_STEPS and not law.falls else ()
+    if schedules and law.falls:
+        raise SpecError(
+            f"--head-schedule: got {schedules[0]}, allowed: none with law.head_schedule {law.head_schedule}"
+        )
     try:
         return falling_laws(law, schedules, args.head_steps)
     except ValidationError as error:

@@ -14,12 +14,13 @@ GAMMAS: dict[Literal["mar", "causal", "llamagen"], tuple[int, ...]] = {
     "llamagen": (2, 4, 6),
 }
 PAPER_GAMMAS = (8,)
-#: How the head's steps fall in further rows of plain decoding.
+#: How the head's steps fall in further rows of plain decoding, unless the law has so few that they hardly could.
 HEAD_SCHEDULES: dict[Literal["mar", "causal", "llamagen"], tuple[str, ...]] = {
     "mar": ("linear",),
     "causal": (),
     "llamagen": (),
 }
+FEWEST_HEAD_STEPS = 20
 DELTAS = (2.0, 4.0, 8.0, 16.0)
 
 #: Of codes: the rules' knobs, and the trees.
@@ -114,7 +115,7 @@ def _knob(rule: Acceptance) -> list[str]:
 
 
 def falling_laws(law: SamplerLaw, schedules: Sequence[str], steps: Sequence[int] | None) -> list[SamplerLaw]:
-    """The law with head steps that fall along the image, once for each schedule; none of a law whose own do.
+    """The law with head steps that fall along the image, once for each schedule.
 
     Args:
         law: the pair's own.
@@ -122,11 +123,9 @@ def falling_laws(law: SamplerLaw, schedules: Sequence[str], steps: Sequence[int]
         steps: the first and the last number; None: a half and a twentieth of the law's.
 
     Raises:
-        ValidationError: no such schedule, or steps that do not fall.
+        ValidationError: no such schedule, or steps that rise.
     """
     first, last = steps or (max(2, law.head_steps // 2), max(2, law.head_steps // 20))
-    if law.falls or (steps is None and first <= last):
-        return []
     changed = {"head_steps": first, "head_steps_end": last}
     return [SamplerLaw.model_validate({**law.model_dump(), **changed, "head_schedule": name}) for name in schedules]
 

@@ -154,8 +154,7 @@ def test_every_method_is_measured_against_plain_at_its_law():
 
 
 def test_falling_head_steps_are_further_rows_of_plain_decoding(pair, tmp_path):
-    assert falling_laws(SamplerLaw(head_steps=4), ["linear"], None) == [], "too few steps to fall"
-    assert falling_laws(SamplerLaw(head_schedule="cosine"), ["linear"], None) == [], "they fall in every row"
+    assert [(law.head_steps, law.head_steps_end) for law in falling_laws(SamplerLaw(), ["cosine"], None)] == [(50, 5)]
     out, table = tmp_path / "b.json", tmp_path / "b.md"
     own = ["--num-iter", "8", "--gamma", "4", "--paper-gamma", "--head-window", "2", "--batch", "2", "--n", "0"]
     falls = ["--head-schedule", "linear", "two-stage", "--head-steps", "4", "2"]
@@ -425,9 +424,13 @@ def test_a_deeper_target_has_the_same_images(causal, tmp_path):
         (["--delta", "2"], "--delta"),
         (["--deepen", "2"], "--deepen"),
         (["--quality-of", "plain", "nothing"], "'nothing'"),
-        (["--head-steps", "5", "9"], "--head-steps: got"),
+        (["--head-schedule", "linear", "--head-steps", "5", "9"], "--head-steps: got"),
         (["--head-schedule", "falling"], "head_schedule: got 'falling'"),
-        (["--head-steps", "4", "1"], "head_steps_end: got 1"),
+        (["--head-schedule", "linear", "--head-steps", "4", "1"], "head_steps_end: got 1"),
+        (
+            ["--head-schedule", "linear", "--set", "law.head_schedule=cosine", "--set", "law.head_steps_end=2"],
+            "--head-schedule: got linear",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(pair, capsys, arguments, named):
