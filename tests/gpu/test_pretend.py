@@ -1,0 +1,180 @@
+"""The pretend device itself: what it refuses, what it counts, and that what runs on it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from spd_core.capture import Captured
+from spd_core.decode import plain
+from spd_core.draws import Draws
+from spd_core.law import SamplerLaw
+from tests.gpu import models
+from tests.gpu.pretend import CUDA, RECORDER, Missing, MixedDevices, PretendTensor, SyncInCapture, pretend_cuda
+from tests.mutants import mutant
+
+
+@pytest.fixture(autouse=True)
+def _device() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pretend_cuda():
+            yield
+    except Missing as missing:
+        pytest.skip(f"needs {missing}")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def on_device(*values: float) -> torch.Tensor:
+    return torch.tensor(values).to(CUDA)
+
+
+def counted(run) -> tuple[int, int]:
+    """Launches and syncs of a function."""
+    with RECORDER.recording() as ledger:
+        run()
+    return ledger.launched, ledger.synced
+
+
+def test_a_tensor_says_where_it_is_and_computes():
+    x = on_device(1.0, 2.0)
+    assert x.device == CUDA and x.is_cuda and isinstance(x, PretendTensor)
+    assert (x * 3 + 1).cpu().tolist() == [4.0, 7.0]
+    assert torch.arange(3, device="cuda").device == CUDA
+    assert (x.to("cpu").device, x.cpu().is_cuda) == (torch.device("cpu"), False)
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x + torch.ones(2),
+        lambda x: torch.cat([x, torch.ones(2)]),
+        lambda x: F.linear(x[None], torch.ones(3, 2)),
+        lambda x: x[torch.tensor([0, 1])],
+        lambda x: x.index_select(0, torch.tensor([0])),
+        lambda x: torch.ones(2)[x.long()],
+        lambda x: x.index_put_((torch.tensor([0]),), x[:1]),
+        lambda x: F.scaled_dot_product_attention(*3 * [x[None, None, None]], attn_mask=torch.ones(1, 1) > 0),
+    ],
+)  # fmt: skip
+def test_two_devices_in_one_operation_are_refused(mix):
+    with pytest.raises(MixedDevices, match=r"on the CPU|two devices"), torch.inference_mode():
+        mix(on_device(0.0, 1.0))
+
+
+def test_a_number_on_the_cpu_may_enter_an_elementwise_operation():
+    assert (on_device(2.0) * torch.tensor(3.0)).tolist() == [6.0]
+
+
+@pytest.mark.parametrize(
+    ("run", "launches", "syncs"),
+    [
+        (lambda x: x.view(2, 1).transpose(0, 1)[0], 0, 0),
+        (lambda x: x + x, 1, 0),
+        (lambda x: x.add_(1), 1, 0),
+        (lambda x: F.layer_norm(x, (2,)), 1, 0),
+        (lambda x: x[0].item(), 0, 1),
+        (lambda x: bool(x[0]), 0, 1),
+        (lambda x: x.tolist(), 0, 1),
+        (lambda x: x.cpu(), 0, 1),
+        (lambda x: x.to("cpu", non_blocking=True), 0, 0),
+        (lambda x: torch.tensor([1], device=x.device), 0, 1),
+        (lambda x: x.nonzero(), 4, 1),
+        (lambda x: torch.where(x > 0, x, 0), 3, 0),
+        (lambda x: x[x > 0], 6, 1),
+        (lambda x: torch.cuda.synchronize(), 0, 1),
+    ],
+)
+def test_launches_and_syncs_are_counted(run, launches, syncs):
+    x = on_device(1.0, 2.0)
+    with torch.inference_mode():
+        assert counted(lambda: run(x)) == (launches, syncs)
+
+
+def test_filling_by_a_mask_needs_no_sync():
+    def fill() -> None:
+        x = torch.zeros(3, device=CUDA)
+        x[torch.ones(3, device=CUDA) > 0] = 1.0
+        assert x.held.tolist() == [1.0, 1.0, 1.0]
+
+    assert counted(fill)[1] == 0
+
+
+def test_products_run_in_bfloat16_under_autocast():
+    x, weight = torch.ones(1, 2, device=CUDA), torch.ones(2, 2, device=CUDA)
+    with torch.inference_mode(), torch.autocast("cuda", dtype=torch.bfloat16):
+        assert F.linear(x, weight).dtype is torch.bfloat16
+        assert F.layer_norm(x, (2,)).dtype is torch.float32
+        heads = x[None, None]
+        assert F.scaled_dot_product_attention(heads, heads, heads).dtype is torch.bfloat16
+
+
+def _squared(x: torch.Tensor, times: int = 1) -> tuple[torch.Tensor]:
+    for _ in range(times):
+        x = x * x
+    return (x,)
+
+
+def test_a_captured_region_is_one_launch_and_its_inputs_copy():
+    square = Captured(_squared, "square")
+    assert square(on_device(3.0), times=2)[0].tolist() == [81.0]
+    with RECORDER.recording() as ledger:
+        assert square(on_device(2.0), times=2)[0].tolist() == [16.0]
+    assert ledger.replays["square"] == 1
+    assert ledger.kernels["graph square"] == 2
+    region = RECORDER.regions["square"]
+    assert region.graphs == 1 and region.launches >= 2
+
+
+def test_a_wait_in_a_captured_region_is_an_error_that_names_it():
+    waits = Captured(lambda x: (x * x.sum().item(),), "waits")
+    with pytest.raises(SyncInCapture, match="item inside the captured region waits"):
+        waits(on_device(1.0))
+
+
+# A deliberate fault in a decoder's loop.
+
+
+def decode(decoder) -> torch.Tensor:
+    model = models.mar(models.mar_config("base", narrow=True, grid=2), CUDA)
+    labels = torch.zeros(1, dtype=torch.int64, device=CUDA)
+    law = SamplerLaw(num_iter=2, head_steps=3, cfg=2.0)
+    with torch.inference_mode():
+        return decoder(model, law, labels, Draws(torch.zeros_like(labels))).tokens
+
+
+LOOP = "masked, iterations = left, iterations + 1"
+
+
+def test_an_item_in_a_decoders_loop_is_named():
+    waits = mutant(plain.decode_plain, LOOP, f"paths.x0.sum().item(); {LOOP}")
+    before, after = ({}, {})
+    for into, decoder in ((before, plain.decode_plain), (after, waits)):
+        decode(decoder)
+        with RECORDER.recording() as ledger:
+            decode(decoder)
+        into.update(ledger.syncs)
+    added = {key: count for key, count in after.items() if key[0] == "item" and key not in before}
+    assert list(added.values()) == [2]
+    assert next(iter(added))[1].startswith("spd_core.decode.plain:decode_plain:")
+
+
+def test_a_cpu_tensor_in_a_device_index_is_named():
+    fetches = mutant(plain.decode_plain, LOOP, f"paths.x0[torch.tensor([0])]; {LOOP}")
+    with pytest.raises(MixedDevices, match=r"an index \(1,\) on the CPU, at spd_core.decode.plain:decode_plain:\d+"):
+        decode(fetches)
+
+
+def test_tokens_are_those_of_the_cpu():
+    on_pretend = decode(plain.decode_plain).cpu()
+    model = models.mar(models.mar_config("base", narrow=True, grid=2), torch.device("cpu"))
+    labels = torch.zeros(1, dtype=torch.int64)
+    law = SamplerLaw(num_iter=2, head_steps=3, cfg=2.0)
+    with torch.inference_mode():
+        on_cpu = plain.decode_plain(model, law, labels, Draws(labels)).tokens
+    assert torch.allclose(on_pretend, on_cpu, atol=1e-4)
