@@ -5,17 +5,18 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from pyarrow import BufferReader
-from scipy.special import stdtrit
 from torch import Tensor
 
 from jobs.plan import Plan, package_version
 from jobs.totals import Totals
+from spd_core.certificate import bounds
+from spd_core.law import Guarantee
 from workers import layout
 from workers.parquet import FEATURE_DIMS
 from workers.store import Store
@@ -102,20 +103,16 @@ def counts(totals: Totals) -> Json:
     }
 
 
-def certificate(totals: Totals) -> Json | None:
-    """Mean of the images' certificates with a 95 % t-interval over the shards; None where no bound exists."""
-    sums, rows, shards, images = np.array(totals.certificates), np.array(totals.rows), totals.shards, totals.images
-    if np.isnan(sums).any():
+def certificate(totals: Totals, guarantee: str) -> Json | None:
+    """Mean of the images' certificates with its 95 % interval, and the excess per token; None but for guarantee tv.
+
+    Images are independent of each other, so the interval is over images; it holds for images of distinct seeds.
+    """
+    if guarantee != Guarantee.TV or math.isnan(totals.certificate_sum):
         return None
-    mean = math.fsum(sums) / images
-    result: Json = {"mean": mean, "low": None, "high": None, "shards": shards}
-    if shards > 1:
-        # Of a ratio: shards may differ in size.
-        spread = math.fsum((sums - mean * rows) ** 2)
-        error = math.sqrt(spread * shards / (shards - 1)) / images
-        reach = float(stdtrit(shards - 1, 0.975)) * error
-        result |= {"low": max(0.0, mean - reach), "high": mean + reach}
-    return result
+    images, tokens = totals.images, len(totals.tested_by_token)
+    found = bounds(images, totals.certificate_sum, totals.certificate_square_sum)
+    return {**asdict(found), "images": images, "excess_per_token": _ratio(totals.excess_sum, images * tokens)}
 
 
 def classes(plan: Plan, totals: Totals) -> list[Json]:
@@ -219,7 +216,7 @@ def aggregate(store: Store, plan: Plan, shards: Sequence[int], totals: Totals) -
         "cost": cost(plan, speed, totals.images),
         "acceptance": acceptance(totals),
         "counts": counts(totals),
-        "certificate": certificate(totals),
+        "certificate": certificate(totals, plan.guarantee),
         "classes": classes(plan, totals),
         "quality": quality(store, plan, shards, totals.images),
     }

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jobs.bench_entries import Entry, Naive
 from jobs.plan import request_id
+from spd_core.certificate import bounds, image_certificates, log_weights
 from spd_core.decode import Decoded, decode
 from spd_core.decode.naive import decode_naive
 from spd_core.draws import Draws, image_seed
@@ -29,7 +30,6 @@ from spd_core.models.causal import Causal
 from spd_core.models.deepen import deepened
 from spd_core.models.llamagen import LlamaGen
 from spd_core.pairs.pair import Pair, load_pair
-from spd_core.quality.intervals import mean_interval
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class Tally:
     accepted: Tensor  #: int64 [G]
     overlaps: float  #: sum of min(1, R) over the tested drafts
     rounds: int
-    excess: Tensor  #: float64 [images]
+    excess: Tensor  #: float64 [images], sums over their drafts
+    certificates: Tensor  #: float64 [images]
 
     @staticmethod
     def of(decoded: Decoded) -> Tally:
@@ -66,7 +67,9 @@ class Tally:
             0, drafts.image, drafts.excess.double()
         )
         overlaps = float(drafts.log_ratio.clamp(max=0.0).exp().sum())
-        return Tally(tested, accepted, overlaps, int(decoded.rounds.sum()), excess)
+        weights = log_weights(*(column.numpy() for column in (drafts.log_ratio, drafts.accepted, drafts.excess)))
+        certificates = torch.from_numpy(image_certificates(drafts.image.numpy(), weights, len(decoded.rounds)))
+        return Tally(tested, accepted, overlaps, int(decoded.rounds.sum()), excess, certificates)
 
     @staticmethod
     def total(parts: list[Tally]) -> Tally:
@@ -76,7 +79,8 @@ class Tally:
             for columns in ([part.tested for part in parts], [part.accepted for part in parts])
         )
         overlaps, rounds = sum(part.overlaps for part in parts), sum(part.rounds for part in parts)
-        return Tally(tested, accepted, overlaps, rounds, torch.cat([part.excess for part in parts]))
+        excess, certificates = (torch.cat([getattr(part, n) for part in parts]) for n in ("excess", "certificates"))
+        return Tally(tested, accepted, overlaps, rounds, excess, certificates)
 
     @property
     def overlap(self) -> float:
@@ -96,12 +100,12 @@ class Tally:
             "acceptance_by_place": self.acceptance(len(self.tested)) if tested else None,
             "tokens_per_round": len(self.excess) * tokens / self.rounds,
         }
-        if entry.method.guarantee == Guarantee.TV and len(self.excess) > 1:
-            bill = mean_interval(self.excess)
-            figures["certificate_per_image"] = bill.value
-            figures["certificate_per_image_interval"] = (max(0.0, bill.low), bill.high)
-            figures["certificate_per_token"] = bill.value / tokens
-            figures["certificate_per_token_interval"] = (max(0.0, bill.low) / tokens, bill.high / tokens)
+        if entry.method.guarantee == Guarantee.TV:
+            sums = (float(of_images.sum()) for of_images in (self.certificates, self.certificates.square()))
+            found = bounds(len(self.certificates), *sums)
+            figures["certificate"] = found.mean
+            figures["certificate_interval"] = (found.low, found.high)
+            figures["excess_per_token"] = float(self.excess.mean()) / tokens
         return figures
 
 

@@ -35,7 +35,7 @@ def check_plot(path: str) -> None:
 
 
 def plot(rows: list[Row], path: str) -> None:
-    """Speed over plain decoding against the certificate of a token and against the distance, a line of panels a batch.
+    """Speed over plain decoding against the excess of a token and against the distance, a line of panels a batch.
 
     Args:
         rows: of a pair of codes; while no distance is known, its panels are left out.
@@ -49,13 +49,13 @@ def plot(rows: list[Row], path: str) -> None:
     panels = figure.subplots(len(batches), 2 if images else 1, squeeze=False, sharex="col", sharey="row")
     for batch, line in zip(batches, panels, strict=True):
         for lines, style in _styled([row for row in rows if row.batch == batch]):
-            for panel, of in zip(line, (_certificate, _distance), strict=False):
+            for panel, of in zip(line, (_excess, _distance), strict=False):
                 _draw(panel, [(row, *of(row)) for row in lines], style)
         line[0].set_ylabel(f"speed over plain decoding, batch {batch}")
         for panel in line:
             panel.axhline(1.0, color="0.8", linewidth=0.8, zorder=0)
             panel.spines[["top", "right"]].set_visible(False)
-    titles = ("certificate per token (bound on its total variation)", f"Frechet distance to real images, n = {images}")
+    titles = ("excess per token (total variation added)", f"Frechet distance to real images, n = {images}")
     for panel, title in zip(panels[-1], titles, strict=False):
         panel.set_xlabel(title)
     handles, names = panels[0, 0].get_legend_handles_labels()
@@ -82,10 +82,10 @@ def _method(row: Row) -> Speculative | None:
     return Speculative.model_validate(row.settings) if row.method == "speculative" else None
 
 
-def _certificate(row: Row) -> tuple[float | None, tuple[float, float] | None]:
+def _excess(row: Row) -> tuple[float | None, tuple[float, float] | None]:
     if row.guarantee == Guarantee.EXACT:
         return 0.0, None
-    return row.certificate_per_token, row.certificate_per_token_interval
+    return row.excess_per_token, None
 
 
 def _distance(row: Row) -> tuple[float | None, tuple[float, float] | None]:

@@ -51,7 +51,7 @@ def _figures(report: Json) -> list[str]:
     if report["acceptance"]:
         rows.append(("drafts accepted", words.percent(report["acceptance"]["rate"])))
     if report["certificate"]:
-        rows.append(("certificate, mean per image", words.number(report["certificate"]["mean"])))
+        rows += words.certificate_in_words(report["certificate"])
     rows += words.quality_in_words(report["quality"])
     return ["| figure | value |", "|---|---|", *(f"| {name} | {_line(value)} |" for name, value in rows)]
 
@@ -117,8 +117,9 @@ def render_card(plan: Plan, report: Json) -> str:
             "```",
             "",
             "One row per image: `image`, `label`, `request_id`, `seed`, `accepted` and `drafted` (draft tokens), "
-            "`rounds`, `certificate` (null where no bound exists), `guarantee`, `label_agrees` (a classifier of real "
-            "images sees the label). `acceptance/` has one row per verified draft, `_features/` one feature vector "
+            "`rounds`, `certificate` (only its mean over images bounds anything; null where no bound exists), "
+            "`guarantee`, `label_agrees` (a classifier of real images sees the label). `acceptance/` has one row per "
+            "verified draft, `_features/` one feature vector "
             "per image.",
             "",
             "## Reproduce",

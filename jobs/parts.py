@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from jobs.plan import Plan
+from spd_core.certificate import image_certificates, log_weights
 from spd_core.law import Guarantee
 from workers import layout
 from workers.encode import decode_image
@@ -125,22 +126,17 @@ def _acceptance_problems(files: ShardFiles, data: pa.Table, acceptance: pa.Table
     record = files.record
     drafted: Counter[str] = Counter()
     accepted: Counter[str] = Counter()
-    excess: defaultdict[str, float] = defaultdict(float)
-    columns = (acceptance[name].to_pylist() for name in ("request_id", "accepted", "excess"))
-    for name, was_accepted, share in zip(*columns, strict=True):
+    for name, was_accepted in zip(*(acceptance[name].to_pylist() for name in ("request_id", "accepted")), strict=True):
         drafted[name] += 1
         accepted[name] += was_accepted
-        excess[name] += math.nan if share is None else share
     problems = [f"request {name} is not of this shard" for name in sorted(set(drafted) - set(files.task.request_ids))]
-    rows = (data[name].to_pylist() for name in ("request_id", "drafted", "accepted", "certificate"))
-    for name, *counted, certificate in zip(*rows, strict=True):
+    rows = (data[name].to_pylist() for name in ("request_id", "drafted", "accepted"))
+    for name, *counted in zip(*rows, strict=True):
         if counted != [drafted[name], accepted[name]]:
             problems.append(
                 f"request {name} has drafted, accepted {drafted[name]}, {accepted[name]}, its image: {counted}"
             )
-        bound = math.nan if files.plan.guarantee == Guarantee.NONE else excess[name]
-        if not _same(math.nan if certificate is None else certificate, bound):
-            problems.append(f"request {name} has excess {bound:.6g}, its image's certificate: {certificate}")
+    problems += _certificate_problems(files, data, acceptance)
     for column, tested_name, accepted_name in (
         ("draft_index", "tested_by_index", "accepted_by_index"),
         ("token", "tested_by_token", "accepted_by_token"),
@@ -149,6 +145,35 @@ def _acceptance_problems(files: ShardFiles, data: pa.Table, acceptance: pa.Table
         for name, chosen in ((tested_name, values), (accepted_name, values[was.astype(bool)])):
             if _as_counts(getattr(record, name)) != Counter(chosen.tolist()):
                 problems.append(f"column {column} is not the commit record's {name}")
+    return problems
+
+
+def _certificate_problems(files: ShardFiles, data: pa.Table, acceptance: pa.Table) -> list[str]:
+    """Certificates of images that do not follow from their drafts, and sums that are not the commit record's."""
+    record, index = files.record, {name: row for row, name in enumerate(files.task.request_ids)}
+    of_this_shard = [name in index for name in acceptance["request_id"].to_pylist()]
+    image = np.array([index.get(name, 0) for name in acceptance["request_id"].to_pylist()], dtype=np.int64)
+    log_ratio, excess = (acceptance[name].to_numpy().astype(np.float64) for name in ("log_ratio", "excess"))
+    weights = log_weights(log_ratio, acceptance["accepted"].to_numpy().astype(bool), excess)
+    expected = image_certificates(image, np.where(of_this_shard, weights, 0.0), len(index))
+    if files.plan.guarantee not in (Guarantee.EXACT, Guarantee.TV):
+        expected = np.full(len(index), np.nan)
+    stored = data["certificate"].to_numpy().astype(np.float64)
+    problems = [
+        f"request {name} has certificate {follows:.6g} by its drafts, its image's: {certificate:.6g}"
+        for name, follows, certificate in zip(files.task.request_ids, expected, stored, strict=True)
+        if not _same(follows, certificate)
+    ]
+    sums = {
+        "certificate_sum": expected.sum(),
+        "certificate_square_sum": np.square(expected).sum(),
+        "excess_sum": excess.sum() if not np.isnan(expected).any() else math.nan,
+    }
+    problems += [
+        f"the commit record's {name} is {getattr(record, name)}, by the drafts: {value:.6g}"
+        for name, value in sums.items()
+        if not _same(math.nan if getattr(record, name) is None else getattr(record, name), value)
+    ]
     return problems
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from jobs.calibration import Calibration
-from jobs.spec import ADDED, FixedSpec, Spec, SpecError, draws_of, fingerprint_of, fixed_fields
+from jobs.spec import ADDED, FixedSpec, Spec, SpecError, fingerprint_of, fixed_fields, results_of
 from spd_core.draws import image_seed
 from spd_core.law import Choice, Settings
 from spd_core.pairs.pair import PairError, load_card, pair_folder
@@ -41,8 +41,8 @@ class Plan(Settings):
 
     version: int = 1
     spec: dict[str, Any] = Field(description="every field of the spec except storage_options, which are never stored")
-    fingerprint: str = Field(description="sha256 over the spec's fixed fields, the pair's weights and the draws")
-    draws: int = Field(1, description="version of the random numbers: another one gives other images to equal seeds")
+    fingerprint: str = Field(description="sha256 over the spec's fixed fields, the pair's weights and the results")
+    results: int = Field(1, ge=1, le=2, description="version of what a request gives: `jobs.spec.results_of`")
     pair: PairFacts
     pair_sha256: dict[str, str]
     guarantee: str
@@ -57,7 +57,7 @@ class Plan(Settings):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Plan:
-        if self.fingerprint != fingerprint_of(self.spec, self.pair_sha256, self.draws):
+        if self.fingerprint != fingerprint_of(self.spec, self.pair_sha256, self.results):
             raise ValueError("the fingerprint is not that of the spec")
         if self.rows != self.spec["requests"]["count"] or self.shards != -(-self.rows // self.spec["shard_size"]):
             raise ValueError("shards or rows are not those of the spec")
@@ -133,7 +133,7 @@ def make_plan(spec: FixedSpec, calibration: Calibration | None = None) -> Plan:
     return Plan(
         spec={**dump, "output": public_url(spec.output), "requests": {**dump["requests"], "file": file}},
         fingerprint=spec.fingerprint(card.sha256),
-        draws=draws_of(card.sha256),
+        results=results_of(spec, card.sha256),
         pair=PairFacts(name=card.name, licence=card.licence, data=card.data, reference=card.reference),
         pair_sha256=card.sha256,
         guarantee=str(spec.method.guarantee),
@@ -245,7 +245,7 @@ def differences(stored: Plan, new: Plan) -> list[str]:
         {
             **fixed_fields(plan.spec),
             "pair_sha256": plan.pair_sha256,
-            "draws (version of the random numbers)": plan.draws,
+            "results (version of images and certificates)": plan.results,
         }
         for plan in (stored, new)
     )

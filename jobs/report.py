@@ -80,6 +80,7 @@ def render(report: Json, grid: dict[int, list[str]]) -> str:
         codes=words.of_codes(report["pair"]["sha256"]),
         names=names,
         guarantees=words.GUARANTEES,
+        certified=words.certificate_in_words(report.get("certificate")),
         split=_time_split(report),
         calibrated=_fastest_first(report["calibration"]),
     )

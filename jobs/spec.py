@@ -17,8 +17,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from jobs.request_file import RequestFile, RequestFileError
 from jobs.words import of_codes
 from spd_core.candidates import admissible, default_method
-from spd_core.draws import VERSION_OF_CODES, VERSION_OF_PATHS
-from spd_core.law import Auto, Choice, Method, MethodRequest, SamplerLaw, Settings, Speculative
+from spd_core.law import Auto, Choice, Guarantee, Method, MethodRequest, SamplerLaw, Settings, Speculative
 from spd_core.pairs.pair import PairCard, PairError, load_card
 from workers.records import ImageFormat
 
@@ -162,7 +161,7 @@ class FixedSpec(Spec):
     def fingerprint(self, pair_sha256: dict[str, str]) -> str:
         """sha256 over everything that decides a byte of the dataset; a resume must match it."""
         spec = self.model_dump(mode="json", exclude={"storage_options"})
-        return fingerprint_of(spec, pair_sha256, draws_of(pair_sha256))
+        return fingerprint_of(spec, pair_sha256, results_of(self, pair_sha256))
 
 
 def fixed_fields(spec: dict[str, Any]) -> dict[str, Any]:
@@ -184,17 +183,21 @@ def fixed_fields(spec: dict[str, Any]) -> dict[str, Any]:
     return fixed
 
 
-def draws_of(parts: Collection[str]) -> int:
-    """Version of the random numbers that a pair with these parts is decoded with (`spd_core.draws`)."""
-    return VERSION_OF_CODES if of_codes(parts) else VERSION_OF_PATHS
+def results_of(spec: FixedSpec, parts: Collection[str]) -> int:
+    """Version of what this program gives to a request; shards of different versions make no dataset.
+
+    Version 2 draws codes by numbers of 53 bits, in version 1 they had 23; and certificates of images are those of
+    `spd_core.certificate`, in version 1 they were sums of excess. What neither changes has stayed version 1.
+    """
+    return 2 if of_codes(parts) or spec.method.guarantee is Guarantee.TV else 1
 
 
-def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str], draws: int) -> str:
+def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str], results: int) -> str:
     """`FixedSpec.fingerprint` of a dumped spec, so that a plan of another version of the program can be checked.
 
-    Version 1 of the random numbers is not part of it: plans of that version did not say it.
+    Version 1 of the results is not part of it: plans of that version did not say it.
     """
-    fixed = fixed_fields(spec) | ({"draws": draws} if draws > 1 else {})
+    fixed = fixed_fields(spec) | ({"results": results} if results > 1 else {})
     canonical = json.dumps({**fixed, "pair_sha256": pair_sha256}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

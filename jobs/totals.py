@@ -50,7 +50,9 @@ class Totals:
     starts: array[float] = field(default_factory=_floats)  #: of each shard, seconds since 1970
     ends: array[float] = field(default_factory=_floats)
     rows: array[float] = field(default_factory=_floats)  #: of each shard
-    certificates: array[float] = field(default_factory=_floats)  #: of each shard; NaN where no bound exists
+    certificate_sum: float = 0.0  #: of the images; NaN where no bound exists
+    certificate_square_sum: float = 0.0
+    excess_sum: float = 0.0
 
     @staticmethod
     def of(records: Iterable[CommitRecord]) -> Totals:
@@ -83,7 +85,12 @@ class Totals:
         self.starts.append(start)
         self.ends.append(start + record.wall_seconds)
         self.rows.append(record.rows)
-        self.certificates.append(math.nan if record.certificate_sum is None else record.certificate_sum)
+        if record.certificate_sum is None or record.certificate_square_sum is None or record.excess_sum is None:
+            self.certificate_sum = math.nan
+        else:
+            self.certificate_sum += record.certificate_sum
+            self.certificate_square_sum += record.certificate_square_sum
+            self.excess_sum += record.excess_sum
 
     def activity(self) -> Activity:
         """Of at least one shard, from start times and wall seconds alone."""

@@ -11,8 +11,11 @@ from spd_core.law import RULES_OF_KNOB, SamplerLaw
 _OF_CODES, _OF_PATHS = frozenset({"tree", "drafter"}), frozenset({"stride", "proposals", "head_window"})
 GUARANTEES = {
     "exact": "The images follow the target model's own law exactly; decoding changes only the speed.",
-    "tv": "The total variation distance between an image's law and the target model's is bounded by its certificate.",
-    "w_inf": "Every token lies within a stated radius of one that follows the target model's own law.",
+    "tv": "The law of an image is within a stated total variation distance of the target model's own law: the "
+    "certificate, a mean over the images. One image's certificate bounds nothing, and images chosen by it are a biased "
+    "sample; of the images' joint law nothing is said.",
+    "w_inf": "Given the tokens before it, every token's law at the hand-off can be coupled to the target model's own "
+    "law so that the two lie within a stated radius. Clean tokens and whole images may lie farther apart.",
     "none": "No bound against the target model's own law is known; only their measured distance speaks for the images.",
 }
 
@@ -65,6 +68,17 @@ def quality_in_words(quality: dict[str, Any]) -> list[tuple[str, str]]:
         text = _with_interval(percent(quality["label_agreement"]), quality["label_agreement_interval"], percent)
         rows.append(("label agreement", text))
     return [*rows, ("features", f"{quality['extractor']}; these are not the published FID and KID")]
+
+
+def certificate_in_words(certificate: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Name and value of the figures of a report's certificate; none if it has none."""
+    if certificate is None:
+        return []
+    bounds = [certificate["low"], certificate["high"]]
+    return [
+        ("certificate, mean over images", _with_interval(number(certificate["mean"]), bounds, number)),
+        ("excess per token", number(certificate["excess_per_token"])),
+    ]
 
 
 def of_codes(parts: Collection[str]) -> bool:

@@ -155,7 +155,7 @@ class Verdict:
 
     accepted: Tensor  #: bool [R]
     log_ratio: Tensor  #: [R] log of the unclamped acceptance ratio; for the coupled rule log(radius / distance)
-    excess: Tensor  #: [R] share of the certificate; NaN where total variation has no bound
+    excess: Tensor  #: [R] what the rule adds to the chance of standing; NaN where total variation has no bound
 
 
 def path_log_ratio(noise_RKD: Tensor, shift_RKD: Tensor) -> Tensor:
@@ -181,10 +181,10 @@ def annealed_log_weights(rule: Acceptance, place_R: Tensor) -> Tensor:
 
 
 def excess(log_ratio_R: Tensor, log_relaxed_R: Tensor) -> Tensor:
-    """(f - min(1, R))_+ [R] with f = min(1, relaxed R), in [0, 1]: a draft's share of the certificate.
+    """(f - min(1, R))_+ [R] with f = min(1, relaxed R), in [0, 1]: what a rule adds to a draft's chance of standing.
 
     Its mean over drafts of q is sum_x (q f - p)_+, with the lossless residual the total variation of the token's law
-    from p, whenever f is at least min(1, R).
+    from p, whenever f is at least min(1, R). What it means for an image is in `spd_core.certificate`.
     """
     relaxed = log_relaxed_R.clamp(max=0.0).exp()
     return (relaxed - log_ratio_R.clamp(max=0.0).exp()).clamp(min=0.0)
@@ -204,7 +204,9 @@ def judge(log_ratio_R: Tensor, log_relaxed_R: Tensor, uniform_R: Tensor) -> Verd
 def judge_coupled(rule: Acceptance, drafted_RD: Tensor, coupled_RD: Tensor) -> Verdict:
     """Keeps each draft that lies within the radius of the target's own token on the same noise.
 
-    What is emitted, the draft or else the target's token, then lies within the radius of a sample of the target.
+    What is emitted, the draft or else the target's token, then lies within the radius of a sample of the target's law
+    of the token given those emitted before it. That is no bound on the distance of images: the next token is compared
+    with the target's given *this* one, and what is below the hand-off follows from states that differ.
     """
     distance = torch.linalg.vector_norm(drafted_RD - coupled_RD, dim=-1)
     accepted = distance <= rule.radius

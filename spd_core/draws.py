@@ -26,10 +26,6 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-#: Version of the random numbers of a family: changes when equal seeds begin to give other images. Codes were drawn by
-#: numbers of 23 bits in version 1, by numbers of 53 bits since.
-VERSION_OF_PATHS, VERSION_OF_CODES = 1, 2
-
 
 class Purpose(IntEnum):
     """What a random number is for; a value, once published, never changes its meaning."""

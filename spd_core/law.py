@@ -17,8 +17,8 @@ class Guarantee(StrEnum):
     """What is known about the law of the images, against the target's own law."""
 
     EXACT = "exact"  #: the target's law itself
-    TV = "tv"  #: total variation bounded by the logged certificate
-    W_INF = "w_inf"  #: every token within a stated radius
+    TV = "tv"  #: the law of one image within a total variation that the mean of the images' certificates estimates
+    W_INF = "w_inf"  #: each token's hand-off state, given the tokens before it, coupled to within a stated radius
     NONE = "none"  #: only the measured distance
 
     def admits(self, other: Guarantee) -> bool:
@@ -214,7 +214,10 @@ class Acceptance(Settings):
     )
     nu: float = Field(0.7, ge=0.0, le=100.0, description="annealed: w falls by exp(-nu) a draft; 0: uniform")
     radius: float = Field(
-        0.0, ge=0.0, description="coupled: largest Euclidean distance, in units of the normalised token"
+        0.0,
+        ge=0.0,
+        description="coupled: largest Euclidean distance of a token's state at the hand-off, in units of the "
+        "normalised token; clean tokens may lie farther apart",
     )
     k: int = Field(100, ge=1, description="lantern, lantern++: nearest codes whose mass may count")
     lam: float = Field(1.0, ge=1.0, le=1e6, description="lantern++: S at most (lam - 1) p")

@@ -10,6 +10,7 @@ Shape legend: V codes, A enumerated cases of a round, T nodes of a tree, I inner
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spd_core.accept_codes import Relaxation, Walk, walk_tree
+from spd_core.certificate import log_weights
 from spd_core.decode.code_speculation import _children_of, _cut
 from spd_core.models.llamagen import Tree
 
@@ -145,6 +147,37 @@ class Enumeration:
                 accepted = first if made == 0 else accepted
         return Outcome(undecided[-1], certificate, accepted)
 
+    def _prefixes(self) -> list[tuple[int, int]]:
+        return [(made, prefix) for made in range(self.toy.length) for prefix in range(self.toy.codes**made)]
+
+    def certified(self) -> float:
+        """Expected certificate of an image (`spd_core.certificate`), over everything that a decoding may draw."""
+        toy = self.toy
+        # Of each prefix: chances and log weights of the ways that lead to it.
+        one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        ways: defaultdict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list, {(0, 0): [(one, zero)]})
+        for made, prefix in self._prefixes():
+            if (made, prefix) not in ways:
+                continue
+            chance, weight = _merged(ways.pop((made, prefix)))
+            walk, codes, happens = self._cases(made, prefix)
+            logged = (walk.verdict.log_ratio, walk.verdict.accepted, walk.verdict.excess)
+            of_tests = torch.from_numpy(log_weights(*(column.numpy() for column in logged)))
+            of_case = torch.where(walk.tested, of_tests, 0.0).sum(dim=1)
+            for row in happens.nonzero()[:, 0].tolist():
+                decided, kept = prefix, int(walk.kept[row])
+                for node in walk.path[row, 1 : kept + 1].tolist():
+                    decided = decided * toy.codes + int(codes[row, node])
+                after = (chance * happens[row], weight + of_case[row])
+                if made + kept == toy.length:
+                    ways[toy.length, decided].append(after)
+                    continue
+                for code, share in enumerate((walk.law[row] / walk.law[row].sum()).tolist()):
+                    if share > 0:
+                        ways[made + kept + 1, decided * toy.codes + code].append((after[0] * share, after[1]))
+        merged = (_merged(parts) for parts in ways.values())
+        return sum(float((chance * -torch.expm1(weight.clamp(max=0.0))).sum()) for chance, weight in merged)
+
     def _drafts(self, tree: Tree, made: int, prefix: int) -> tuple[Tensor, Tensor, Tensor]:
         """Every draft of a round: codes [A, T], what each node has been read after [A, T], probability [A]."""
         cases = [([0], [prefix], 1.0)]
@@ -170,6 +203,15 @@ class Enumeration:
         return self.children[key]
 
     def _round(self, made: int, prefix: int, share: float, undecided: list[Tensor]) -> tuple[float, float]:
+        walk, codes, chance = self._cases(made, prefix)
+        chance = chance * share
+        self._decide(walk, made, prefix, codes, chance, undecided)
+        spent = float((chance[:, None] * torch.where(walk.tested, walk.verdict.excess, 0.0)).sum())
+        first = float((chance * walk.verdict.accepted[:, 0]).sum()) if walk.verdict.accepted.shape[1] else 0.0
+        return spent, first
+
+    def _cases(self, made: int, prefix: int) -> tuple[Walk, Tensor, Tensor]:
+        """Every case of a round after a prefix: the walk, the codes of the nodes [A, T], and its chance [A]."""
         toy, room = self.toy, self.toy.length - made
         tree = _cut(self.tree, room) if self.cut else self.tree
         codes, known, chance = self._drafts(tree, made, prefix)
@@ -203,11 +245,7 @@ class Enumeration:
             # A test without consequence may be of a code that neither model gives; both its outcomes are one.
             happens = torch.where(walk.tested, happens, 0.5)
             chance = chance * happens.prod(dim=1)
-        chance = chance * share
-        self._decide(walk, made, prefix, codes, chance, undecided)
-        spent = float((chance[:, None] * torch.where(walk.tested, walk.verdict.excess, 0.0)).sum())
-        first = float((chance * walk.verdict.accepted[:, 0]).sum()) if drafts else 0.0
-        return spent, first
+        return walk, codes, chance
 
     def _decide(
         self, walk: Walk, made: int, prefix: int, codes: Tensor, chance: Tensor, undecided: list[Tensor]
@@ -226,3 +264,10 @@ class Enumeration:
             following = decided[:, None] * toy.codes + torch.arange(toy.codes)
             shares = chance[rows, None] * law
             undecided[made + kept + 1].index_add_(0, following.flatten(), shares.flatten())
+
+
+def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Ways of one log weight as one."""
+    chance, weight = (torch.cat(column) for column in zip(*parts, strict=True))
+    weights, index = (weight * 1e10).round().div(1e10).unique(return_inverse=True)
+    return torch.zeros_like(weights).index_add_(0, index, chance), weights

@@ -101,7 +101,7 @@ def documents(tmp_path_factory) -> tuple[Plan, str, str]:
     raw["machine"] = hostile(raw["machine"])
     raw["versions"] = {HOSTILE: HOSTILE}
     raw["pair_sha256"] = {HOSTILE: HOSTILE}
-    raw["fingerprint"] = fingerprint_of(raw["spec"], raw["pair_sha256"], raw["draws"])
+    raw["fingerprint"] = fingerprint_of(raw["spec"], raw["pair_sha256"], raw["results"])
     store.replace(layout.PLAN, canonical_json(seal({key: value for key, value in raw.items() if key != "sha256"})))
     for shard in range(3):
         commit = {**json.loads(store.read(layout.commit(shard))), "fingerprint": raw["fingerprint"]}

@@ -107,7 +107,11 @@ class CommitRecord(Settings):
     accepted_by_index: tuple[int, ...]
     tested_by_token: tuple[int, ...] = Field(description="verified drafts by raster index of the token")
     accepted_by_token: tuple[int, ...]
-    certificate_sum: float | None = Field(description="sum of the images' excess; None: no bound exists")
+    certificate_sum: float | None = Field(description="of the images; None: no bound exists")
+    certificate_square_sum: float | None = Field(
+        None, description="of the images; None: no bound exists, or certificate_sum is of version 1, a sum of excess"
+    )
+    excess_sum: float | None = Field(None, description="over the tested drafts; None likewise")
     memory: dict[str, int] = Field(
         default_factory=dict, description="most bytes that the worker's process had held by then: host, device"
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spd_core.certificate import image_certificates, log_weights
 from spd_core.law import Guarantee
 
 Int64 = NDArray[np.int64]
@@ -26,7 +27,7 @@ class DraftRows:
     draft_index: Int64  #: place in the drafted block, from 0
     log_ratio: NDArray[np.float32]
     accepted: Bool
-    excess: NDArray[np.float32]  #: share of the certificate; NaN: no bound exists
+    excess: NDArray[np.float32]  #: what the rule added to the draft's chance of standing; NaN: no bound exists
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,18 @@ class ShardResult:
 
     @property
     def certificates(self) -> NDArray[np.float64]:
-        """Sum [n] of each image's excess; NaN where no bound exists."""
-        if self.guarantee is Guarantee.NONE:
+        """Certificate [n] of each image, see `spd_core.certificate`; NaN where no bound exists."""
+        if self.guarantee not in (Guarantee.EXACT, Guarantee.TV):
             return np.full(len(self.images), np.nan)
-        sums = np.bincount(self.drafts.image, weights=self.drafts.excess, minlength=len(self.images))
-        return sums.astype(np.float64)
+        drafts = self.drafts
+        weights = log_weights(drafts.log_ratio, drafts.accepted, drafts.excess)
+        return image_certificates(drafts.image, weights, len(self.images))
 
     def figures(self, labels: tuple[int, ...]) -> dict[str, Any]:
         """Fields of the commit record that are sums over the shard."""
         drafts, labels_n = self.drafts, np.asarray(labels, dtype=np.int64)
-        certificate = float(self.certificates.sum())
+        certificates, excess = self.certificates, drafts.excess.astype(np.float64)
+        known = not np.isnan(certificates).any()
         agreeing = None if self.label_agrees is None else labels_n[self.label_agrees]
         return {
             "counts": {
@@ -82,7 +85,9 @@ class ShardResult:
             "accepted_by_index": _histogram(drafts.draft_index[drafts.accepted], _length(drafts.draft_index)),
             "tested_by_token": _histogram(drafts.token, self.tokens),
             "accepted_by_token": _histogram(drafts.token[drafts.accepted], self.tokens),
-            "certificate_sum": None if np.isnan(certificate) else certificate,
+            "certificate_sum": float(certificates.sum()) if known else None,
+            "certificate_square_sum": float(np.square(certificates).sum()) if known else None,
+            "excess_sum": float(excess.sum()) if known else None,
             "images_by_label": _histogram(labels_n, len(self.class_names)),
             "agreeing_by_label": None if agreeing is None else _histogram(agreeing, len(self.class_names)),
         }

@@ -25,7 +25,7 @@ class DraftRecords:
     draft_index: Tensor  #: int64, 0-based place of the token in its drafted block
     log_ratio: Tensor  #: float32, log of the unclamped acceptance ratio
     accepted: Tensor  #: bool
-    excess: Tensor  #: float32, this draft's share of the certificate (0 for exact rules; NaN: no bound exists)
+    excess: Tensor  #: float32, added to the chance of standing by a relaxed rule (0: exact rules; NaN: no bound exists)
 
     @staticmethod
     def concatenate(parts: list[DraftRecords]) -> DraftRecords:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import asdict
 
 import pytest
 
@@ -8,6 +9,7 @@ from jobs.aggregate import acceptance, aggregate, certificate, classes, cost, co
 from jobs.plan import make_plan
 from jobs.spec import make_spec
 from jobs.totals import Totals
+from spd_core.certificate import bounds
 from tests.jobs.tree import make_shards, tree_spec
 from tests.tiny_pair import make_tiny_pair
 from workers.records import CommitRecord
@@ -88,16 +90,17 @@ def test_acceptance_and_counts():
     assert totals["tokens_per_round"] == pytest.approx(20 * 4 / 40)
 
 
-def test_certificate_interval_is_that_of_a_mean():
-    assert certificate(Totals.of([record(0, 0, 1)])) is None
-    found = certificate(Totals.of(record(i, i, 1, certificate_sum=v) for i, v in enumerate((1.0, 2.0, 3.0))))
+def test_certificate_is_a_mean_over_images():
+    billed = [
+        record(i, i, 1, certificate_sum=v, certificate_square_sum=v / 4, excess_sum=2 * v) for i, v in enumerate((1, 2))
+    ]
+    found = certificate(Totals.of(billed), "tv")
     assert found is not None
-    # Shard means 0.1, 0.2, 0.3: standard error 0.1 / sqrt(3), t quantile 4.303 at 2 degrees of freedom.
-    assert found["mean"] == pytest.approx(0.2)
-    assert found["high"] - found["mean"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
-    assert found["low"] == 0.0
-    alone = certificate(Totals.of([record(0, 0, 1, certificate_sum=1.0)]))
-    assert alone is not None and alone["low"] is None
+    assert found == {**asdict(bounds(20, 3.0, 0.75)), "images": 20, "excess_per_token": 6 / (20 * 4)}
+    assert certificate(Totals.of(billed), "exact") is None
+    assert certificate(Totals.of([*billed, record(2, 2, 1)]), "tv") is None
+    older = record(2, 2, 1, certificate_sum=1.0)
+    assert certificate(Totals.of([*billed, older]), "tv") is None, "a sum of excess is no sum of certificates"
 
 
 def test_classes_count_agreement(plan):

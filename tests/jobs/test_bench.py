@@ -38,7 +38,7 @@ from tests.tiny_pair import make_tiny_pair
 FIELDS = {
     "pair", "law", "method", "batch", "threads", "gamma", "images_per_s", "speedup_vs_plain", "acceptance",
     "tokens_per_round", "head_calls_per_token", "head_rows_per_token", "distance", "label_agreement", "n",
-    "head_window", "stride", "rule", "delta", "radius", "guarantee", "certificate_per_image", "certificate_per_token",
+    "head_window", "stride", "rule", "delta", "radius", "guarantee", "certificate", "excess_per_token",
     "predicted_speedup",
 }  # fmt: skip
 
@@ -235,10 +235,10 @@ def test_rows_of_a_causal_pair(causal_rows):
 
 def test_only_a_tv_row_has_a_certificate(causal_rows):
     *others, annealed, coupled, naive = causal_rows[0]
-    assert all(row["certificate_per_image"] is None for row in (*others, coupled, naive))
-    low, high = annealed["certificate_per_image_interval"]
-    assert 0 <= low < annealed["certificate_per_image"] < high
-    assert annealed["certificate_per_token"] == pytest.approx(annealed["certificate_per_image"] / 9)
+    assert all(row["certificate"] is row["excess_per_token"] is None for row in (*others, coupled, naive))
+    low, high = annealed["certificate_interval"]
+    assert 0 <= low < annealed["certificate"] < high <= 1
+    assert annealed["excess_per_token"] > 0
 
 
 def test_predictions_of_a_causal_pair(causal_rows):
@@ -253,7 +253,7 @@ def test_predictions_of_a_causal_pair(causal_rows):
     long, annealed = predicted[3], predicted[5]
     assert long["calls"] == annealed["calls"], "what a draft must pass does not change its calls"
     assert "| predicted |" in table
-    assert "certificate per image" in table
+    assert "| excess per token | certificate (95 %) |" in table
     assert "Milliseconds a call" in table
 
 
@@ -318,11 +318,11 @@ def test_rows_of_a_pair_of_codes(code_run):
         depth = len(row["settings"]["tree"]) or row["gamma"]
         assert 1 <= row["tokens_per_round"] <= depth + 1
         assert 1 <= row["step_compression"] <= depth + 1
-        assert (row["certificate_per_token"] is None) == (row["guarantee"] == "exact") == (row["rule"] == "lossless")
-        if row["certificate_per_token"] is not None:
-            low, high = row["certificate_per_token_interval"]
-            assert 0 <= low <= row["certificate_per_token"] <= high
-            assert row["certificate_per_token"] == pytest.approx(row["certificate_per_image"] / 16)
+        assert (row["certificate"] is None) == (row["guarantee"] == "exact") == (row["rule"] == "lossless")
+        if row["certificate"] is not None:
+            low, high = row["certificate_interval"]
+            assert 0 <= low <= row["certificate"] <= high <= 1
+            assert row["certificate"] <= 16 * row["excess_per_token"] + 0.5, "up to chance: 2 images"
     for batch in (1, 2):
         lossless = [row["speedup_vs_lossless"] for row in rows if row["batch"] == batch and row["rule"] == "lossless"]
         assert len(lossless) == 4
@@ -343,7 +343,7 @@ def test_distances_of_a_pair_of_codes(code_run):
 
 def test_the_table_of_a_pair_of_codes(code_run, tmp_path):
     table = (code_run / "b.markdown").read_text()
-    for head in ("x lossless", "accepted length", "step compression", "certificate per token (95 %)", "target | test"):
+    for head in ("x lossless", "accepted length", "step compression", "certificate (95 %)", "target | test"):
         assert table.count(f"| {head} |") == 2
     assert not any(word in table for word in ("head calls", "head steps", "stride", "iterations", "window"))
     again = ["--rows", str(code_run / "b.json"), "--markdown", str(tmp_path / "b.md")]
@@ -362,7 +362,7 @@ def test_the_picture_has_two_panels_a_batch_and_a_line_a_rule(code_run):
     assert [len(own) for own, _ in styled] == [2] * len(styled), "of every entry both batches, no two entries mixed"
     relaxed = [style["color"] for own, style in styled if own[0].guarantee == "tv"]
     assert len(set(relaxed)) == len(relaxed) == 5
-    assert bench_plot._certificate(rows[1]) == (0.0, None)
+    assert bench_plot._excess(rows[1]) == (0.0, None)
 
 
 def _decoded(image, place, accepted, excess, rounds):
@@ -386,12 +386,11 @@ def test_a_tally_adds_up():
     figures = tally.figures(bench.Entry(law, annealed), tokens=4)
     assert figures["acceptance"] == 0.5
     assert figures["tokens_per_round"] == 3 * 4 / 6
-    mean = (0.75 + 0.5 + 0.125) / 3
-    reach = 4.302653 * torch.tensor([0.75, 0.5, 0.125]).std().item() / math.sqrt(3)
-    assert figures["certificate_per_image"] == pytest.approx(mean)
-    assert figures["certificate_per_image_interval"] == pytest.approx((max(0, mean - reach), mean + reach), rel=1e-4)
-    assert figures["certificate_per_token"] == pytest.approx(mean / 4)
-    assert "certificate_per_image" not in tally.figures(bench.Entry(law, Speculative()), tokens=4)
+    assert figures["excess_per_token"] == pytest.approx((0.75 + 0.5 + 0.125) / 3 / 4)
+    assert figures["certificate"] == pytest.approx(float(tally.certificates.mean()))
+    low, high = figures["certificate_interval"]
+    assert 0 <= low < figures["certificate"] < high <= 1
+    assert not {"certificate", "excess_per_token"} & set(tally.figures(bench.Entry(law, Speculative()), tokens=4))
 
 
 def test_a_deeper_target_has_the_same_images(causal, tmp_path):

@@ -56,7 +56,7 @@ def test_a_plan_that_knows_no_effort_resumes_as_it_was_made(pair, store):
     plan = make_plan(spec_of(pair, image={"effort": "small"}))
     old = plan.model_dump(mode="json")
     del old["spec"]["image"]["effort"], old["spec"]["method"]["images_per_s"]
-    assert fingerprint_of(old["spec"], plan.pair_sha256, plan.draws) == plan.fingerprint
+    assert fingerprint_of(old["spec"], plan.pair_sha256, plan.results) == plan.fingerprint
     assert make_plan(spec_of(pair)).fingerprint != plan.fingerprint
     store.create(layout.PLAN, canonical_json(seal(old)))
     resumed = as_planned(spec_of(pair), store)

@@ -21,6 +21,7 @@ from jobs.plan import (
 from jobs.spec import SpecError, fingerprint_of, make_spec
 from spd_core.draws import image_seed
 from spd_core.pairs.pair import PairError
+from tests.tiny_causal import make_tiny_causal_pair
 from tests.tiny_codes import make_tiny_code_pair
 from tests.tiny_pair import CLASSES, make_tiny_pair
 from workers import layout
@@ -117,21 +118,25 @@ def test_resume_with_another_spec_names_field_and_both_values(pair, store):
         store_plan(store, plan_of(pair, law={"num_iter": 4}))
 
 
-def test_an_output_of_codes_of_older_random_numbers_is_refused_by_name(store, tmp_path):
-    """Their images would differ from those that are missing; paths have kept their numbers, and their fingerprint."""
-    new = plan_of(str(make_tiny_code_pair(tmp_path / "codes")), method="plain")
-    assert new.draws == 2
-    old = new.model_copy(update={"draws": 1, "fingerprint": fingerprint_of(new.spec, new.pair_sha256, 1)})
-    raw = {key: value for key, value in old.model_dump(mode="json").items() if key != "draws"}
+RELAXED = {"name": "speculative", "acceptance": {"rule": "annealed", "delta": 2.0}}
+
+
+@pytest.mark.parametrize(("make", "method"), [(make_tiny_code_pair, "plain"), (make_tiny_causal_pair, RELAXED)])
+def test_an_output_that_an_older_program_began_is_refused_by_name(store, tmp_path, make, method):
+    """Codes were drawn by other numbers, and certificates were others; what neither changes is resumed, see below."""
+    new = plan_of(str(make(tmp_path / "pair")), method=method)
+    assert new.results == 2
+    old = new.model_copy(update={"results": 1, "fingerprint": fingerprint_of(new.spec, new.pair_sha256, 1)})
+    raw = {key: value for key, value in old.model_dump(mode="json").items() if key != "results"}
     store.create(layout.PLAN, canonical_json(seal(raw)))
     assert read_plan(store).fingerprint == old.fingerprint != new.fingerprint
-    with pytest.raises(SpecError, match=r"draws \(version of the random numbers\): got 2, stored 1; allowed"):
+    with pytest.raises(SpecError, match=r"results \(version of images and certificates\): got 2, stored 1; allowed"):
         store_plan(store, new)
 
 
-def test_a_plan_of_paths_of_an_older_program_is_resumed(pair, store):
+def test_an_exact_output_of_paths_that_an_older_program_began_is_resumed(pair, store):
     new = plan_of(pair)
-    raw = {key: value for key, value in new.model_dump(mode="json").items() if key != "draws"}
+    raw = {key: value for key, value in new.model_dump(mode="json").items() if key != "results"}
     store.create(layout.PLAN, canonical_json(seal(raw)))
     assert store_plan(store, new).fingerprint == new.fingerprint
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from spd_core.codec import PixelCodec
 from spd_core.decode import decode, head_speculation
-from spd_core.draws import Draws
-from spd_core.law import Plain, Speculative
+from spd_core.draws import Draws, image_seed
+from spd_core.law import Acceptance, Plain, Speculative
 from spd_core.pairs.pair import Pair, load_pair
 from spd_core.quality.evaluate import QualityFigures, evaluate
 from spd_core.quality.features import FeatureExtractor
@@ -95,3 +95,24 @@ def test_accepting_every_step_of_a_window_is_rejected(pair, plain):
     energy, marginal = _p_values(plain, wrong)
     print(f"\nmutant: p {energy:.3f} (energy), {marginal:.2g} (marginals)")
     assert energy < 0.01
+
+
+def test_clean_tokens_of_the_coupled_rule_lie_beyond_its_radius(pair):
+    """The radius bounds each token's hand-off state given the tokens before it, not clean tokens or images.
+
+    Compared with plain decoding on the same noise; a radius of 0 keeps no draft and gives the same images.
+    """
+    windows, labels = pair.card.windows[0], torch.arange(40) % 10
+    draws = Draws(torch.tensor([image_seed(0, f"{i:08d}") for i in range(40)]))
+    plain = decode(pair, pair.card.law, Plain(head_window=windows), labels, draws).tokens
+
+    def distances(radius: float) -> Tensor:
+        rule = Acceptance(rule="coupled", radius=radius)
+        method = Speculative(gamma=8, stride=15, head_window=windows, acceptance=rule)
+        tokens = decode(pair, pair.card.law, method, labels, draws).tokens
+        return torch.linalg.vector_norm(tokens - plain, dim=-1)
+
+    assert distances(0.0).max() < 0.01
+    far = distances(0.3)
+    assert 0.2 < (far > 0.3).float().mean() < 0.35
+    assert far.max() > 5

@@ -33,7 +33,7 @@ def make_result(n: int = 6, guarantee: Guarantee = Guarantee.TV) -> ShardResult:
             image=image,
             token=rng.integers(0, 16, 3 * n),
             draft_index=np.tile(np.arange(3), n),
-            log_ratio=rng.normal(size=3 * n).astype(np.float32),
+            log_ratio=np.full(3 * n, np.log(0.5), np.float32),
             accepted=np.tile([True, True, False], n),
             excess=np.full(3 * n, 0.25, np.float32),
         ),
@@ -57,7 +57,8 @@ def test_data_columns(task):
     assert [row["image"]["bytes"] for row in rows] == list(result.images)
     assert [(row["accepted"], row["drafted"]) for row in rows] == [(2, 3)] * 6
     assert [row["rounds"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert [row["certificate"] for row in rows] == [0.75] * 6
+    # Drafts that stood with probability 0.75 in place of 0.5, twice, and fell with 0.25 in place of 0.5, once.
+    assert [row["certificate"] for row in rows] == pytest.approx([1 - (2 / 3) ** 2 * 2] * 6)
     assert {row["guarantee"] for row in rows} == {"tv"}
     assert [row["label_agrees"] for row in rows] == [True, False] * 3
     assert table.schema.field("accepted").type == pa.int32()
@@ -78,8 +79,9 @@ def test_a_missing_share_makes_the_certificate_unknown(task):
     excess = result.drafts.excess.copy()
     excess[4] = np.nan
     result = dataclasses.replace(result, drafts=dataclasses.replace(result.drafts, excess=excess))
-    assert read_table(data_bytes(task, result))["certificate"].to_pylist() == [0.75, None, 0.75, 0.75, 0.75, 0.75]
-    assert result.figures(task.labels)["certificate_sum"] is None
+    assert read_table(data_bytes(task, result))["certificate"].is_null().to_pylist() == [False, True] + [False] * 4
+    figures = result.figures(task.labels)
+    assert figures["certificate_sum"] is figures["certificate_square_sum"] is figures["excess_sum"] is None
 
 
 def test_acceptance_rows(task):
@@ -127,7 +129,9 @@ def test_figures(task):
     assert figures["accepted_by_index"] == (6, 6, 0)
     assert len(figures["tested_by_token"]) == len(figures["accepted_by_token"]) == 16
     assert sum(figures["accepted_by_token"]) == 12
-    assert figures["certificate_sum"] == pytest.approx(4.5)
+    assert figures["certificate_sum"] == pytest.approx(6 / 9)
+    assert figures["certificate_square_sum"] == pytest.approx(6 / 81)
+    assert figures["excess_sum"] == pytest.approx(4.5)
     assert figures["images_by_label"] == (2, 2, 2)
     assert figures["agreeing_by_label"] == (1, 1, 1)
 
