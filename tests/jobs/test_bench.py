@@ -263,7 +263,7 @@ def test_a_prediction_counts_calls():
 
     def tally(accepted):
         every, excess = torch.tensor([8, 8, 8]), torch.zeros(1, dtype=torch.float64)
-        return Tally(every, every * accepted, 24.0 * accepted, 1, excess)
+        return Tally(every, every * accepted, 24.0 * accepted, 1, excess, excess)
 
     plain = 4 * 2 + 1
     assert predicted_speedup(times, times, Plain(), tally(0), 4, 1, 1) == 1
