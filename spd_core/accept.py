@@ -10,7 +10,7 @@ Shape legend: R tested draft tokens, M rows still open, P proposals of a row, K 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,8 @@ from spd_core.law import Acceptance
 
 #: Proposals per row of one round of `resample_modified`; the last round picks by weight, so the loop always ends.
 PROPOSAL_ROUNDS = (1, 4, 16, 64, 256, 1024)
+#: Attempts of the released resampler.
+RELEASED_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def tempered_log_ratio(target: Gaussian, draft: Gaussian, x_RD: Tensor, inner_te
     return (0.5 * (d - t) + draft.std.log() - target.std.log()).sum(dim=-1)
 
 
-def thinning(target: Gaussian, draft: Gaussian, log_factor_R: Tensor, y_RD: Tensor) -> Tensor:
-    """Probability [R] that keeps a proposal y ~ p: (1 - q(y) / (F p(y)))_+ with the true last-step Gaussians."""
-    log_ratio = draft.log_density(y_RD) - target.log_density(y_RD) - log_factor_R
+def thinning(target: Gaussian, draft: Gaussian, log_factor: Tensor, y: Tensor) -> Tensor:
+    """Probability [...] that keeps y [..., D] ~ p: (1 - q(y) / (F p(y)))_+ with the true last-step Gaussians."""
+    log_ratio = draft.log_density(y) - target.log_density(y) - log_factor
     return -torch.expm1(log_ratio.clamp(max=0.0))
 
 
@@ -67,35 +69,47 @@ def resample_released(
     target: Gaussian,
     draft: Gaussian,
     log_factor_R: Tensor,
-    propose: Callable[[int], tuple[Tensor, Tensor]],
-    max_rounds: int = 100,
+    image_R: Tensor,
+    propose: Callable[[Tensor], tuple[Tensor, Tensor]],
+    runs: Sequence[int] = (RELEASED_ATTEMPTS,),
+    early: bool = False,
     zeros: bool = True,
-) -> tuple[Tensor, int]:
-    """CSpD's released resampler: rounds of proposals for all rows until each row had one kept, at most 100.
+) -> tuple[Tensor, Tensor]:
+    """CSpD's released resampler: attempts for all rows of an image until each had a proposal kept, at most 100.
 
-    A later kept proposal replaces an earlier one, as in the public code.
+    A later kept proposal replaces an earlier one, as in the public code on one image. The attempts are made in ``runs``
+    and what they kept is read afterwards, so that nothing waits for a decision; the value is proposed once more.
 
     Args:
-        target, draft: last-step Gaussians of the R refused rows' own paths.
+        target, draft: last-step Gaussians of the R rows' own paths.
         log_factor_R: log F of each row.
-        propose: attempt -> (normals [R, D], uniforms [R]).
-        max_rounds: when to give up.
+        image_R: int64, the image of each row.
+        propose: attempts [R, T] -> (normals [R, T, D], uniforms [R, T]).
+        runs: how many attempts are made at once, one entry after another.
+        early: no further run if every row has had a proposal kept; asking for it waits for a GPU.
         zeros: a row that never had a proposal kept becomes zeros, as in the public code; else the target's mean.
 
     Returns:
-        values [R, D] and the number of rounds.
+        values [R, D] and the number of attempts [R] of each row's image.
     """
-    result = torch.zeros_like(target.mean) if zeros else target.mean.clone()
-    resolved = torch.zeros(len(result), dtype=torch.bool, device=result.device)
-    for attempt in range(max_rounds):
-        normals, uniforms = propose(attempt)
-        y = torch.addcmul(target.mean, target.std, normals)
-        kept = thinning(target, draft, log_factor_R, y) > uniforms
-        result = torch.where(kept[:, None], y, result)
-        resolved |= kept
-        if bool(resolved.all()):
-            return result, attempt + 1
-    return result, max_rounds
+    p, q = (Gaussian(law.mean[:, None], law.std[:, None]) for law in (target, draft))
+    attempts, parts = torch.arange(sum(runs), device=image_R.device), []
+    for run in attempts.split(list(runs)):
+        normals, uniforms = propose(run.expand(len(image_R), -1))
+        parts.append(thinning(p, q, log_factor_R[:, None], torch.addcmul(p.mean, p.std, normals)) > uniforms)
+        if early and bool(torch.cat(parts, dim=1).any(dim=1).all()):
+            break
+    kept = torch.cat(parts, dim=1)
+    made = attempts[: kept.shape[1]]
+    # Of each image the attempts after which some row of it still had none.
+    open_BT = torch.zeros(len(image_R), len(made), dtype=torch.int64, device=image_R.device)
+    open_BT = open_BT.index_add(0, image_R, (kept.cumsum(dim=1) == 0).long())
+    rounds_R = (1 + (open_BT > 0).sum(dim=1)).clamp(max=len(made))[image_R]
+    newest = torch.where(kept & (made < rounds_R[:, None]), made, -1).amax(dim=1)
+    normals, _ = propose(newest.clamp(min=0)[:, None])
+    values = torch.addcmul(target.mean, target.std, normals[:, 0])
+    never = torch.zeros_like(values) if zeros else target.mean
+    return torch.where((newest >= 0)[:, None], values, never), rounds_R
 
 
 def resample_modified(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from spd_core.accept import (
+    RELEASED_ATTEMPTS,
     Gaussian,
     accept,
     first_refusal,
@@ -31,6 +32,7 @@ from spd_core.accept import (
     resample_released,
     tempered_log_ratio,
 )
+from spd_core.capture import recorded
 from spd_core.decode.head_speculation import Lookahead
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.decode.mar import (
@@ -48,6 +50,11 @@ from spd_core.draws import Draws, Purpose
 from spd_core.law import Cspd, SamplerLaw
 from spd_core.models.mar import Mar
 from spd_core.precision import at_precision
+
+#: Normals that the released resampler draws at once; bounds its memory.
+PROPOSED_AT_ONCE = 1 << 22
+#: Its attempts where asking costs nothing: nearly every token has its first proposals kept, or none.
+EARLY_RUNS = (2, 98)
 
 _SHARED = (Purpose.START, Purpose.STEP)
 _OWN = (Purpose.START_TARGET, Purpose.STEP_TARGET)
@@ -161,14 +168,20 @@ def _judge_released(
         log_ratio = tempered_log_ratio(p, q, drafted.x0, method.inner_temperature) + log_factor
         uniforms = draws.uniforms(Purpose.ACCEPT, rows.image, rows.token, round_R=number)[:, 0]
         accepted = accept(log_ratio, uniforms)
-        if not bool(accepted.all()):
+        # To know that nothing was refused costs a wait for a GPU, more than to resample in vain.
+        waits = recorded(tokens.device)
+        if waits or not bool(accepted.all()):
 
-            def propose(attempt: int) -> tuple[Tensor, Tensor]:
-                at = (rows.image, rows.token)
-                normals = draws.normals(Purpose.PROPOSAL, *at, p.mean.shape[1], number, attempt)
-                return normals, draws.uniforms(Purpose.PROPOSAL_KEEP, *at, 1, number, attempt)[:, 0]
+            def propose(attempt_RT: Tensor) -> tuple[Tensor, Tensor]:
+                tries, dims = attempt_RT.shape[1], p.mean.shape[1]
+                at = (rows.image.repeat_interleave(tries), rows.token.repeat_interleave(tries))
+                normals = draws.normals(Purpose.PROPOSAL, *at, dims, number, attempt_RT.flatten())
+                uniforms = draws.uniforms(Purpose.PROPOSAL_KEEP, *at, 1, number, attempt_RT.flatten())
+                return normals.view(-1, tries, dims), uniforms.view(-1, tries)
 
-            fresh, _ = resample_released(p, q, log_factor, propose, zeros=method.unresolved == "zeros")
+            runs = _runs(p.mean.numel()) if waits else EARLY_RUNS
+            zeros = method.unresolved == "zeros"
+            fresh, _ = resample_released(p, q, log_factor, rows.image, propose, runs, early=not waits, zeros=zeros)
             tokens[rows.image, rows.token] = torch.where(accepted[:, None], drafted.x0, fresh)
     meter.add(
         target_context_calls=1,
@@ -177,6 +190,12 @@ def _judge_released(
         target_head_rows=own.head_rows * guided_rows,
     )
     return _records(rows, index, log_ratio, accepted)
+
+
+def _runs(numbers: int) -> list[int]:
+    """The attempts of the released resampler, as many at once as ``numbers`` normals an attempt allow."""
+    run = min(RELEASED_ATTEMPTS, max(1, PROPOSED_AT_ONCE // max(1, numbers)))
+    return [min(run, RELEASED_ATTEMPTS - start) for start in range(0, RELEASED_ATTEMPTS, run)]
 
 
 def _records(rows: TokenRows, index: Tensor, log_ratio: Tensor, accepted: Tensor) -> DraftRecords:

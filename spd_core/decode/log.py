@@ -33,7 +33,8 @@ class DraftRecords:
             empty = torch.zeros(0, dtype=torch.int64)
             return DraftRecords(empty, empty, empty, empty.float(), empty.bool(), empty.float())
         names = ("image", "token", "draft_index", "log_ratio", "accepted", "excess")
-        columns = {name: torch.cat([getattr(part, name).cpu() for part in parts]) for name in names}
+        # Together first: every copy from a GPU is waited for.
+        columns = {name: torch.cat([getattr(part, name) for part in parts]).cpu() for name in names}
         return DraftRecords(**columns)
 
 

@@ -108,8 +108,9 @@ def recorded(*functions: tuple[ModuleType, str]) -> Iterator[list[Call]]:
 
 
 def _stacked_alphas(calls: list[Call], rows: int) -> Tensor:
+    """[tries, R]: of every attempt that was made, whether or not its row was still open."""
     alphas = [call.result for call in calls if call.name == "thinning"]
-    return torch.stack(alphas) if alphas else torch.zeros(0, rows)
+    return torch.cat(alphas, dim=1).T if alphas else torch.zeros(0, rows)
 
 
 def _same_rounds(alphas: Tensor, rounds: int) -> Tensor:
@@ -125,7 +126,7 @@ def _verification(calls: list[Call], index: Tensor) -> dict[str, Tensor]:
     target, draft, x = by_name["tempered_log_ratio"].args[:3]
     log_ratio, accepted = by_name["accept"].args[0], by_name["accept"].result
     resampled = by_name.get("resample_released")
-    fresh, tries = resampled.result if resampled else (x, 0)
+    fresh, tries = resampled.result if resampled else (x, torch.zeros(1))
     return {
         "index": index,
         "accept": accepted.to(torch.uint8),
@@ -139,7 +140,7 @@ def _verification(calls: list[Call], index: Tensor) -> dict[str, Tensor]:
         "target_std": target.std,
         "target_logstd_sum": target_sum,
         "result": torch.where(accepted[:, None], x, fresh),
-        "n_tries": torch.tensor(tries),
+        "n_tries": tries.max(),
         "proposal_alpha": _stacked_alphas(calls, len(x)),
     }
 
@@ -200,21 +201,23 @@ def _unit(inputs: Named, inner_temperature: float) -> dict[str, Tensor]:
     log_factor = -acceptance.log_path_factor(inputs["draft_logstd_sum"], inputs["target_logstd_sum"])
     log_ratio = acceptance.tempered_log_ratio(target, draft, x, inner_temperature) + log_factor
     accepted = acceptance.accept(log_ratio, inputs["uniform_accept"])
-    fresh, tries = x, 0
+    fresh, tries = x, torch.zeros(1)
+    row = torch.arange(len(x))
 
-    def propose(attempt: int) -> tuple[Tensor, Tensor]:
-        held = attempt < len(noise)
-        return (noise[attempt], keep[attempt]) if held else (x * torch.nan, x[:, 0] * torch.nan)
+    def propose(attempt_RT: Tensor) -> tuple[Tensor, Tensor]:
+        held = attempt_RT.clamp(max=len(noise) - 1), row[:, None]
+        beyond = attempt_RT >= len(noise)
+        return noise[held].masked_fill(beyond[..., None], torch.nan), keep[held].masked_fill(beyond, torch.nan)
 
     with recorded((acceptance, "thinning")) as calls:
         if not bool(accepted.all()):
-            fresh, tries = acceptance.resample_released(target, draft, log_factor, propose)
+            fresh, tries = acceptance.resample_released(target, draft, log_factor, row * 0, propose)
     return {
         "prob": log_ratio.exp(),
         "log_factor": log_factor,
         "accept": accepted.to(torch.uint8),
         "result": torch.where(accepted[:, None], x, fresh),
-        "n_tries": torch.tensor(tries),
+        "n_tries": tries.max(),
         "proposal_alpha": _stacked_alphas(calls, len(x)),
     }
 

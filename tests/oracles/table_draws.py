@@ -61,7 +61,7 @@ class TableDraws(Draws):
         token_R: Tensor,
         count: int,
         round_R: Tensor | int = 0,
-        attempt: int = 0,
+        attempt: Tensor | int = 0,
     ) -> Tensor:
         self.requests.append(Request(purpose, image_R, token_R))
         if purpose is Purpose.START:
@@ -83,7 +83,7 @@ class TableDraws(Draws):
         token_R: Tensor,
         count: int = 1,
         round_R: Tensor | int = 0,
-        attempt: int = 0,
+        attempt: Tensor | int = 0,
     ) -> Tensor:
         self.requests.append(Request(purpose, image_R, token_R))
         names = {Purpose.ACCEPT: "accept", Purpose.PROPOSAL_KEEP: "keep"}
@@ -92,12 +92,13 @@ class TableDraws(Draws):
         return self._looked_up(names[purpose], image_R, token_R, round_R, attempt, 1)
 
     def _looked_up(
-        self, name: str, image_R: Tensor, token_R: Tensor, round_R: Tensor | int, attempt: int, count: int
+        self, name: str, image_R: Tensor, token_R: Tensor, round_R: Tensor | int, attempt: Tensor | int, count: int
     ) -> Tensor:
         """[R, count] numbers of each row's own round."""
-        rounds = round_R.tolist() if isinstance(round_R, Tensor) else [round_R] * len(image_R)
+        rounds, tries = (x.tolist() if isinstance(x, Tensor) else [x] * len(image_R) for x in (round_R, attempt))
         values = torch.full((len(image_R), count), torch.nan)
-        for row, (number, image, token) in enumerate(zip(rounds, image_R.tolist(), token_R.tolist(), strict=True)):
+        rows = enumerate(zip(rounds, tries, image_R.tolist(), token_R.tolist(), strict=True))
+        for row, (number, attempt, image, token) in rows:
             if number >= len(self.rounds):
                 continue
             table = self.rounds[number]

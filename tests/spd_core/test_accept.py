@@ -114,17 +114,38 @@ def test_released_resampler_follows_the_thinned_law_and_may_leave_zeros():
     p, q = _gaussians()
     generator = _generator()
 
-    def propose(attempt):
-        return torch.randn(ROWS, 1, generator=generator), torch.rand(ROWS, generator=generator)
+    # A table of numbers: a proposal that is asked for again is the same.
+    normals, uniforms = torch.randn(ROWS, 100, 1, generator=generator), torch.rand(ROWS, 100, generator=generator)
+    row = torch.arange(ROWS)[:, None]
 
-    values, rounds = resample_released(p, q, torch.zeros(ROWS), propose)
-    assert 1 < rounds <= 100
+    def propose(attempt_RT):
+        return normals[row, attempt_RT], uniforms[row, attempt_RT]
+
+    image = torch.arange(ROWS) // 10
+    values, rounds = resample_released(p, q, torch.zeros(ROWS), image, propose)
+    assert 1 < rounds.max() <= 100
     assert stats.kstest(values[:, 0].numpy(), _modified_cdf(0.0, 0.8, 1.3)).pvalue > 1e-3
-    never, rounds = resample_released(p, p, torch.full((ROWS,), -1.0), propose, max_rounds=3)
-    assert rounds == 3
+    in_parts, _ = resample_released(p, q, torch.zeros(ROWS), image, propose, runs=(2, 5, 93), early=True)
+    assert torch.equal(in_parts, values)
+    never, rounds = resample_released(p, p, torch.full((ROWS,), -1.0), image, propose, runs=(2, 1))
+    assert (rounds == 3).all()
     assert (never == 0).all()
-    kept, _ = resample_released(q, q, torch.full((ROWS,), -1.0), propose, max_rounds=3, zeros=False)
+    kept, _ = resample_released(q, q, torch.full((ROWS,), -1.0), image, propose, runs=(3,), zeros=False)
     assert torch.equal(kept, q.mean)
+
+
+def test_released_resampler_goes_on_for_an_image_and_not_for_its_neighbours():
+    """As the public code on one image: attempts go on until every token of the image had one kept; the last counts."""
+    p = Gaussian(torch.zeros(4, 1), torch.ones(4, 1))
+    keeps = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0], [1, 0, 0, 1], [1, 1, 0, 0]]).bool()  # [R, attempts]
+
+    def propose(attempt_RT):
+        row = torch.arange(4)[:, None]
+        return attempt_RT[..., None].float(), torch.where(keeps[row, attempt_RT], -1.0, 2.0)
+
+    values, rounds = resample_released(p, p, torch.zeros(4), torch.tensor([0, 0, 1, 1]), propose, runs=(4,))
+    assert values[:, 0].tolist() == [1, 1, 0, 0]
+    assert rounds.tolist() == [2, 2, 1, 1]
 
 
 def test_thinning_is_a_probability():

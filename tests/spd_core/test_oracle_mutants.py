@@ -137,7 +137,7 @@ def own_noise_for_target(patch: Patch) -> None:
 
 
 def unthinned_proposals(patch: Patch) -> None:
-    patch.setattr(accept, "thinning", lambda p, q, log_factor, y: torch.ones_like(log_factor))
+    patch.setattr(accept, "thinning", lambda p, q, log_factor, y: torch.ones(y.shape[:-1]))
 
 
 def symmetric_padding(patch: Patch) -> None:
