@@ -23,14 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from spd_core.accept import Verdict, annealed_log_weights, judge
 from spd_core.law import Acceptance, SamplerLaw
-from spd_core.models.llamagen import Tree, depths
+from spd_core.models.tree import Tree, depths, parents, ranks
 
 #: What a rule makes of a log ratio: (p [R, V], q(x) [R], codes x [R], log p(x)/q(x) [R], place [R]) -> [R].
 Relaxation = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -122,14 +122,6 @@ def relaxation(rule: Acceptance, vectors_VE: Tensor) -> Relaxation:
     return relaxed
 
 
-@cache
-def _children(tree: Tree, device: torch.device) -> Tensor:
-    """int64 [T, C]: each node's children in the order of their tests, -1 where there is none."""
-    children = [tree.children(node) for node in range(1 + len(tree.parents))]
-    most = max(1, *map(len, children))
-    return torch.tensor([[*own, *[-1] * (most - len(own))] for own in children], device=device)
-
-
 @dataclass(frozen=True)
 class Walk:
     """Which drafts of a tree stand, of A images."""
@@ -171,60 +163,37 @@ def walk_tree(
     device, inner = codes_AT.device, q_AIV.shape[1]
     if not inner:
         return _without_drafts(p_ATV)
-    children, depth = _children(tree, device), depths(tree, device)
-    images = torch.arange(len(codes_AT), device=device)
+    depth, image = depths(tree, device), torch.arange(len(codes_AT), device=device)
     law, q = p_ATV[:, :inner], q_AIV
-    shape = (len(images), len(tree.parents))
-    accepted = torch.zeros(shape, dtype=torch.bool, device=device)
+    shape = (len(codes_AT), len(tree.parents))
+    accepted, tested = (torch.zeros(shape, dtype=torch.bool, device=device) for _ in range(2))
     log_ratio, excess = (p_ATV.new_zeros(shape) for _ in range(2))
-    open_AI = depth[:inner] < room_A[:, None]
-    chosen = torch.full((len(images), inner), -1, device=device)
-    tested = torch.zeros(shape, dtype=torch.bool, device=device)
-    for rank in range(children.shape[1]):
-        child = children[:inner, rank]
-        nodes = (child >= 0).nonzero()[:, 0]
-        drafted = child[nodes]
-        code = codes_AT[:, drafted]  # [A, L]
-        p, drawn = law[:, nodes], q[:, nodes]
+    itself = torch.arange(codes_AT.shape[1], device=device).expand_as(codes_AT)
+    following = itself  # [A, T] the child that stands, or else the node itself
+    for rank in ranks(tree, inner, device):
+        # 1. The next child of every node that has one, while none before it stands. What q could not have given, there
+        # being fewer codes than children, is no draft.
+        code, at = codes_AT[:, rank.child], rank.child - 1
+        p, drawn = rank.of(law), rank.of(q)
         p_at, q_at = (of.gather(2, code[..., None])[..., 0] for of in (p, drawn))
-        # A draft that q could not have given, there being fewer codes than children, is none.
-        real = (q_at > 0) & open_AI[:, nodes] & (chosen[:, nodes] < 0)
+        undecided = following[:, rank.node] == rank.node
+        real = (q_at > 0) & (depth[rank.node] < room_A[:, None]) & undecided
+        # 2. Its test.
         ratio = (p_at / q_at).log()
-        place = (depth[drafted] - 1).expand_as(code)
-        relaxed = relax(p.flatten(0, 1), q_at.flatten(), code.flatten(), ratio.flatten(), place.flatten()).view_as(
-            ratio
-        )
-        verdict = judge(ratio, relaxed, uniform_AT[:, drafted])
+        place = (depth[rank.child] - 1).expand_as(code)
+        flat = (p.flatten(0, 1), q_at.flatten(), code.flatten(), ratio.flatten(), place.flatten())
+        verdict = judge(ratio, relax(*flat).view_as(ratio), uniform_AT[:, rank.child])
         stands = verdict.accepted & real
-        chosen[:, nodes] = torch.where(stands, drafted, chosen[:, nodes])
-        at = drafted - 1
+        following = following.index_copy(1, rank.node, torch.where(stands, rank.child, following[:, rank.node]))
         accepted[:, at], log_ratio[:, at], excess[:, at], tested[:, at] = stands, ratio, verdict.excess, real
+        # 3. What is left for the next child, or for the code that follows the node.
         refused = (real & ~stands)[..., None]
-        law, q = law.clone(), q.clone()
-        law[:, nodes] = torch.where(refused, residual(p, drawn), p)
-        if rank + 1 < children.shape[1]:
-            q[:, nodes] = without(drawn, code)
-    path = [torch.zeros_like(images)]
-    kept = torch.zeros_like(images)
-    seen = torch.zeros((len(images), inner), dtype=torch.bool, device=device)
-    going = torch.ones_like(images, dtype=torch.bool)
-    for _ in range(int(max(tree.depth))):
-        node = path[-1]
-        within = node.clamp(max=inner - 1)
-        going = going & (node < inner)
-        seen[images[going], within[going]] = True
-        following = chosen[images, within]
-        going = going & (following >= 0)
-        path.append(torch.where(going, following, node))
-        kept += going
-    last = path[-1]
-    within = last.clamp(max=inner - 1)
-    own = torch.where((last < inner)[:, None], law[images, within], p_ATV[images, last])
-    parents = torch.tensor(tree.parents, device=device)
-    return Walk(
-        path=torch.stack(path, dim=1),
-        kept=kept,
-        law=own,
-        verdict=Verdict(accepted, log_ratio, excess),
-        tested=tested & seen[:, parents],
-    )
+        law = rank.put(law, torch.where(refused, residual(p, drawn), p))
+        q = rank.put(q, without(drawn, code)) if rank.others else q
+    path = [torch.zeros_like(image)]
+    for _ in range(max(tree.depth)):
+        path.append(following.gather(1, path[-1][:, None])[:, 0])
+    path_AM, last = torch.stack(path, dim=1), path[-1]
+    after = torch.where((last < inner)[:, None], law[image, last.clamp(max=inner - 1)], p_ATV[image, last])
+    looked_at = (path_AM[:, :, None] == parents(tree, device)).any(dim=1)
+    return Walk(path_AM, depth[last], after, Verdict(accepted, log_ratio, excess), tested & looked_at)

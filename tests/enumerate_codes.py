@@ -20,7 +20,7 @@ from torch import Tensor
 from spd_core.accept_codes import Relaxation, Walk, walk_tree
 from spd_core.certificate import log_weights
 from spd_core.decode.code_speculation import _children_of, _cut
-from spd_core.models.llamagen import Tree
+from spd_core.models.tree import Tree
 
 
 @dataclass(frozen=True)

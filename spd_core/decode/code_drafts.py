@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from spd_core.decode.codes import LawReader
+from spd_core.decode.slots import Change, moved
 from spd_core.law import SamplerLaw
-from spd_core.models.llamagen import EagleDraft, LlamaGen, Tree
+from spd_core.models.llamagen import EagleDraft, LlamaGen
+from spd_core.models.tree import Tree
 
 
 class CodeDraft(ABC):
@@ -27,16 +29,19 @@ class CodeDraft(ABC):
     reader: LawReader
 
     @abstractmethod
-    def root(self, codes_AN: Tensor, made_A: Tensor) -> Tensor:
+    def root(self, codes_AN: Tensor, made_A: Tensor, reach: int) -> Tensor:
         """Features [G, A, 1, d] of the position of the next code.
 
         Args:
             codes_AN: the codes decided so far.
             made_A: how many they are.
+            reach: slots of the cache that are read.
         """
 
     @abstractmethod
-    def level(self, codes_AL: Tensor, made_A: Tensor, tree: Tree, nodes: Sequence[int], parents_GALd: Tensor) -> Tensor:
+    def level(
+        self, codes_AL: Tensor, made_A: Tensor, tree: Tree, nodes: Sequence[int], parents_GALd: Tensor, reach: int
+    ) -> Tensor:
         """Features [G, A, L, d] of the nodes of one level.
 
         Args:
@@ -44,6 +49,7 @@ class CodeDraft(ABC):
             made_A: position of node 0.
             tree, nodes: which nodes they are.
             parents_GALd: their parents' features.
+            reach: slots of the cache that are read.
         """
 
     @abstractmethod
@@ -57,13 +63,13 @@ class CodeDraft(ABC):
             features_GATd: the target's features of all nodes.
         """
 
-    def restart(self, rows: Tensor, labels_R: Tensor) -> None:
-        """Gives ``rows`` to other images."""
-        self.reader.restart(rows, labels_R)
+    def start(self, labels_A: Tensor) -> None:
+        """Gives every slot to an image, which begins at position 0."""
+        self.reader.start(labels_A)
 
-    def keep(self, rows: Tensor) -> None:
-        """Drops the images that are not in ``rows``."""
-        self.reader.keep(rows)
+    def change(self, change: Change, labels: Tensor) -> None:
+        """Gives slots to other images, of ``labels`` [newcomers], and moves or gives up slots."""
+        self.reader.change(change, labels)
 
 
 class SmallDraft(CodeDraft):
@@ -71,20 +77,22 @@ class SmallDraft(CodeDraft):
 
     earliest = 0
 
-    def __init__(self, model: LlamaGen, law: SamplerLaw, labels_B: Tensor, nodes: int) -> None:
-        self.reader = LawReader(model, model, law, labels_B, max(nodes, 2))
+    def __init__(self, model: LlamaGen, law: SamplerLaw, labels_A: Tensor, nodes: int) -> None:
+        self.reader = LawReader(model, model, law, labels_A, max(nodes, 2))
 
-    def root(self, codes_AN: Tensor, made_A: Tensor) -> Tensor:
+    def root(self, codes_AN: Tensor, made_A: Tensor, reach: int) -> Tensor:
         # Also reads the position before: a round that kept a leaf has not shown it to this model.
         first = (made_A - 1).clamp(min=0)
         place = torch.arange(2, device=made_A.device)
         before = (first[:, None] + place - 1).clamp(min=0, max=codes_AN.shape[1] - 1)
-        features = self.reader.read(codes_AN.gather(1, before), first)
+        features = self.reader.read(codes_AN.gather(1, before), first, reach=reach)
         at = (made_A - first)[None, :, None, None].expand(len(features), -1, 1, features.shape[-1])
         return features.gather(2, at)
 
-    def level(self, codes_AL: Tensor, made_A: Tensor, tree: Tree, nodes: Sequence[int], parents_GALd: Tensor) -> Tensor:
-        return self.reader.read(codes_AL, made_A, tree, nodes)
+    def level(
+        self, codes_AL: Tensor, made_A: Tensor, tree: Tree, nodes: Sequence[int], parents_GALd: Tensor, reach: int
+    ) -> Tensor:
+        return self.reader.read(codes_AL, made_A, tree, nodes, reach=reach)
 
     def settle(self, made_A: Tensor, tree: Tree, path_AM: Tensor, features_GATd: Tensor) -> None:
         self.reader.settle(made_A, tree, path_AM)
@@ -96,26 +104,30 @@ class Eagle(CodeDraft):
     earliest = 1
 
     def __init__(
-        self, model: EagleDraft, target: LlamaGen, law: SamplerLaw, labels_B: Tensor, nodes: int, depth: int
+        self, model: EagleDraft, target: LlamaGen, law: SamplerLaw, labels_A: Tensor, nodes: int, depth: int
     ) -> None:
         self.most = depth + 1  # codes that a round can decide
-        self.reader = LawReader(model, target, law, labels_B, max(nodes, self.most))
+        self.reader = LawReader(model, target, law, labels_A, max(nodes, self.most))
         config = target.config
-        shape = (self.reader.copies, len(labels_B), config.block_size + nodes, config.dim)
-        self.features = torch.zeros(shape, device=labels_B.device)  # the target's, by position
+        shape = (self.reader.copies, len(labels_A), config.block_size + nodes, config.dim)
+        self._features = torch.zeros(shape, device=labels_A.device)
+        self.features = self._features  # [G, A, N, d] the target's, by position
 
-    def root(self, codes_AN: Tensor, made_A: Tensor) -> Tensor:
+    def root(self, codes_AN: Tensor, made_A: Tensor, reach: int) -> Tensor:
         # The positions that the last round decided are read again, now with the target's own features.
         first = (made_A - self.most + 1).clamp(min=1)
         place = torch.arange(self.most, device=made_A.device)
         before = (first[:, None] + place - 1).clamp(max=codes_AN.shape[1] - 1)
         index = before[None, :, :, None].expand(len(self.features), -1, -1, self.features.shape[-1])
-        features = self.reader.read(codes_AN.gather(1, before), first, features_GAMd=self.features.gather(2, index))
+        known = self.features.gather(2, index)
+        features = self.reader.read(codes_AN.gather(1, before), first, features_GAMd=known, reach=reach)
         at = (made_A - first).clamp(min=0)[None, :, None, None].expand(len(features), -1, 1, features.shape[-1])
         return features.gather(2, at)
 
-    def level(self, codes_AL: Tensor, made_A: Tensor, tree: Tree, nodes: Sequence[int], parents_GALd: Tensor) -> Tensor:
-        return self.reader.read(codes_AL, made_A, tree, nodes, parents_GALd)
+    def level(
+        self, codes_AL: Tensor, made_A: Tensor, tree: Tree, nodes: Sequence[int], parents_GALd: Tensor, reach: int
+    ) -> Tensor:
+        return self.reader.read(codes_AL, made_A, tree, nodes, parents_GALd, reach)
 
     def settle(self, made_A: Tensor, tree: Tree, path_AM: Tensor, features_GATd: Tensor) -> None:
         place = made_A[:, None] + torch.arange(path_AM.shape[1], device=path_AM.device)
@@ -124,6 +136,10 @@ class Eagle(CodeDraft):
         )
         self.features.scatter_(2, goal, features_GATd.gather(2, index))
 
-    def keep(self, rows: Tensor) -> None:
-        super().keep(rows)
-        self.features = self.features[:, rows]
+    def start(self, labels_A: Tensor) -> None:
+        super().start(labels_A)
+        self.features = self._features
+
+    def change(self, change: Change, labels: Tensor) -> None:
+        super().change(change, labels)
+        self.features = moved(self.features, change, dim=1)

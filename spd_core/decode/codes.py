@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from spd_core.accept_codes import pick, probabilities
+from spd_core.capture import Captured
+from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded, DraftRecords, Meter
+from spd_core.decode.slots import Change, moved
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
-from spd_core.models.llamagen import CodeReader, EagleDraft, LlamaGen, Tree
+from spd_core.models.kv import reach_of
+from spd_core.models.llamagen import CodeReader, EagleDraft, LlamaGen
+from spd_core.models.tree import Tree
 from spd_core.precision import at_precision
 
 
@@ -29,25 +34,47 @@ def guidance(law: SamplerLaw, position: Tensor, length: int) -> Tensor:
 
 
 class LawReader:
-    """A model of codes at a law, with the cache of a batch.
+    """A model of codes at a law, with the cache of a batch; the rows of an image lie next to each other.
 
     Args:
         model: a `LlamaGen`, or an `EagleDraft` of ``head``.
         head: gives logits.
         law: what is sampled.
-        labels_B: class labels; below 0: no class.
+        labels_A: class labels; below 0: no class.
         nodes: most positions of one pass.
     """
 
-    def __init__(self, model: CodeReader, head: LlamaGen, law: SamplerLaw, labels_B: Tensor, nodes: int) -> None:
+    def __init__(self, model: CodeReader, head: LlamaGen, law: SamplerLaw, labels_A: Tensor, nodes: int) -> None:
         self.low_precision = law.dtype == "bfloat16"
         self.model, self.head, self.law = model, head, law
         if self.low_precision:
             self.model = at_precision(model, law.dtype)
             self.head = self.model if isinstance(self.model, LlamaGen) else at_precision(head, law.dtype)
         self.copies = 1 + (law.cfg != 1.0)
-        self.labels = torch.cat([labels_B, torch.full_like(labels_B, -1)]) if self.copies == 2 else labels_B
-        self.cache = model.cache(len(self.labels), nodes, torch.bfloat16 if self.low_precision else torch.float32)
+        rows = self.copies * len(labels_A)
+        self.cache = model.cache(rows, nodes, torch.bfloat16 if self.low_precision else torch.float32)
+        self._labels_AG = labels_A.new_full((len(labels_A), self.copies), -1)
+        self.start(labels_A)
+        self.context = Captured(self._read, "codes.context")
+        self.head_of_one = Captured(self._pick, "codes.head")
+
+    def start(self, labels_A: Tensor) -> None:
+        """Gives every slot to an image, which begins at position 0; what the cache still holds is never read."""
+        self._labels_AG[:, 0] = labels_A
+        self.labels = self._labels_AG
+        self.cache.shrink(self.labels.numel())
+
+    def change(self, change: Change, labels: Tensor) -> None:
+        """Gives slots to other images, of ``labels`` [newcomers], and moves or gives up slots."""
+        self.restart(change.taken, labels)
+        self.labels = moved(self.labels, change)
+        if len(change.source):
+            self.cache.copy_rows(self._rows(change.source), self._rows(change.goal))
+        self.cache.shrink(self.labels.numel())
+
+    def restart(self, slots: Tensor, labels: Tensor) -> None:
+        """Gives ``slots`` to images of other labels."""
+        self.labels[slots, 0] = labels
 
     def read(
         self,
@@ -56,19 +83,19 @@ class LawReader:
         tree: Tree | None = None,
         nodes: Sequence[int] | None = None,
         features_GAMd: Tensor | None = None,
+        reach: int | None = None,
     ) -> Tensor:
         """Features [G, A, M, d] of the positions; arguments as for `LlamaGen` and, with features, `EagleDraft`."""
-        copies = self.copies
-        previous, first = previous_AM.repeat(copies, 1), first_A.repeat(copies)
+        previous, first = (self._of_rows(of) for of in (previous_AM, first_A))
         with torch.autocast(previous.device.type, dtype=torch.bfloat16, enabled=self.low_precision):
             if isinstance(self.model, EagleDraft):
                 if features_GAMd is None:
                     raise ValueError("features: got none, allowed: those of the positions before")
-                codes = self.head.tok_embeddings(previous)
-                made = self.model(codes, features_GAMd.flatten(0, 1), first, self.cache, tree, nodes)
+                codes, features = self.head.tok_embeddings(previous), features_GAMd.transpose(0, 1).flatten(0, 1)
+                made = self.model(codes, features, first, self.cache, tree, nodes, reach)
             else:
-                made = self.model(previous, self.labels, first, self.cache, tree, nodes)
-        return made.float().unflatten(0, (copies, -1))
+                made = self.model(previous, self.labels.flatten(), first, self.cache, tree, nodes, reach)
+        return made.float().unflatten(0, (-1, self.copies)).transpose(0, 1)
 
     def distribution(self, features_GAMd: Tensor, position_AM: Tensor) -> Tensor:
         """Of the code at each position, [A, M, V]."""
@@ -81,26 +108,28 @@ class LawReader:
         guided = torch.where(scale == 1.0, logits[0], logits[1] + scale * (logits[0] - logits[1]))
         return probabilities(guided, self.law)
 
-    def restart(self, rows: Tensor, labels_R: Tensor) -> None:
-        """Gives ``rows`` to other images, which begin at position 0; what the cache still holds is never read."""
-        self.labels = self.labels.index_copy(0, rows, labels_R)
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops the images that are not in ``rows``."""
-        rows = self._of_copies(rows, len(self.labels) // self.copies)
-        self.labels = self.labels[rows]
-        self.cache.keep(rows)
-
     def settle(self, made_A: Tensor, tree: Tree, path_AM: Tensor) -> None:
         """Brings the kept nodes ``path_AM`` of a tree whose node 0 lies at ``made_A`` to their positions."""
         if tree.is_chain:
             return  # they are there
         source = made_A[:, None] + path_AM
         goal = made_A[:, None] + torch.arange(path_AM.shape[1], device=made_A.device)
-        self.cache.move(source.repeat(self.copies, 1), goal.repeat(self.copies, 1))
+        self.cache.move(self._of_rows(source), self._of_rows(goal))
 
-    def _of_copies(self, rows: Tensor, count: int) -> Tensor:
-        return torch.cat([rows + count * copy for copy in range(self.copies)])
+    def _read(self, previous_AM: Tensor, first_A: Tensor, reach: int) -> tuple[Tensor, ...]:
+        return (self.read(previous_AM, first_A, reach=reach),)
+
+    def _pick(self, features_GA1d: Tensor, position_A: Tensor, uniform_A: Tensor) -> tuple[Tensor, ...]:
+        return (pick(self.distribution(features_GA1d, position_A[:, None])[:, 0], uniform_A),)
+
+    def _of_rows(self, of_slots: Tensor) -> Tensor:
+        """What belongs to the slots, once for each of their rows."""
+        if self.copies == 1:
+            return of_slots
+        return of_slots[:, None].expand(-1, self.copies, *of_slots.shape[1:]).flatten(0, 1)
+
+    def _rows(self, slots: Tensor) -> Tensor:
+        return (slots[:, None] * self.copies + torch.arange(self.copies, device=slots.device)).flatten()
 
 
 def own_uniforms(draws: Draws, image_R: Tensor, length: int) -> Tensor:
@@ -119,16 +148,17 @@ def decode_codes_plain(target: LlamaGen, law: SamplerLaw, labels_B: Tensor, draw
         draws: the images' random numbers.
     """
     batch, length, meter = len(labels_B), target.config.block_size, Meter(labels_B.device)
-    reader = LawReader(target, target, law, labels_B, 1)
-    image = torch.arange(batch, device=labels_B.device)
-    uniforms = own_uniforms(draws, image, length)
+    key = ("codes, plain", at_precision(target, law.dtype), law, batch, labels_B.device)
+    reader = kept(key, labels_B.device, lambda: LawReader(target, target, law, labels_B, 1))
+    reader.start(labels_B)
+    uniforms = own_uniforms(draws, torch.arange(batch, device=labels_B.device), length)
     codes = torch.zeros(batch, length, dtype=torch.int64, device=labels_B.device)
-    for position in torch.arange(length, device=labels_B.device):
-        at = position.expand(batch)
+    for position, of_all in enumerate(torch.arange(length, device=labels_B.device)[:, None].expand(-1, batch)):
         with meter.span("context"):
-            features = reader.read(codes[:, position - 1, None], at)
+            (features,) = reader.context(codes[:, position - 1, None], of_all, reach=reach_of(position + 1))
         with meter.span("head"):
-            codes[:, position] = pick(reader.distribution(features, at[:, None])[:, 0], uniforms[:, position])
+            (code,) = reader.head_of_one(features, of_all, uniforms[:, position])
+            codes[:, position] = code
     meter.add(target_context_calls=length, target_context_rows=length * batch * reader.copies)
     rounds = torch.full((batch,), length)
     return Decoded(codes, rounds, DraftRecords.concatenate([]), dict(meter.counts), meter.seconds())

@@ -38,6 +38,58 @@ class DraftRecords:
         return DraftRecords(**columns)
 
 
+class TestLog:
+    """The tests of a decoding's rounds; they stay on its device until there are many of them, or the end.
+
+    Shape legend: A slots, T - 1 drafts of a round.
+    """
+
+    __test__ = False
+
+    #: numbers that may wait on the device
+    MOST = 1 << 22
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[list[int], list[int], tuple[int, ...], Tensor]] = []
+        self._numbers = 0
+        self._records: list[DraftRecords] = []
+
+    def add(self, images: list[int], made: list[int], depth: tuple[int, ...], tests: Tensor) -> None:
+        """Takes down a round.
+
+        Args:
+            images: of every slot, below 0: none.
+            made: tokens decided of each before the round.
+            depth: of every draft, 1 for the first after what is decided.
+            tests: float [4, A, T - 1]: log ratio, excess, whether it stands and whether it counts.
+        """
+        self._waiting.append((list(images), list(made), depth, tests.flatten().clone()))
+        self._numbers += tests.numel()
+        if self._numbers > self.MOST:
+            self._bring()
+
+    def records(self) -> DraftRecords:
+        """All that was taken down, round by round."""
+        self._bring()
+        return DraftRecords.concatenate(self._records)
+
+    def _bring(self) -> None:
+        if not self._waiting:
+            return
+        arrived = torch.cat([tests for *_, tests in self._waiting]).cpu()
+        parts = arrived.split([len(tests) for *_, tests in self._waiting])
+        for (images, made, depth, _), tests in zip(self._waiting, parts, strict=True):
+            image, first, place = (torch.tensor(of, dtype=torch.int64) for of in (images, made, depth))
+            log_ratio, excess, accepted, counts = tests.view(4, len(images), len(depth))
+            row, draft = ((counts > 0) & (image >= 0)[:, None]).nonzero(as_tuple=True)
+            at = (row, draft)
+            index = place[draft] - 1
+            self._records.append(
+                DraftRecords(image[row], first[row] + index, index, log_ratio[at], accepted[at] > 0, excess[at])
+            )
+        self._waiting, self._numbers = [], 0
+
+
 @dataclass
 class Meter:
     """Counts calls and splits wall time; on a GPU the spans are measured by events and summed at the end."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Self
 
 import torch
@@ -27,7 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spd_core.models.kv import KvCache, LayerCache
 from spd_core.models.linear import Linear
+from spd_core.models.tree import Tree, ancestors, depths
 
 ROPE_BASE = 10_000.0
 NORM_EPS = 1e-5
@@ -100,91 +101,12 @@ def rotary_table(config: LlamaGenConfig) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Tree:
-    """Drafted positions of a round in relation to each other; a chain is a tree without branches.
-
-    Node 0 is the newest decided position; every other node's parent comes before it.
-    """
-
-    parents: tuple[int, ...]  #: of nodes 1, 2, ...
-
-    @property
-    def depth(self) -> tuple[int, ...]:
-        """Of every node [T], 0 for node 0."""
-        depth = [0]
-        for parent in self.parents:
-            depth.append(depth[parent] + 1)
-        return tuple(depth)
-
-    @property
-    def levels(self) -> tuple[tuple[int, ...], ...]:
-        """Nodes by depth."""
-        depth = self.depth
-        return tuple(tuple(n for n, d in enumerate(depth) if d == level) for level in range(max(depth) + 1))
-
-    def children(self, node: int) -> tuple[int, ...]:
-        return tuple(n + 1 for n, parent in enumerate(self.parents) if parent == node)
-
-    @property
-    def is_chain(self) -> bool:
-        return self.parents == tuple(range(len(self.parents)))
-
-    @staticmethod
-    def chain(length: int) -> Tree:
-        """A chain of ``length`` drafts below node 0."""
-        return Tree(tuple(range(length)))
-
-
-@cache
-def ancestors(tree: Tree, device: torch.device) -> Tensor:
-    """bool [T, T]: node of a row sees node of a column, itself or one that it descends from."""
-    sees = torch.eye(1 + len(tree.parents), dtype=torch.bool)
-    for node, parent in enumerate(tree.parents, start=1):
-        sees[node] |= sees[parent]
-    return sees.to(device)
-
-
-@cache
-def depths(tree: Tree, device: torch.device) -> Tensor:
-    """int64 [T]."""
-    return torch.tensor(tree.depth, device=device)
-
-
-@dataclass
-class CodeCache:
-    """Keys and values of the decided positions, slot = position, and behind them those of a round's drafted nodes.
-
-    Nodes of a tree are written at slots first, first + 1, ... where first is node 0's position. After the round `move`
-    brings the nodes that were kept to the slots of their positions; what lies beyond is never read before it is written
-    again. The last slot takes what lies past the image.
-    """
-
-    keys: list[Tensor]  #: per layer [B, H, S, d / H]
-    values: list[Tensor]
-
-    @property
-    def slots(self) -> int:
-        return self.keys[0].shape[2]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops the rows of the batch that are not in ``rows``."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
-
-    def move(self, source_BM: Tensor, goal_BM: Tensor) -> None:
-        """Copies slots ``source_BM`` to ``goal_BM``; all are read before any is written."""
-        row = torch.arange(len(source_BM), device=source_BM.device)[:, None]
-        for store in (*self.keys, *self.values):
-            store[row, :, goal_BM] = store[row, :, source_BM]
-
-
-@dataclass(frozen=True)
 class Positions:
     """Where the M positions of a pass lie, and what they see."""
 
     rotary: Tensor  #: complex64 [B, M, 1, 1, d / H / 2]
-    slots: Tensor | None  #: int64 [B, M] of the cache; None: no cache, the pass is a whole sequence
-    mask: Tensor | None  #: bool [B, 1, M, S]
+    slots: Tensor | None = None  #: int64 [B, H, M, d / H] of the cache; None: no cache, the pass is a whole sequence
+    mask: Tensor | None = None  #: [B, 1, M, slots read]: 0 where a position sees a slot, else -inf
 
 
 class RMSNorm(nn.Module):
@@ -208,7 +130,7 @@ class Attention(nn.Module):
         self.wqkv = Linear(dim, 3 * dim, bias=False)
         self.wo = Linear(dim, dim, bias=False)
 
-    def forward(self, x_BMd: Tensor, at: Positions, cache: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x_BMd: Tensor, at: Positions, cache: LayerCache | None) -> Tensor:
         batch, length, dims = x_BMd.shape
         qkv = self.wqkv(x_BMd).view(batch, length, 3, self.n_head, -1)
         pairs = torch.view_as_complex(qkv[:, :, :2].float().unflatten(-1, (-1, 2)))
@@ -218,8 +140,7 @@ class Attention(nn.Module):
         if cache is None or at.slots is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            index = at.slots[:, None, :, None].expand_as(k)
-            k, v = (old.scatter_(2, index, new.to(old.dtype)) for old, new in zip(cache, (k, v), strict=True))
+            k, v = cache.extend(at.slots, k, v)
             out = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=at.mask)
         return self.wo(out.transpose(1, 2).reshape(batch, length, dims))
 
@@ -247,7 +168,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim)
         self.ffn_norm = RMSNorm(config.dim)
 
-    def forward(self, x_BMd: Tensor, at: Positions, cache: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x_BMd: Tensor, at: Positions, cache: LayerCache | None) -> Tensor:
         h = x_BMd + self.attention(self.attention_norm(x_BMd), at, cache)
         return h + self.feed_forward(self.ffn_norm(h))
 
@@ -294,38 +215,45 @@ class CodeReader(nn.Module):
                 self._rotary = rotary_table(self.config).to(self.device)
         return self._rotary
 
-    def cache(self, batch: int, nodes: int = 1, dtype: torch.dtype = torch.float32) -> CodeCache:
-        """An empty cache for ``batch`` rows and passes of at most ``nodes`` positions."""
-        c = self.config
-        shape = (batch, c.n_head, c.block_size + nodes, c.dim // c.n_head)
-        keys, values = ([torch.zeros(shape, dtype=dtype, device=self.device) for _ in self.layers] for _ in range(2))
-        return CodeCache(keys, values)
+    def cache(self, batch: int, nodes: int = 1, dtype: torch.dtype = torch.float32) -> KvCache:
+        """An empty cache for ``batch`` rows and passes of at most ``nodes`` positions.
 
-    def positions(self, first_B: Tensor, cache: CodeCache, tree: Tree, nodes: Sequence[int]) -> Positions:
-        """Of the nodes of a tree whose node 0 lies at ``first_B``."""
+        Slot = position for what is decided; the nodes of a tree are written at slots first, first + 1, ... where first
+        is node 0's position. After the round `KvCache.move` brings those that were kept to their own positions' slots.
+        """
+        c = self.config
+        slots, layers = c.block_size + nodes, len(self.layers)
+        return KvCache(layers, batch, c.n_head, slots, c.dim // c.n_head, dtype, self.device)
+
+    def positions(self, first_B: Tensor, cache: KvCache, tree: Tree, nodes: Sequence[int], reach: int) -> Positions:
+        """Of the nodes of a tree whose node 0 lies at ``first_B``, in a pass that reads ``reach`` slots."""
         device = first_B.device
         low, high = nodes[0], nodes[-1] + 1
         depth = depths(tree, device)[low:high]
         slot = (first_B[:, None] + torch.arange(low, high, device=device)).clamp(max=cache.slots - 1)
         position = (first_B[:, None] + depth).clamp(max=self.config.block_size)
-        place = torch.arange(cache.slots, device=device) - first_B[:, None]  # [B, S] node at each slot
+        slots = torch.arange(reach, device=device)
+        place = slots - first_B[:, None]  # [B, S] node at each slot
         if tree.is_chain:
-            mask = place[:, None] <= depth[:, None]
+            sees = place[:, None] <= depth[:, None]
         else:
             known = ancestors(tree, device)[low:high, place.clamp(0, len(tree.parents))].transpose(0, 1)
-            mask = (place < 0)[:, None] | (known & (place <= len(tree.parents))[:, None])
+            sees = (place < 0)[:, None] | (known & (place <= len(tree.parents))[:, None])
         if self.earliest:
-            mask = mask & (torch.arange(cache.slots, device=device) >= self.earliest)
-        return Positions(self.rotary[position][:, :, None, None], slot, mask[:, None])
+            sees = sees & (slots >= self.earliest)
+        mask = torch.zeros(sees.shape, dtype=cache.dtype, device=device).masked_fill_(~sees, -torch.inf)
+        index = slot[:, None, :, None].expand(cache.index_shape)
+        return Positions(self.rotary[position][:, :, None, None], index, mask[:, None])
 
     def whole(self, length: int) -> Positions:
         """Of the first ``length`` positions, without a cache."""
-        return Positions(self.rotary[None, :length, None, None], None, None)
+        return Positions(self.rotary[None, :length, None, None])
 
-    def run(self, x_BMd: Tensor, at: Positions, cache: CodeCache | None) -> Tensor:
+    def run(self, x_BMd: Tensor, at: Positions, cache: KvCache | None, reach: int = 0) -> Tensor:
         """Through every block, which are all that differs between positions."""
-        for layer, block in enumerate(self._blocks):
-            x_BMd = block(x_BMd, at, None if cache is None else (cache.keys[layer], cache.values[layer]))
+        layers = [None] * len(self.layers) if cache is None else cache.layers(reach)
+        for block, layer in zip(self._blocks, layers, strict=True):
+            x_BMd = block(x_BMd, at, layer)
         return x_BMd
 
 
@@ -347,9 +275,10 @@ class LlamaGen(CodeReader):
         previous_BM: Tensor,
         labels_B: Tensor,
         first_B: Tensor | None = None,
-        cache: CodeCache | None = None,
+        cache: KvCache | None = None,
         tree: Tree | None = None,
         nodes: Sequence[int] | None = None,
+        reach: int | None = None,
     ) -> Tensor:
         """Features [B, M, d] of the positions, normalised as `logits` needs them.
 
@@ -361,17 +290,19 @@ class LlamaGen(CodeReader):
             cache: holds every row's positions before ``first_B``; gets these. None: there are none, and M <= N.
             tree: how the positions hang together; None: a chain.
             nodes: which of its nodes these are, ascending and without gap; None: all.
+            reach: slots of the cache that are read, at least all that these positions see; None: all.
         """
         count = previous_BM.shape[1]
         x = self.tok_embeddings(previous_BM)
         if cache is None or first_B is None:
             first_B = torch.zeros_like(labels_B)
         tree = tree or Tree.chain(count - 1)
-        at = self.whole(count) if cache is None else self.positions(first_B, cache, tree, nodes or range(count))
+        reach = 0 if cache is None else min(reach or cache.slots, cache.slots)
+        at = self.whole(count) if cache is None else self.positions(first_B, cache, tree, nodes or range(count), reach)
         if nodes is None or nodes[0] == 0:
             start = torch.where((first_B == 0)[:, None], self.cls_embedding(labels_B), x[:, 0])
             x = torch.cat([start[:, None], x[:, 1:]], dim=1)
-        return self.norm(self.run(x, at, cache))
+        return self.norm(self.run(x, at, cache, reach))
 
     def logits(self, features: Tensor) -> Tensor:
         """float32 [..., V]."""
@@ -400,20 +331,22 @@ class EagleDraft(CodeReader):
         codes_BMd: Tensor,
         features_BMd: Tensor,
         first_B: Tensor | None = None,
-        cache: CodeCache | None = None,
+        cache: KvCache | None = None,
         tree: Tree | None = None,
         nodes: Sequence[int] | None = None,
+        reach: int | None = None,
     ) -> Tensor:
         """Predicted target features [B, M, d] of positions at least 1.
 
         Args:
             codes_BMd: the target's embedding of the code before each position.
             features_BMd: the target's features of the position before, or this model's prediction of them.
-            first_B, cache, tree, nodes: as for `LlamaGen`; without a cache the positions are 1, 2, ..., M.
+            first_B, cache, tree, nodes, reach: as for `LlamaGen`; without a cache the positions are 1, 2, ..., M.
         """
         x = self.fc(torch.cat([features_BMd, codes_BMd], dim=-1))
         count = x.shape[1]
         if cache is None or first_B is None:
             whole = self.whole(count + 1)
-            return self.run(x, Positions(whole.rotary[:, 1:], None, None), None)
-        return self.run(x, self.positions(first_B, cache, tree or Tree.chain(count - 1), nodes or range(count)), cache)
+            return self.run(x, Positions(whole.rotary[:, 1:]), None)
+        tree, reach = tree or Tree.chain(count - 1), min(reach or cache.slots, cache.slots)
+        return self.run(x, self.positions(first_B, cache, tree, nodes or range(count), reach), cache, reach)

@@ -211,19 +211,19 @@ ZEROED_NEIGHBOURS = ("residual(p, drawn)", "residual(p * outside[code], drawn)")
 WALK_MUTANTS = {
     "q zeroed at the refused code, not p": ((2, 1), *ZEROED_Q),
     "whole neighbourhood zeroed": ((1,), *ZEROED_NEIGHBOURS),
-    "target after a refusal": ((2, 1), "law[images, within]", "p_ATV[images, last]"),
+    "target after a refusal": ((2, 1), "law[image, last.clamp(max=inner - 1)]", "p_ATV[image, last]"),
     "siblings tested against the same target": (
         (2, 1),
         "torch.where(refused, residual(p, drawn), p)",
-        "torch.where(refused, residual(p, drawn), p) if rank + 1 == children.shape[1] else p",
+        "p if rank.others else torch.where(refused, residual(p, drawn), p)",
     ),
-    "drawn without, tested with replacement": ((2, 1), "q[:, nodes] = without(drawn, code)", "pass"),
+    "drawn without, tested with replacement": ((2, 1), "without(drawn, code)", "drawn"),
     "no stop after a refusal": (
         (1, 1),
-        "following = chosen[images, within]",
-        "following = torch.where(chosen[images, within] < 0, children[within, 0], chosen[images, within])",
+        "torch.where(stands, rank.child, following[:, rank.node])",
+        "rank.child.expand_as(stands)",
     ),
-    "siblings tested after one that stands": ((2, 1), " & (chosen[:, nodes] < 0)", ""),
+    "siblings tested after one that stands": ((2, 1), " & undecided", ""),
 }
 
 

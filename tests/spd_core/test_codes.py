@@ -18,7 +18,9 @@ from spd_core.decode.code_speculation import decode_codes_speculative, tree_of
 from spd_core.decode.codes import LawReader, decode_codes_plain, guidance
 from spd_core.draws import Draws
 from spd_core.law import Acceptance, Guarantee, Plain, SamplerLaw, Speculative
-from spd_core.models.llamagen import CodeCache, EagleConfig, EagleDraft, Tree
+from spd_core.models.kv import KvCache
+from spd_core.models.llamagen import EagleConfig, EagleDraft
+from spd_core.models.tree import Tree
 from spd_core.pairs.pair import load_pair
 from tests.enumerate_codes import Enumeration, Toy
 from tests.mutants import mutant
@@ -185,7 +187,7 @@ MUTANTS = {
         CHAIN,
         LawReader,
         "restart",
-        lambda self, rows, labels: None,
+        lambda self, slots, labels: None,
     ),
 }
 
@@ -384,11 +386,13 @@ def test_a_tree_pass_reads_what_each_path_read_alone_would(long, law):
 @torch.inference_mode()
 def test_a_cache_moves_all_that_it_read_before():
     """Goals of one node are sources of another."""
-    keys = torch.arange(12.0).view(1, 1, 6, 2)
-    cache = CodeCache([keys.clone()], [keys.clone() + 100])
+    cache = KvCache(1, 1, 1, 6, 2, torch.float32, torch.device("cpu"))
+    layer = cache.layers(6)[0]
+    layer.keys[0, 0, :6] = torch.arange(12.0).view(6, 2)
+    layer.values[0, 0, :6] = torch.arange(12.0).view(6, 2) + 100
     cache.move(torch.tensor([[0, 2, 4]]), torch.tensor([[0, 1, 2]]))
-    assert cache.keys[0][0, 0, :3].tolist() == [[0, 1], [4, 5], [8, 9]]
-    assert cache.values[0][0, 0, :3].tolist() == [[100, 101], [104, 105], [108, 109]]
+    assert cache.keys(0)[0, 0, :3].tolist() == [[0, 1], [4, 5], [8, 9]]
+    assert cache.values(0)[0, 0, :3].tolist() == [[100, 101], [104, 105], [108, 109]]
 
 
 @pytest.mark.parametrize("law", [LAW, GUIDED], ids=["plain", "guided"])
@@ -400,13 +404,13 @@ def test_drafts_know_after_every_round_what_a_fresh_pass_knows(long, drafter, me
     target, kind = long["target"], {"draft": SmallDraft, "eagle": Eagle}[drafter]
     original, seen = kind.root, []
 
-    def root(self, codes_AN, made_A):
-        features = original(self, codes_AN, made_A)
+    def root(self, codes_AN, made_A, reach):
+        features = original(self, codes_AN, made_A, reach)
         for row, made in enumerate(made_A.tolist()):
             if made < self.earliest:
                 continue
             copies = self.reader.copies
-            labels = self.reader.labels.view(copies, -1)[:, row]
+            labels = self.reader.labels[row]
             known = torch.cat([codes_AN[row, :1] * 0, codes_AN[row, :made]]).expand(copies, -1)
             if drafter == "draft":
                 fresh = self.reader.model(known, labels)
@@ -415,8 +419,8 @@ def test_drafts_know_after_every_round_what_a_fresh_pass_knows(long, drafter, me
                 cache = self.reader.model.cache(copies, made)
                 first = torch.ones(copies, dtype=torch.int64)
                 fresh = self.reader.model(target.tok_embeddings(known[:, 1:]), truth[:, :-1], first, cache)
-                held = self.reader.cache.keys[0].unflatten(0, (copies, -1))[:, row, :, 1 : made + 1]
-                assert torch.allclose(held, cache.keys[0][:, :, 1 : made + 1], atol=1e-4)
+                held = self.reader.cache.keys(0).unflatten(0, (-1, copies))[row, :, :, 1 : made + 1]
+                assert torch.allclose(held, cache.keys(0)[:, :, 1 : made + 1], atol=1e-4)
             assert torch.allclose(features[:, row, 0], fresh[:, -1], atol=1e-4)
             seen.append(made)
         return features
@@ -429,14 +433,14 @@ def test_drafts_know_after_every_round_what_a_fresh_pass_knows(long, drafter, me
 def test_eagle_drafts_each_node_from_its_parents_feature(long):
     root, level, known = Eagle.root, Eagle.level, {}
 
-    def first(self, codes_AN, made_A):
-        known[0] = root(self, codes_AN, made_A)[:, :, 0]
+    def first(self, *given):
+        known[0] = root(self, *given)[:, :, 0]
         return known[0][:, :, None]
 
-    def below(self, codes_AL, made_A, tree, nodes, parents_GALd):
+    def below(self, codes_AL, made_A, tree, nodes, parents_GALd, reach):
         for at, node in enumerate(nodes):
             assert torch.equal(parents_GALd[:, :, at], known[tree.parents[node - 1]])
-        features = level(self, codes_AL, made_A, tree, nodes, parents_GALd)
+        features = level(self, codes_AL, made_A, tree, nodes, parents_GALd, reach)
         known.update((node, features[:, :, at]) for at, node in enumerate(nodes))
         return features
 

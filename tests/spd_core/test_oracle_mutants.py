@@ -192,7 +192,7 @@ def null_embedding_is_class_zero(patch: Patch) -> None:
 
 def null_and_class_swapped(patch: Patch) -> None:
     right = codes.LawReader.read
-    patch.setattr(codes.LawReader, "read", lambda self, *a: right(self, *a).flip(0))
+    patch.setattr(codes.LawReader, "read", lambda self, *a, **k: right(self, *a, **k).flip(0))
 
 
 def guidance_one_code_longer(patch: Patch) -> None:
