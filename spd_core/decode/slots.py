@@ -32,6 +32,10 @@ class Change:
     count: int  #: slots that go on
 
 
+#: The tensors of a `Change`.
+CHANGED = ("ended", "images", "taken", "newcomers", "source", "goal")
+
+
 class Slots:
     """The host's and the device's books of A slots.
 
@@ -85,7 +89,8 @@ class Slots:
         for slot, image in zip(taken, newcomers, strict=True):
             self.images[slot], self.known[slot] = image, 0
         source, goal, count = self._moves()
-        change = Change(*self._tensors(ended, gone, taken, newcomers, source, goal), count)
+        lists = (ended, gone, taken, newcomers, source, goal)
+        change = Change(**dict(zip(CHANGED, self._tensors(*lists), strict=True)), count=count)
         self.image.index_copy_(0, change.taken, change.newcomers)
         self.made = self.made.index_fill(0, change.taken, 0)
         for old, new in zip(source, goal, strict=True):
