@@ -63,7 +63,7 @@ def test_plain_images_are_those_of_direct_calls(models, law):
     with cpu_graphs() as recorded:
         for first, one in zip((0, 5), direct, strict=True):
             assert torch.equal(_plain(models, law, 5, first).tokens, one.tokens)
-    assert sorted(recorded) == ["codes.context", "codes.head"], "the second batch records nothing"
+    assert sorted(_ours(recorded)) == ["codes.context", "codes.head"], "the second batch records nothing"
 
 
 @pytest.mark.parametrize("law", [LAW, GUIDED], ids=["plain", "guided"])
@@ -78,7 +78,12 @@ def test_speculative_images_are_those_of_direct_calls(models, law, name):
             assert torch.equal(graphs.rounds, one.rounds)
             assert _tests(graphs.drafts) == _tests(one.drafts)
     # Of five slots, two, one; trees cut at an image's end; steps 1, 2 and 3 with 4.
-    assert max(Counter(recorded).values()) <= 3 * (1 + METHODS[name].gamma)
+    assert max(Counter(_ours(recorded)).values()) <= 3 * (1 + METHODS[name].gamma)
+
+
+def _ours(recorded):
+    """Without the random numbers, whose graphs are everybody's."""
+    return [name for name in recorded if name.startswith("codes.")]
 
 
 def _tests(drafts):
@@ -92,7 +97,7 @@ def test_one_decoding_is_kept(models):
         _plain(models, GUIDED, 3)
         assert len(kept._KEPT) == 1
         _plain(models, LAW, 3)
-    assert recorded == ["codes.context", "codes.head"] * 3
+    assert _ours(recorded) == ["codes.context", "codes.head"] * 3
     _plain(models, LAW, 3)
     assert len(kept._KEPT) == 1, "a device that records nothing keeps nothing"
 
