@@ -11,9 +11,11 @@ from jobs.cluster import no_room, reserved
 from jobs.fleet import JobError, raise_if_hopeless, reason_of
 from jobs.plan import changed, parse_plan, refusal, requests_of
 from jobs.progress import duration
+from jobs.remembered import recall, remember
 from jobs.spec import FixedSpec, Spec, SpecError
 from jobs.words import method_in_words, of_codes
-from spd_core.candidates import choices
+from spd_core.candidates import all_choices, choices
+from spd_core.decode.ceilings import Ceilings
 from spd_core.decode.trial import Trial
 from spd_core.law import Auto, Choice
 from spd_core.pairs.pair import PairCard, load_card
@@ -33,11 +35,24 @@ _ACTORS = 2
 Decided = tuple[FixedSpec, Calibration | None]
 
 
-def choices_of(spec: Spec, card: PairCard) -> tuple[Choice, ...]:
-    """What a spec that asks for auto leaves to the measurement; empty if it asks for a method."""
+def choices_of(spec: Spec, card: PairCard, at: Ceilings | None = None) -> tuple[Choice, ...]:
+    """What a spec that asks for auto leaves to the measurement; empty if it asks for a method.
+
+    Args:
+        spec: of the job.
+        card: of its pair.
+        at: the ceilings of the worker's device, as far as they are known.
+    """
     if not isinstance(spec.method, Auto):
         return ()
-    return choices(card, spec.method, spec.batch, shard_rows(spec))
+    return choices(card, spec.method, spec.batch, shard_rows(spec), spec.law, at)
+
+
+def ceilings_of(facts: dict[str, str]) -> Ceilings | None:
+    """The ceilings that a worker on a GPU told of its device (`Trier.ready`)."""
+    if "flops" not in facts:
+        return None
+    return Ceilings(facts["device"], float(facts["flops"]), float(facts["bytes_per_s"]))
 
 
 def decided_before(spec: Spec, store: Store) -> Decided | None:
@@ -66,6 +81,8 @@ def _of_commits(spec: Spec, store: Store) -> Decided | None:
     A commit record holds the plan's fingerprint, and each choice has its own.
     """
     card = load_card(spec.pair)
+    if not isinstance(spec.method, Auto):
+        raise TypeError("a spec with a method, expected one with auto")
     paths = {layout.commit(shard): shard for shard in range(spec.shards)}
     for path in sorted(store.list(layout.COMMITS)):
         try:
@@ -74,7 +91,7 @@ def _of_commits(spec: Spec, store: Store) -> Decided | None:
             continue
         if record is None:
             continue
-        for choice in choices_of(spec, card):
+        for choice in all_choices(card, spec.method, spec.batch, shard_rows(spec)):
             fixed = spec.decided(choice)
             if fixed.fingerprint(card.sha256) == record.fingerprint:
                 return fixed, _calibration(spec, rows=(), machine={}, seconds=0.0)
@@ -87,7 +104,7 @@ def _calibration(spec: Spec, **measured: Any) -> Calibration:
 
 
 def decide(ray: Any, spec: Spec) -> Decided:
-    """Measures on one worker and fixes the spec to the fastest choice.
+    """Fixes the spec to the fastest choice, as one worker measures it or as it was measured on such a device before.
 
     Args:
         ray: the ray module, connected.
@@ -98,18 +115,29 @@ def decide(ray: Any, spec: Spec) -> Decided:
         JobError: no worker comes up, or every method fails.
     """
     card = load_card(spec.pair)
-    options, trials = choices_of(spec, card), _RayTrials(ray, spec, card)
-    logger.info("method auto: measuring %s", measured_in_words(spec, options))
+    trials = _RayTrials(ray, spec, card)
     try:
         trials.start()
+        remembered = recall(spec, card, trials.machine)
+        if remembered is not None and remembered.chosen is not None:
+            best = Choice(method=remembered.chosen.method, batch=remembered.chosen.batch)
+            logger.info("method auto: %s, as measured before on such a device", _named(best, card))
+            return spec.decided(best), remembered
+        options = choices_of(spec, card, ceilings_of(trials.machine))
+        logger.info("method auto: measuring %s", measured_in_words(spec, options))
         best, rows, seconds = calibrate(options, trials.measure, budget(spec))
     except TrialFailed as error:
         raise JobError(f"method auto: {error}") from error
     finally:
         trials.stop()
-    name = method_in_words(best.method.model_dump(), of_codes(card.sha256))
-    logger.info("method auto: %s at batch %d, after %s", name, best.batch, duration(seconds))
-    return spec.decided(best), _calibration(spec, rows=rows, machine=trials.machine, seconds=seconds)
+    logger.info("method auto: %s, after %s", _named(best, card), duration(seconds))
+    found = _calibration(spec, rows=rows, machine=trials.machine, seconds=seconds)
+    remember(spec, card, found)
+    return spec.decided(best), found
+
+
+def _named(choice: Choice, card: PairCard) -> str:
+    return f"{method_in_words(choice.method.model_dump(), of_codes(card.sha256))} at batch {choice.batch}"
 
 
 def budget(spec: Spec) -> float:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.auto import budget, choices_of, shard_rows, trial_rows, trial_settings, trial_task
-from jobs.calibration import CalibrationRow, Measure, TrialFailed, calibrate
+from jobs.auto import budget, ceilings_of, choices_of, shard_rows, trial_rows, trial_settings, trial_task
+from jobs.calibration import Calibration, CalibrationRow, Measure, TrialFailed, calibrate
 from jobs.fleet import JobError
+from jobs.remembered import remember
 from jobs.spec import FixedSpec, Spec, SpecError, load_spec
 from jobs.words import method_in_words, number, of_codes
 from spd_core.decode.trial import Trial
@@ -98,13 +99,15 @@ def run(args: argparse.Namespace) -> int:
     """
     spec = _spec(args)
     card = load_card(spec.pair)
-    choices = choices_of(spec, card)
     trier = Trier(trial_settings(spec, card))
     machine = trier.ready()
+    choices = choices_of(spec, card, ceilings_of(machine))
     try:
         best, rows, seconds = calibrate(choices, _measure(trier, spec, card, whole=False), budget(spec))
     except TrialFailed as error:
         raise JobError(f"method auto: {error}") from error
+    asked = {"method": spec.method, "batch": spec.batch}
+    remember(spec, card, Calibration.model_validate({**asked, "rows": rows, "machine": machine, "seconds": seconds}))
     whole = whole_rates(choices, _measure(trier, spec, card, whole=True), args.check) if args.check else None
     log.info("\n%s", table(rows, whole or [None] * len(rows), of_codes(card.sha256)))
     figures: dict[str, Any] = {

@@ -19,7 +19,7 @@ from spd_core.codec import PixelCodec
 from spd_core.data import load_fashion_mnist
 from spd_core.law import Speculative
 from spd_core.models.variance import PosteriorVariance
-from spd_core.pairs.pair import load_pair
+from spd_core.pairs.pair import TunedWindows, load_pair
 from spd_core.quality.intervals import Interval, mean_interval
 from spd_core.train.acceptance import TeacherForced, teacher_forced
 from spd_core.train.bundle import VARIANCES, add_variance, bundle, record_figures, record_windows
@@ -29,7 +29,7 @@ from spd_core.train.mar import train
 from spd_core.train.recipes import LAWS, RECIPES
 from spd_core.train.variance import Following, VarianceRecipe, followings, load_variance, walk_paths
 from spd_core.train.vq import VqRecipe, codes_of
-from spd_core.train.windows import tuned_windows
+from spd_core.train.windows import LADDER, PRICES, tuned_windows
 
 _WEIGHTS = "weights.safetensors"
 
@@ -220,12 +220,17 @@ def _windows(args: argparse.Namespace, folder: Path) -> None:
         raise SpecError(f"--n: got {args.n}, allowed: 1..10000")
     images, labels = load_fashion_mnist("train", args.data)
     pair = load_pair(str(folder), draft=False)
-    found = tuned_windows(pair, PixelCodec().encode(images[: args.n]), labels[: args.n])
-    record_windows(folder, [tuned.windows for tuned in found])
+    prices = sorted({*PRICES, *LADDER})
+    tuned = tuned_windows(pair, PixelCodec().encode(images[: args.n]), labels[: args.n], prices=prices)
+    ladder = [
+        TunedWindows(price=price, windows=entry.windows, calls=entry.calls, rows=entry.rows, steps=entry.steps)
+        for price, entry in zip(prices, tuned, strict=True)
+    ]
+    record_windows(folder, [entry.windows for entry in ladder if entry.price in PRICES], ladder)
     lines = [
-        f"windows {'/'.join(map(str, tuned.windows))}: {tuned.calls:.2f} calls, "
-        f"{tuned.rows / tuned.steps:.2f} x the rows of plain decoding's {tuned.steps} steps"
-        for tuned in found
+        f"price {entry.price:g}, windows {'/'.join(map(str, entry.windows))}: {entry.calls:.2f} calls, "
+        f"{entry.rows / entry.steps:.2f} x the rows of plain decoding's {entry.steps} steps"
+        for entry in ladder
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 

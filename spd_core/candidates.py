@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from spd_core.law import Acceptance, Auto, Choice, Cspd, Method, Plain, Speculative
+from spd_core.decode.ceilings import Ceilings
+from spd_core.decode.predict import images_per_s, windows_for
+from spd_core.law import Acceptance, Auto, Choice, Cspd, Method, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import PairCard
 
 #: Batch sizes of ``batch: auto``, as far as they fit into a shard.
 BATCHES = (1, 4, 16, 64, 256)
+#: Share of the best predicted speed below which a predicted choice is not measured.
+PROMISING = 0.4
 #: Tokens drafted before each target pass, and steps the draft holds each prediction.
 SPECULATION = ((4, 15), (8, 15))
 CSPD_GAMMAS = (8, 32)
@@ -27,9 +31,8 @@ def default_method(card: PairCard) -> Plain | Cspd | Speculative:
     return Cspd() if card.family == "mar" else Speculative(gamma=4, head_window=card.windows[0])
 
 
-def _offered(card: PairCard, auto: Auto) -> Iterator[Method]:
+def _offered(card: PairCard, auto: Auto, windows: Sequence[tuple[int, ...]]) -> Iterator[Method]:
     """Every method that could pay on the pair, whatever it promises."""
-    windows = card.windows
     yield Plain()
     for window in windows:
         yield Plain(head_window=window)
@@ -52,23 +55,56 @@ def _offered(card: PairCard, auto: Auto) -> Iterator[Method]:
             yield Speculative(gamma=gamma, stride=stride, acceptance=rule, head_window=windows[0])
 
 
-def admissible(card: PairCard, auto: Auto) -> tuple[Method, ...]:
+def admissible(card: PairCard, auto: Auto, windows: Sequence[tuple[int, ...]] | None = None) -> tuple[Method, ...]:
     """The methods to measure, plain decoding first.
 
     Args:
         card: of the pair; without a draft only plain decoding is left.
         auto: what is asked for; its guarantee is a floor, its delta and radius add the relaxed rules.
+        windows: of head self-speculation, the best first; None: the pair's own.
     """
-    return tuple(method for method in _offered(card, auto) if auto.guarantee.admits(method.guarantee))
+    offered = _offered(card, auto, windows or card.windows)
+    return tuple(method for method in offered if auto.guarantee.admits(method.guarantee))
 
 
-def choices(card: PairCard, auto: Auto, batch: int | Literal["auto"], shard: int) -> tuple[Choice, ...]:
+def choices(
+    card: PairCard,
+    auto: Auto,
+    batch: int | Literal["auto"],
+    shard: int,
+    law: SamplerLaw | None = None,
+    at: Ceilings | None = None,
+) -> tuple[Choice, ...]:
     """Methods times batch sizes, batch by batch.
 
     Args:
         card, auto: as for `admissible`.
         batch: of the spec; auto: each of `BATCHES` that a shard can fill.
         shard: images of a shard; batches are cut from it.
+        law: what is sampled; None: the pair's own.
+        at: the device, if it is known; then windows are sized to each batch, and what cannot be fastest is left out.
     """
-    batches = [size for size in BATCHES if size <= shard] if batch == "auto" else [batch]
-    return tuple(Choice(method=method, batch=size) for size in batches for method in admissible(card, auto))
+    sizes, law = _sizes(batch, shard), law or card.law
+    if at is None:
+        return tuple(Choice(method=method, batch=size) for size in sizes for method in admissible(card, auto))
+    offered = [
+        Choice(method=method, batch=size)
+        for size in sizes
+        for method in admissible(card, auto, windows_for(card, law, size, at))
+    ]
+    rates = [images_per_s(card, law, choice, at) for choice in offered]
+    least = PROMISING * max((rate for rate in rates if rate is not None), default=0.0)
+    return tuple(choice for choice, rate in zip(offered, rates, strict=True) if rate is None or rate >= least)
+
+
+def all_choices(card: PairCard, auto: Auto, batch: int | Literal["auto"], shard: int) -> tuple[Choice, ...]:
+    """What `choices` may give on any device; arguments as there."""
+    windows = dict.fromkeys([*card.windows, *(tuned.windows for tuned in card.tuned_windows)])
+    # Speculative decoding takes the first.
+    orders = [[first, *windows] for first in windows] or [[]]
+    methods = dict.fromkeys(method for order in orders for method in admissible(card, auto, order))
+    return tuple(Choice(method=method, batch=size) for size in _sizes(batch, shard) for method in methods)
+
+
+def _sizes(batch: int | Literal["auto"], shard: int) -> list[int]:
+    return [size for size in BATCHES if size <= shard] if batch == "auto" else [batch]

@@ -6,6 +6,7 @@ import socket
 
 import torch
 
+from spd_core.decode.ceilings import measured_ceilings
 from spd_core.decode.trial import Trial, try_out
 from spd_core.pairs.pair import Pair, load_pair
 from workers.engine import planned_card
@@ -37,17 +38,29 @@ class Trier:
     def ready(self) -> dict[str, str]:
         """Loads the pair and says where: ``hostname``, ``machine``, ``device``, ``threads``, ``torch``.
 
+        On a GPU also ``cuda``, its version, and the ceilings of the card at the law's precision: ``flops`` and
+        ``bytes_per_s``.
+
         Raises:
             PairError: unknown or damaged pair, or another one than the driver's.
         """
         self._loaded()
         on_gpu = self._device.type == "cuda"
+        gpu = {}
+        if on_gpu:
+            found = measured_ceilings(self._device, self._settings.law.dtype)
+            gpu = {
+                "cuda": str(torch.version.cuda),
+                "flops": f"{found.flops:.3g}",
+                "bytes_per_s": f"{found.bytes_per_s:.3g}",
+            }
         return {
             "hostname": socket.gethostname(),
             "machine": describe_machine(),
             "device": torch.cuda.get_device_name(self._device) if on_gpu else str(self._device),
             "threads": str(self._settings.threads),
             "torch": torch.__version__,
+            **gpu,
         }
 
     def run(self, task: TrialTask) -> Trial:

@@ -41,6 +41,16 @@ class PairError(ValueError):
     """A pair that cannot be used; the message is one line for the user."""
 
 
+class TunedWindows(Settings):
+    """Windows of head self-speculation tuned where a row costs so much, and what a path should cost with them."""
+
+    price: float = Field(ge=0.0, description="of a row, in sequential calls")
+    windows: HeadWindow
+    calls: float = Field(gt=0.0, description="expected sequential head calls of a path")
+    rows: float = Field(gt=0.0, description="expected head rows of a path, a guided evaluation counting once")
+    steps: int = Field(gt=0, description="of the path: calls and rows of plain decoding")
+
+
 class PairCard(Settings):
     """The facts of a pair: what the models are, how they are meant to be sampled, where they come from."""
 
@@ -61,6 +71,9 @@ class PairCard(Settings):
     training: dict[str, Any] = Field(default_factory=dict, description="recipe, machine, hours, loss, by part")
     head_windows: tuple[HeadWindow, ...] = Field(
         (), description="schedules of head self-speculation tuned for the pair, the one of fewest calls first"
+    )
+    tuned_windows: tuple[TunedWindows, ...] = Field(
+        (), description="schedules tuned at several prices of a row, to choose from by device and batch"
     )
     figures: dict[str, Any] = Field(
         default_factory=dict, description="measured figures and the command that printed them"

@@ -16,7 +16,7 @@ from spd_core.data import FASHION_CLASSES
 from spd_core.models.llamagen import LlamaGenConfig
 from spd_core.models.mar import MarConfig
 from spd_core.models.vq import VqCodec
-from spd_core.pairs.pair import PairCard
+from spd_core.pairs.pair import PairCard, TunedWindows
 from spd_core.train.recipes import LAWS, RECIPES
 from spd_core.train.vq import VqRecipe
 
@@ -238,10 +238,18 @@ def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def record_windows(folder: Path, windows: Sequence[tuple[int, ...]]) -> PairCard:
-    """Puts tuned schedules of head self-speculation into a pair's card."""
+def record_windows(folder: Path, windows: Sequence[tuple[int, ...]], ladder: Sequence[TunedWindows] = ()) -> PairCard:
+    """Puts tuned schedules of head self-speculation into a pair's card.
+
+    Args:
+        folder: of the pair.
+        windows: the pair's own, that of fewest calls first.
+        ladder: those tuned at several prices of a row.
+    """
     path = folder / "pair.json"
-    card = PairCard.model_validate(json.loads(path.read_bytes()) | {"head_windows": windows})
+    tuned = [entry.model_dump(mode="json") for entry in ladder]
+    changed = {"head_windows": windows, "tuned_windows": tuned}
+    card = PairCard.model_validate(json.loads(path.read_bytes()) | changed)
     path.write_text(card.model_dump_json(indent=1) + "\n")
     return card
 

@@ -11,6 +11,7 @@ Shape legend: R paths, K steps of them, D token dims, positions count the steps 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,8 @@ LONGEST = 100
 SLICES = 10
 #: What a row may cost, in sequential calls: first where calls are all that counts, then where rows do too.
 PRICES = (0.02, 0.1)
+#: Prices of a row from a device that is far below its ridge to one that is above it.
+LADDER = (0.0, 0.002, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 #: Tokens of each image whose paths are walked.
 TOKENS = 16
 
@@ -47,8 +50,10 @@ class Tuned:
     steps: int  #: of the path: the calls and rows of plain decoding
 
 
-def tuned_windows(pair: Pair, tokens_nND: Tensor, labels_n: Tensor, seed: int = 0) -> list[Tuned]:
-    """A schedule for each of `PRICES` at the pair's law, from plain paths in the contexts of images.
+def tuned_windows(
+    pair: Pair, tokens_nND: Tensor, labels_n: Tensor, seed: int = 0, prices: Sequence[float] = PRICES
+) -> list[Tuned]:
+    """A schedule for each price of a row at the pair's law, from plain paths in the contexts of images.
 
     Raises:
         ValueError: a pair of codes.
@@ -64,7 +69,7 @@ def tuned_windows(pair: Pair, tokens_nND: Tensor, labels_n: Tensor, seed: int = 
             head = at_law.bind(z, scale)
             parts.append(survival(head, plain_paths(head, len(scale), first, last, rng), first))
     stands = np.mean(parts, axis=0)
-    return [tune(stands, first, law.head_steps, price) for price in PRICES]
+    return [tune(stands, first, law.head_steps, price) for price in prices]
 
 
 @torch.inference_mode()

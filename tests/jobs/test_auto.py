@@ -13,10 +13,12 @@ from jobs.auto import choices_of, decide, decided_before, trial_rows
 from jobs.calibration import Calibration, CalibrationRow
 from jobs.fleet import JobError
 from jobs.plan import Plan, make_plan, parse_plan, read_plan, store_plan, task_of
+from jobs.remembered import folder
 from jobs.spec import FixedSpec, Spec, SpecError, make_spec
 from spd_core.decode.trial import Trial
-from spd_core.law import Auto, Plain
-from spd_core.pairs.pair import PairError, load_card
+from spd_core.law import Auto, Choice, Plain
+from spd_core.pairs.pair import PairError, TunedWindows, load_card
+from spd_core.train.bundle import record_windows
 from tests.jobs.test_fleet import ActorDied, GetTimeoutError, RayError, RayTaskError, Ref
 from tests.jobs.tree import make_shards
 from tests.tiny_pair import make_tiny_pair
@@ -297,3 +299,112 @@ def test_a_worker_that_does_not_come_up_ends_the_job(pair, tmp_path, ready, erro
     with pytest.raises(error, match=message):
         decide(ray, auto_spec(pair, tmp_path))
     assert ray.killed == 1
+
+
+GPU = {**FACTS, "device": "NVIDIA H100 80GB HBM3", "cuda": "13.0", "flops": "7.98e+14", "bytes_per_s": "3e+12"}
+
+
+def test_what_was_measured_is_remembered(pair, tmp_path):
+    first, second = FakeRay(faster_with_windows), FakeRay(faster_with_windows)
+    fixed, measured = decide(first, auto_spec(pair, tmp_path / "a"))
+    again, remembered = decide(second, auto_spec(pair, tmp_path / "b", seed=3))
+    assert first.tasks and not second.tasks
+    assert (again.method, again.batch) == (fixed.method, fixed.batch)
+    assert remembered == measured
+    assert second.killed == 1, "the worker that said what it is goes"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        GPU,
+        {**FACTS, "machine": "another CPU"},
+        {**FACTS, "threads": "2"},
+        {**FACTS, "torch": "3"},
+    ],
+    ids=["gpu", "machine", "threads", "torch"],
+)
+def test_another_kind_of_device_is_measured_itself(pair, tmp_path, other):
+    decide(FakeRay(faster_with_windows), auto_spec(pair, tmp_path / "a"))
+    ray = FakeRay(faster_with_windows, ready=other)
+    _, calibration = decide(ray, auto_spec(pair, tmp_path / "b"))
+    assert ray.tasks
+    assert calibration.machine == other
+
+
+@pytest.mark.parametrize(
+    ("change", "measures"),
+    [
+        ({"hostname": "other", "machine": "another host", "threads": "9", "flops": "7.5e+14"}, False),
+        ({"device": "NVIDIA H200"}, True),
+        ({"cuda": "12.8"}, True),
+        ({"torch": "3"}, True),
+    ],
+    ids=["host", "device", "cuda", "torch"],
+)
+def test_of_a_gpu_its_name_and_versions_count(pair, tmp_path, change, measures):
+    decide(FakeRay(faster_with_windows, ready=GPU), auto_spec(pair, tmp_path / "a"))
+    ray = FakeRay(faster_with_windows, ready={**GPU, **change})
+    decide(ray, auto_spec(pair, tmp_path / "b"))
+    assert bool(ray.tasks) == measures
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"law": {"dtype": "bfloat16"}},
+        {"law": {"num_iter": 4}},
+        {"batch": 1},
+        {"method": {"name": "auto", "seconds": 5}},
+    ],
+    ids=["precision", "law", "batch", "method"],
+)
+def test_another_question_is_measured(pair, tmp_path, change):
+    decide(FakeRay(faster_with_windows), auto_spec(pair, tmp_path / "a"))
+    ray = FakeRay(faster_with_windows)
+    decide(ray, auto_spec(pair, tmp_path / "b", **change))
+    assert ray.tasks
+
+
+def test_a_damaged_memory_is_measured_again(pair, tmp_path):
+    decide(FakeRay(faster_with_windows), auto_spec(pair, tmp_path / "a"))
+    for file in folder().glob("auto-*.json"):
+        file.write_text(file.read_text()[:-20])
+    ray = FakeRay(faster_with_windows)
+    decide(ray, auto_spec(pair, tmp_path / "b"))
+    assert ray.tasks
+
+
+def test_a_memory_that_cannot_be_written_is_no_failure(pair, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPD_CACHE", str(tmp_path / "file" / "cache"))
+    fixed, _ = decide(FakeRay(faster_with_windows), auto_spec(pair, tmp_path / "a"))
+    assert fixed.method == Plain(head_window=(8,))
+    assert "not remembered" in caplog.text
+
+
+@pytest.fixture
+def tuned_pair(tmp_path) -> str:
+    """A pair with windows tuned at several prices."""
+    own = make_tiny_pair(tmp_path / "tuned")
+    ladder = [
+        TunedWindows(price=price, windows=(length,), calls=calls, rows=rows, steps=4)
+        for price, length, calls, rows in ((0.0, 4, 1.2, 9.0), (0.1, 3, 1.8, 6.0), (1.0, 2, 3.0, 4.2))
+    ]
+    record_windows(own, [(4,)], ladder)
+    return str(own)
+
+
+def test_on_a_gpu_windows_are_those_of_its_ridge(tuned_pair, tmp_path):
+    ray = FakeRay(faster_with_windows, ready=GPU)
+    decide(ray, auto_spec(tuned_pair, tmp_path / "a", workers={"num_gpus": 1}))
+    measured = {task.choice.method.head_window for task in ray.tasks}
+    assert measured == {(), (4,), (3,)}, "the longest: two images are far below the ridge, and calls are what counts"
+
+
+def test_commit_records_name_windows_of_any_device(tuned_pair, tmp_path):
+    spec = auto_spec(tuned_pair, tmp_path / "out", workers={"num_gpus": 1})
+    fixed = spec.decided(Choice(method=Plain(head_window=(3,)), batch=2))
+    store = Store(spec.output)
+    make_shards(store, fixed, make_plan(fixed))
+    assert decided_before(spec, store)[0].method == fixed.method

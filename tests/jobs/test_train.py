@@ -20,6 +20,7 @@ from spd_core.train.bundle import record_figures
 from spd_core.train.causal import CausalRecipe
 from spd_core.train.distil import DistilRecipe
 from spd_core.train.variance import Following, VarianceRecipe
+from spd_core.train.windows import LADDER, PRICES
 
 LAW = SamplerLaw(head_steps=10, handoff_level=91)
 CONFIG = CausalConfig(
@@ -168,8 +169,10 @@ def test_windows_are_tuned_into_the_card(tmp_path, capsys):
     assert card.windows == card.head_windows and len(card.head_windows) == 2
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        f"windows {'/'.join(map(str, windows))}" for windows in card.head_windows
+        f"price {tuned.price:g}, windows {'/'.join(map(str, tuned.windows))}" for tuned in card.tuned_windows
     ]
+    assert set(card.head_windows) <= {tuned.windows for tuned in card.tuned_windows}
+    assert [tuned.price for tuned in card.tuned_windows] == sorted({*LADDER, *PRICES})
     assert _spd_train(tmp_path / "none", "windows") == 2
     assert "pair: got" in capsys.readouterr().err
 
