@@ -1,10 +1,15 @@
-"""What a job will take before it runs: shards, bytes, time and cost, from the pair's measured figures."""
+"""What a job will take before it runs: shards, bytes, time and cost.
+
+From the pair's measured figures; on GPUs, for which a pair's card has none, from the counted work of its models and the
+ceilings of the card, and then the words say that it is a prediction.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pydantic import Field
 
 from jobs.auto import choices_of, measured_in_words
@@ -12,11 +17,15 @@ from jobs.plan import public_url
 from jobs.progress import duration
 from jobs.spec import FixedSpec, Spec
 from jobs.words import law_in_words, method_in_words, number, of_codes, size
+from spd_core.decode.ceilings import Ceilings, known_ceilings
+from spd_core.decode.predict import images_per_s
 from spd_core.law import Choice, SamplerLaw, Settings
 from spd_core.pairs.pair import PairCard
 from workers.machine import usable_cpus
 
 _FEATURE_BYTES = 1280 * 2
+#: What the workers' GPUs are taken for where this machine has none.
+ASSUMED = "NVIDIA H100"
 
 
 class Estimate(Settings):
@@ -27,6 +36,7 @@ class Estimate(Settings):
     bytes_at_most: int = Field(description="pixels as they are and features; images compress below that")
     workers: int
     images_per_s_per_worker: float | None = Field(description="None also while the method is still to be measured")
+    predicted_for: str = Field("", description="the GPU that the speed is predicted for; empty: it was measured")
     seconds: float | None = Field(description="without the start of the workers")
     cost: float | None = Field(description="at workers.price_per_hour")
 
@@ -46,6 +56,24 @@ def measured_rate(card: PairCard, spec: FixedSpec) -> float | None:
     return float(min(rows, key=lambda row: abs(row["batch"] - spec.batch))["images_per_s"])
 
 
+def assumed_device(spec: Spec) -> Ceilings | None:
+    """The ceilings of a GPU such as the workers may have: this machine's, or an H100's; None for workers on CPUs."""
+    if spec.workers.num_gpus == 0:
+        return None
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return known_ceilings(here, spec.law.dtype) or known_ceilings(ASSUMED, spec.law.dtype)
+
+
+def predicted_rate(card: PairCard, spec: Spec, at: Ceilings) -> float | None:
+    """Images per second of a worker by the cost model; of a spec with auto, those of its fastest predicted choice."""
+    options = (
+        [Choice(method=spec.method, batch=spec.batch)] if isinstance(spec, FixedSpec) else choices_of(spec, card, at)
+    )
+    rates = [images_per_s(card, spec.law, choice, at) for choice in options]
+    best = max((rate for rate in rates if rate is not None), default=None)
+    return best and best * min(1.0, spec.workers.num_gpus)
+
+
 def estimate(card: PairCard, spec: Spec) -> Estimate:
     """The estimate of a spec; a worker count of 0 is taken as this machine's CPUs."""
     height, width, channels = card.image_shape
@@ -53,6 +81,8 @@ def estimate(card: PairCard, spec: Spec) -> Estimate:
     cpus = max(spec.workers.num_cpus, float(spec.workers.threads))
     workers = min(spec.workers.count or max(1, int(usable_cpus() / cpus)), spec.shards)
     rate = measured_rate(card, spec) if isinstance(spec, FixedSpec) else None
+    at = assumed_device(spec) if rate is None else None
+    rate = predicted_rate(card, spec, at) if at else rate
     rows = spec.requests.count
     seconds = rows / (rate * workers) if rate else None
     price = spec.workers.price_per_hour
@@ -63,6 +93,7 @@ def estimate(card: PairCard, spec: Spec) -> Estimate:
         bytes_at_most=rows * per_image,
         workers=workers,
         images_per_s_per_worker=rate,
+        predicted_for=at.name if at and rate else "",
         seconds=seconds,
         cost=cost,
     )
@@ -72,20 +103,23 @@ def _method_lines(card: PairCard, spec: Spec) -> list[str]:
     codes = of_codes(card.sha256)
     if isinstance(spec, FixedSpec):
         return [f"method       {method_in_words(spec.method.model_dump(), codes)}, guarantee {spec.method.guarantee}"]
-    options = choices_of(spec, card)
+    at = assumed_device(spec)
+    options = choices_of(spec, card, at)
+    rates = [images_per_s(card, spec.law, choice, at) if at else None for choice in options]
     return [
         f"method       auto, guarantee at least {spec.method.guarantee}: the fastest, before the plan is written",
         f"measured     {measured_in_words(spec, options)}, by one worker:",
-        *(f"             {line}" for line in _listed(options, codes)),
+        *(f"             {line}" for line in _listed(options, codes, rates)),
     ]
 
 
-def _listed(options: Sequence[Choice], codes: bool) -> list[str]:
-    """Each method on a line, with the batch sizes it is measured at."""
+def _listed(options: Sequence[Choice], codes: bool, rates: Sequence[float | None]) -> list[str]:
+    """Each method on a line, with the batch sizes it is measured at and, if known, its predicted speeds."""
     batches: dict[str, list[str]] = {}
-    for choice in options:
+    for choice, predicted in zip(options, rates, strict=True):
         name = f"{method_in_words(choice.method.model_dump(), codes)}, guarantee {choice.method.guarantee}"
-        batches.setdefault(name, []).append(str(choice.batch))
+        shown = f"{choice.batch} (predicted {number(predicted)}/s)" if predicted else str(choice.batch)
+        batches.setdefault(name, []).append(shown)
     return [f"{name}, batch {', '.join(sizes)}" for name, sizes in batches.items()]
 
 
@@ -93,6 +127,9 @@ def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
     """The estimate as text."""
     fixed = isinstance(spec, FixedSpec)
     unknown = "the pair's card has no figures at this law and method" if fixed else "the method is still to be measured"
+    basis = "about "
+    if guess.predicted_for:
+        basis = f"predicted for one {guess.predicted_for} a worker, not measured: at least about "
     lines = [
         f"output       {public_url(spec.output)}",
         f"images       {guess.rows:,} of {len(card.class_names)} classes, {guess.shards:,} shards",
@@ -100,7 +137,7 @@ def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
         *_method_lines(card, spec),
         f"bytes        at most about {size(guess.bytes_at_most)} before compression",
         f"workers      {guess.workers}",
-        f"time         {f'unknown: {unknown}' if guess.seconds is None else 'about ' + duration(guess.seconds)}",
+        f"time         {f'unknown: {unknown}' if guess.seconds is None else basis + duration(guess.seconds)}",
     ]
     if spec.workers.price_per_hour is not None:
         lines.append(f"cost         {'unknown' if guess.cost is None else 'about ' + number(guess.cost)}")

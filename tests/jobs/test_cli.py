@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from jobs.estimate import estimate, estimate_lines
+from jobs.estimate import assumed_device, estimate, estimate_lines
 from jobs.spec import SpecError, load_spec, make_spec
 from jobs.spec_text import spec_as_yaml
+from spd_core.decode.predict import images_per_s
+from spd_core.law import Choice, Plain
 from spd_core.pairs.pair import load_card
 from tests.jobs.tree import make_tree
 from tests.tiny_pair import make_tiny_pair
@@ -190,6 +192,28 @@ def test_estimate_takes_the_nearest_measured_batch(pair):
     assert guess.seconds == pytest.approx(10.0)
     assert guess.cost == pytest.approx(36.0 * 2 * 10 / 3600)
     assert any("about 10.0 s" in line for line in estimate_lines(card, spec, guess))
+
+
+def test_on_gpus_a_plan_predicts_and_says_so(pair, capsys):
+    """The pretend H100 of every plan: this machine has no GPU."""
+    given = ["plan", "--set", f"pair={pair}", "--set", "workers.num_gpus=1", "--set", "workers.count=1"]
+    assert main([*given, "--set", "method=plain", "--set", "requests.count=1000"]) == 0
+    text = capsys.readouterr().out
+    assert "time         predicted for one NVIDIA H100 a worker, not measured: at least about" in text
+    spec = make_spec({"pair": pair, "method": "plain", "batch": 16, "workers": {"num_gpus": 1, "count": 1}})
+    card, at = load_card(pair), assumed_device(spec)
+    guess = estimate(card, spec)
+    assert guess.predicted_for == at.name == "NVIDIA H100"
+    assert guess.images_per_s_per_worker == images_per_s(card, spec.law, Choice(method=Plain(), batch=16), at)
+    assert main([*given, "--set", "method=auto", "--set", "batch=4"]) == 0
+    assert "batch 4 (predicted " in capsys.readouterr().out
+    assert estimate(card, make_spec({"pair": pair, "method": "plain"})).predicted_for == "", "a CPU has no ceilings"
+
+
+def test_what_cannot_be_predicted_stays_unknown_on_gpus(pair):
+    spec = make_spec({"pair": pair, "method": {"name": "cspd", "variant": "paper"}, "workers": {"num_gpus": 1}})
+    guess = estimate(load_card(pair), spec)
+    assert (guess.seconds, guess.predicted_for) == (None, "")
 
 
 def test_spec_text_is_the_default_spec():
