@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 #: Choices of the last round, and how often each has its turn there, at most.
 FINALISTS = 3
 LAPS = 3
+#: A choice with less of the best one's speed in the first rounds does not come into the last.
+CONTENDING = 0.6
+#: So many times the fastest turn of every other choice, the slowest turn of one decides the last round.
+CLEAR = 1.5
 #: Share of the time that is meant for the last round.
 FINAL_SHARE = 2 / 3
 
@@ -104,6 +108,7 @@ class _KnockOut:
     def __init__(self, choices: Sequence[Choice]) -> None:
         self.standing = list(choices)
         self.trials: dict[Choice, list[Trial]] = {}  # of the last round that a choice was in
+        self.speeds: dict[Choice, list[float]] = {}  # of every turn
         self.problems: dict[Choice, str] = {}
         self.lap = 0
         self.seconds = 0.0
@@ -115,9 +120,21 @@ class _KnockOut:
         """Leaves the fastest standing, fastest first."""
         self.standing = sorted(self.standing, key=self.rate, reverse=True)[:count]
 
+    def keep_contenders(self) -> None:
+        """Leaves those standing that are not far behind the fastest, and the second in any case."""
+        least = CONTENDING * max((self.rate(choice) for choice in self.standing), default=0.0)
+        self.standing = [c for place, c in enumerate(self.standing) if place < 2 or self.rate(c) >= least]
+
+    def decided(self) -> bool:
+        """Whether one choice was in its slowest turn far faster than every other in its fastest, in two rounds."""
+        speeds = sorted((self.speeds[choice] for choice in self.standing), key=max)
+        return bool(speeds) and min(speeds[-1]) >= CLEAR * max((max(own) for own in speeds[:-1]), default=0.0)
+
     def run(self, each: Round, measure: Measure) -> None:
         self.trials |= {choice: [] for choice in self.standing}
-        for _ in range(each.laps):
+        for lap in range(each.laps):
+            if lap and self.decided():
+                return
             self.lap += 1
             for choice in list(self.standing):
                 try:
@@ -128,6 +145,7 @@ class _KnockOut:
                     self.standing.remove(choice)
                     continue
                 self.trials[choice].append(trial)
+                self.speeds.setdefault(choice, []).append(trial.images_per_s)
                 self.seconds += trial.seconds
 
     def row(self, choice: Choice, chosen: bool) -> CalibrationRow:
@@ -152,7 +170,8 @@ def calibrate(
 
     1. Warm up: the first choice once, for as short as can be.
     2. Every choice has one turn; the best third goes on, until few are left (`early_rounds`).
-    3. The finalists take turns, so that a drift of the machine meets all of them (`last_round`).
+    3. The finalists take turns, so that a drift of the machine meets all of them (`last_round`), until the laps are
+       over or one is clearly the fastest.
     4. The highest median of the last round wins.
 
     Args:
@@ -174,6 +193,7 @@ def calibrate(
         state.run(each, measure)
         state.keep(next_size)
     if state.standing:
+        state.keep_contenders()
         # A turn is over when its shard is made, or takes longer than it should where no part of a batch is that short.
         left_s = max(seconds - state.seconds, seconds * FINAL_SHARE / 2)
         last = last_round([choice.batch / state.rate(choice) for choice in state.standing], left_s)

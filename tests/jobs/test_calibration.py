@@ -66,6 +66,24 @@ def test_any_place_can_win(place):
     assert calibrate(CHOICES, Machine(rates).measure, 60.0)[0] == CHOICES[place]
 
 
+def test_a_clear_winner_is_found_in_a_fraction_of_the_time():
+    rates = [1.0] * 7 + [5.0, 1.2, 1.1]
+    machine = Machine(rates)
+    best, rows, seconds = calibrate(CHOICES, machine.measure, 120.0)
+    assert best == CHOICES[7]
+    assert len(rows[7].trials) == 1
+    # The first rounds' third, and one of the two laps in which only the winner and the second take turns.
+    assert [place for place, _, _ in machine.asked[-2:]] == [7, 8]
+    assert seconds <= 120 * (1 / 3 + 1 / 3) + 1e-6
+
+
+def test_a_winner_by_luck_in_the_first_round_is_met_again():
+    rates = [1.0] * 7 + [1.3, 1.2, 1.1]
+    machine = Machine(rates, lambda place, turn, rate: 50.0 if place == 3 and turn <= 11 else rate)
+    best, _, _ = calibrate(CHOICES, machine.measure, 120.0)
+    assert best == CHOICES[7], "the second best of the first rounds is always met again"
+
+
 def test_equally_fast_choices_leave_the_first():
     assert calibrate(CHOICES, Machine([1.0] * 10).measure, 60.0)[0] == CHOICES[0]
 
