@@ -72,6 +72,9 @@ def decided_before(spec: Spec, store: Store) -> Decided | None:
     before = kept.model_dump(mode="json", include={"method", "batch"}) if kept else stored.spec
     if found := changed({name: before[name] for name in asked}, asked):
         raise refusal(found)
+    measured_on = kept.machine.get("device", "cpu") if kept else "cpu"
+    if kept and kept.rows and spec.workers.device == "cuda" and measured_on == "cpu":
+        logger.warning("method auto: the stored choice was measured on a CPU; another output is measured on a GPU")
     return spec.decided(stored.choice), kept
 
 

@@ -402,6 +402,16 @@ def test_on_a_gpu_windows_are_those_of_its_ridge(tuned_pair, tmp_path):
     assert measured == {(), (4,), (3,)}, "the longest: two images are far below the ridge, and calls are what counts"
 
 
+def test_a_choice_of_a_cpu_is_told_where_it_goes_on_on_a_gpu(pair, tmp_path, caplog):
+    spec = auto_spec(pair, tmp_path / "out")
+    store = Store(spec.output)
+    store_plan(store, planned(spec, 1))
+    decided_before(spec, store)
+    assert "measured on a CPU" not in caplog.text
+    decided_before(auto_spec(pair, tmp_path / "out", workers={"num_gpus": 1}), store)
+    assert "the stored choice was measured on a CPU" in caplog.text
+
+
 def test_commit_records_name_windows_of_any_device(tuned_pair, tmp_path):
     spec = auto_spec(tuned_pair, tmp_path / "out", workers={"num_gpus": 1})
     fixed = spec.decided(Choice(method=Plain(head_window=(3,)), batch=2))
