@@ -5,8 +5,8 @@ a plan about how long a job takes. It is a bound from below on the time of what 
 random numbers, the tests of windows and the host are left out, and a kernel is taken to cost what it costs in a
 captured function.
 
-Predicted are plain decoding with and without windows, and CSpD as released. How often drafts stand decides the speed of
-the other methods, and that only a measurement tells.
+Predicted are plain decoding with and without windows, CSpD as released, and of codes speculation by chains of the small
+draft as far as the pair's card says how often its drafts stand. Of the other methods only a measurement tells.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from spd_core.decode.causal import PathLaw
 from spd_core.decode.ceilings import WEIGHT_BYTES, Ceilings, Pass
 from spd_core.decode.cspd import prefill_iterations
 from spd_core.decode.mar import left_after, mask_lengths
-from spd_core.law import Choice, Cspd, Plain, Precision, SamplerLaw
+from spd_core.decode.predict_codes import plain_s, speculative_s
+from spd_core.law import Choice, Cspd, Plain, Precision, SamplerLaw, Speculative
 from spd_core.models.causal import Causal, CausalConfig
+from spd_core.models.llamagen import LlamaGenConfig
 from spd_core.models.mar import Mar, MarConfig
 from spd_core.pairs.pair import PairCard
 
@@ -92,6 +94,8 @@ def images_per_s(card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) 
         at: ceilings of the device at the law's precision.
     """
     method = choice.method
+    if isinstance(card.target, LlamaGenConfig):
+        return _codes_rate(card, card.target, law, choice, at)
     windows = method.head_window if isinstance(method, Plain | Cspd) else ()
     effort = effort_of(card, windows)
     if effort is None:
@@ -104,6 +108,28 @@ def images_per_s(card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) 
         return choice.batch / _mar_s(card.target, law, effort, choice.batch, at)
     if isinstance(card.target, CausalConfig):
         return choice.batch / _causal_s(card.target, law, effort, choice.batch, at)
+    return None
+
+
+def _codes_rate(card: PairCard, config: LlamaGenConfig, law: SamplerLaw, choice: Choice, at: Ceilings) -> float | None:
+    method = choice.method
+    if isinstance(method, Plain):
+        return choice.batch / plain_s(config, law, choice.batch, at)
+    if not isinstance(method, Speculative) or method.tree or method.drafter != "draft":
+        return None
+    acceptance = measured_acceptance(card, law, method)
+    if not acceptance or not isinstance(card.draft, LlamaGenConfig):
+        return None
+    return choice.batch / speculative_s(config, card.draft, law, method, acceptance, choice.batch, at)
+
+
+def measured_acceptance(card: PairCard, law: SamplerLaw, method: Speculative) -> list[float] | None:
+    """By place of the block, of the card's own figures at this law, at any precision; None: there are none."""
+    for row in card.figures.get("bench", {}).get("rows", []):
+        if row["method"] == method.name and row.get("acceptance_by_place"):
+            measured = SamplerLaw.model_validate(row["law"]).model_copy(update={"dtype": law.dtype})
+            if measured == law and Speculative.model_validate(row["settings"]) == method:
+                return [float(share) for share in row["acceptance_by_place"]]
     return None
 
 
