@@ -40,8 +40,19 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
+def _stages(seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds at work of each stage of a worker; stages overlap where a worker holds several shards."""
+    beside = {name: seconds.get(name, 0.0) for name in ("encode", "upload")}
+    return {"decoder": sum(seconds.values()) - sum(beside.values()), **beside}
+
+
 def throughput(plan: Plan, totals: Totals) -> Json:
-    """Images per second in total, per worker and per GPU, the idle and warm-up time, and the time split."""
+    """Images per second in total, per worker and per GPU, the idle and warm-up time, and the time split.
+
+    ``at_work`` is how many of each stage were at work at a time, on average over the time of the workers: of the
+    decoder (with codec and features), of the threads that encode, of uploads. They come to more than 1 where stages
+    overlap; what the decoder's lacks of 1 is time in which it waited.
+    """
     when, images = totals.activity(), totals.images
     gpus = when.workers * float(plan.spec["workers"]["num_gpus"])
     started = datetime.datetime.fromisoformat(plan.created).timestamp()
@@ -58,8 +69,15 @@ def throughput(plan: Plan, totals: Totals) -> Json:
         "idle_seconds": max(0.0, paid - when.worker_seconds),
         "idle_share": _ratio(max(0.0, paid - when.worker_seconds), paid),
         "seconds": dict(sorted(split.items(), key=lambda item: -item[1])),
+        "at_work": {name: _ratio(seconds, when.worker_seconds) for name, seconds in _stages(totals.seconds).items()},
+        "peak_memory": totals.memory,
         "by_worker": [
-            {"worker": name, **row, "images_per_s": _ratio(row["images"], row["seconds"])}
+            {
+                "worker": name,
+                **row,
+                "seconds": when.by_worker[name],
+                "images_per_s": _ratio(row["images"], when.by_worker[name]),
+            }
             for name, row in totals.workers.items()
         ],
     }

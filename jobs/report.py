@@ -98,7 +98,8 @@ def _time_split(report: Json) -> list[dict[str, Any]]:
     speed = report.get("throughput")
     if not speed:
         return []
-    whole = speed["worker_seconds"] + speed["idle_seconds"]
+    # Where stages overlap they come to more than the workers' time, and shares are of their sum.
+    whole = max(speed["worker_seconds"], sum(speed["seconds"].values())) + speed["idle_seconds"]
     spans = {name: seconds for name, seconds in speed["seconds"].items() if name != "other"}
     small = [name for name, seconds in spans.items() if seconds < 0.005 * whole]
     other = speed["seconds"].get("other", 0.0) + sum(spans.pop(name) for name in small)

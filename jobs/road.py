@@ -5,6 +5,9 @@ noise images as PNG; every tenth shard loses its commit record and a resume has 
 shards of a real pair are decoded in a bare loop, and as a job of one worker and of two, in turn. Every step runs in a
 process of its own, whose peak memory is the kernel's (VmHWM); rates of jobs are those of their reports: images over the
 time in which a worker was at work.
+
+Then images: what each format costs, and jobs whose decoder only waits, as one on another device would, with encoding
+beside it and in between.
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from jobs import road_waiting
 from jobs.commits import find_missing, read_committed
 from jobs.driver import generate
+from jobs.encoding import FORMATS, EncodingCost, encoding_cost, encoding_table
 from jobs.plan import make_plan, store_plan, stored_plan, task_of
 from jobs.requests import store_requests
 from jobs.spec import FixedSpec, SpecError, load_spec, make_spec
@@ -58,6 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shards", type=int, default=4, help="shards of a real job, per worker; 0: none")
     parser.add_argument("--laps", type=int, default=3, help="rounds of loop, one worker and two workers")
+    parser.add_argument(
+        "--waiting", type=int, default=4000, help="images of the job whose decoder waits; 0: no such job"
+    )
+    parser.add_argument("--wait-rate", type=float, default=200.0, help="images/s of that decoder")
     parser.add_argument("--folder", help="where the files lie meanwhile; default: the system's temporary folder")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
 
@@ -209,6 +218,24 @@ def measure_pair(folder: str, overrides: list[str], shards: int, laps: int) -> F
     }
 
 
+def measure_waiting(folder: str, images: int, rate: float) -> Figures:
+    """Jobs whose decoder waits: what the cores encode, a job that encodes beside it, a shorter one in between."""
+    found: Figures = {"rate": rate, "images": images}
+    for image in road_waiting.IMAGES:
+        row: Figures = {"cores_encode": _apart(partial(road_waiting.rate_step, image, max(images // 4, 4)))}
+        for name, count, encoders in (("beside", images, usable_cpus()), ("between", max(1, images // 4), 0)):
+            spec = road_waiting.waiting_spec(folder, image, count, rate, encoders)
+            row[name] = _apart(partial(road_waiting.waiting_step, spec))
+        found[image.effort] = row | {"share": road_waiting.shares(row, rate)}
+    return found
+
+
+def measure_encoding() -> list[Figures]:
+    """Time and size of an image by format and effort."""
+    shape = (road_waiting.SIDE, road_waiting.SIDE, 3)
+    return [vars(encoding_cost(shape, image, seconds=2.0)) for image in FORMATS]
+
+
 def table(args: argparse.Namespace, found: Figures) -> str:
     """The figures as a markdown table."""
     road = found["road"]
@@ -234,8 +261,14 @@ def table(args: argparse.Namespace, found: Figures) -> str:
             (f"job over loop, median of {args.laps}", f"{pair['job_over_loop']:.3f}"),
             (f"two workers over one, median of {args.laps}", f"{pair['two_over_one']:.3f}"),
         ]
+    if waiting := found.get("waiting"):
+        rows += road_waiting.rows(waiting, args.wait_rate, args.waiting)
     lines = [f"| {what} | {value} |" for what, value in rows]
-    return "\n".join([found["machine"], "", "| figure | value |", "|---|---|", *lines])
+    text = "\n".join([found["machine"], "", "| figure | value |", "|---|---|", *lines])
+    if costs := found.get("encoding"):
+        shape = (road_waiting.SIDE, road_waiting.SIDE, 3)
+        text += "\n\n" + encoding_table(shape, [EncodingCost(**cost) for cost in costs])
+    return text
 
 
 def _rate(images_per_s: float) -> str:
@@ -243,9 +276,18 @@ def _rate(images_per_s: float) -> str:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name, least in (("images", _LOST), ("shard_size", 1), ("workers", 1), ("shards", 0), ("laps", 1)):
+    for name, least in (
+        ("images", _LOST),
+        ("shard_size", 1),
+        ("workers", 1),
+        ("shards", 0),
+        ("laps", 1),
+        ("waiting", 0),
+    ):
         if getattr(args, name) < least:
             raise SpecError(f"--{name.replace('_', '-')}: got {getattr(args, name)}, allowed: {least} or more")
+    if not args.wait_rate > 0:
+        raise SpecError(f"--wait-rate: got {args.wait_rate:g}, allowed: above 0")
     if args.json and not Path(args.json).parent.is_dir():
         raise SpecError(f"--json: got {args.json!r}, allowed: a file in a folder that exists")
     if args.folder and not Path(args.folder).is_dir():
@@ -267,6 +309,9 @@ def run(args: argparse.Namespace) -> int:
         found["road"] = measure_road(folder, args.images, args.shard_size, args.workers)
         if args.shards:
             found["pair"] = measure_pair(folder, args.set, args.shards, args.laps)
+        if args.waiting:
+            found["encoding"] = _apart(measure_encoding)
+            found["waiting"] = measure_waiting(folder, args.waiting, args.wait_rate)
     log.info("\n%s", table(args, found))
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")

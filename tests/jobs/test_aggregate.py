@@ -63,6 +63,24 @@ def test_one_worker_after_another_is_one_worker():
     assert Totals.of([record(0, 0, 10), record(1, 10, 10)]).activity().workers == 1
 
 
+def test_shards_that_overlap_in_one_worker_count_once():
+    when = Totals.of([record(0, 0, 10), record(1, 4, 10), record(2, 30, 5), record(3, 12, 4, "b")]).activity()
+    assert when.by_worker == pytest.approx({"a": 14 + 5, "b": 4})
+    assert when.workers == 2
+    assert when.active_seconds == pytest.approx(16 + 5)
+
+
+def test_stages_at_work_come_to_more_than_one_where_they_overlap(plan):
+    spans = {"head": 8.0, "codec": 1.0, "encode": 15.0, "upload": 2.0}
+    held = [{"host": 5, "device": 9}, {"host": 7, "device": 8}]
+    records = [record(0, 0, 10, seconds=spans, memory=held[0]), record(1, 5, 15, seconds=spans, memory=held[1])]
+    speed = throughput(plan, Totals.of(records))
+    assert speed["worker_seconds"] == pytest.approx(20)
+    assert speed["at_work"] == pytest.approx({"decoder": 18 / 20, "encode": 30 / 20, "upload": 4 / 20})
+    assert speed["seconds"]["other"] == 0
+    assert speed["peak_memory"] == {"host": 7, "device": 9}
+
+
 def test_throughput_adds_up(plan):
     speed = throughput(plan, Totals.of([record(0, 0, 10), record(1, 0, 6, "b"), record(2, 10, 4)]))
     assert speed["images_per_s"] == pytest.approx(30 / 14)
