@@ -118,7 +118,7 @@ def decide(ray: Any, spec: Spec) -> Decided:
         JobError: no worker comes up, or every method fails.
     """
     card = load_card(spec.pair)
-    trials = _RayTrials(ray, spec, card)
+    trials = Trials(ray, spec, card)
     try:
         trials.start()
         remembered = recall(spec, card, trials.machine)
@@ -187,7 +187,7 @@ def trial_task(spec: Spec, card: PairCard, choice: Choice, size: int, lap: int, 
     return TrialTask(choice=choice, labels=made.labels, seeds=made.seeds, limit_s=limit_s)
 
 
-class _RayTrials:
+class Trials:
     """Takes the trials to an actor with the resources of the job's workers; a lost one is replaced."""
 
     def __init__(self, ray: Any, spec: Spec, card: PairCard) -> None:
@@ -224,14 +224,21 @@ class _RayTrials:
         Raises:
             TrialFailed: the decoder failed, or took two actors with it.
         """
-        task = trial_task(self._spec, self._card, choice, trial_rows(self._spec, choice), lap, limit_s)
+        return self.ask(trial_task(self._spec, self._card, choice, trial_rows(self._spec, choice), lap, limit_s))
+
+    def ask(self, task: TrialTask, whole: bool = False) -> Trial:
+        """A trial of some requests; all of them, made into images, if it is to be whole.
+
+        Raises:
+            TrialFailed: as `measure`.
+        """
+        longest = (0.0 if whole else task.limit_s) + self._spec.workers.shard_timeout_s
         for _ in range(_ACTORS):
             if self._actor is None:
                 self.start()
             try:
-                trial: Trial = self._ray.get(
-                    self._actor.run.remote(task), timeout=limit_s + self._spec.workers.shard_timeout_s
-                )
+                call = self._actor.run_whole if whole else self._actor.run
+                trial: Trial = self._ray.get(call.remote(task), timeout=longest)
             except self._ray.exceptions.RayTaskError as error:
                 raise TrialFailed(reason_of(error)) from error
             except self._ray.exceptions.RayError as error:

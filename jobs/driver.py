@@ -16,6 +16,7 @@ from jobs.calibration import Calibration
 from jobs.cluster import running_ray
 from jobs.commits import Committed, drop_damaged, find_damage, find_missing, read_committed
 from jobs.finish import finish
+from jobs.fit import fitted, is_to_be_fitted
 from jobs.fleet import Fleet, JobError
 from jobs.manifest import check_manifest
 from jobs.plan import Plan, as_planned, check_weights, make_plan, public_url, store_plan, stored_plan
@@ -157,7 +158,7 @@ def generate(spec: Spec) -> dict[str, Any]:
         store = Store(spec.output, spec.storage_options)
         spec = as_planned(spec, store)
         decided = decided_before(spec, store)
-        if decided is not None:
+        if decided is not None and not is_to_be_fitted(decided[0], store):
             plan, made = _generate(*decided, store)
         else:
             # What would stop the job later must not cost a measurement first.
@@ -166,7 +167,8 @@ def generate(spec: Spec) -> dict[str, Any]:
             check_weights(spec.pair, load_card(spec.pair).sha256)
             logger.info("starting Ray and the worker that measures")
             with running_ray(spec.workers) as ray, _stoppable():
-                plan, made = _generate(*decide(ray, spec), store)
+                fixed = decide(ray, spec) if decided is None else (fitted(ray, decided[0]), decided[1])
+                plan, made = _generate(*fixed, store)
     return {
         "output": public_url(spec.output),
         "images": plan.rows,

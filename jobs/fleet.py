@@ -28,6 +28,7 @@ from jobs.spec import SpecError, Workers
 from spd_core.pairs.pair import PairError
 from spd_core.quality.files import QualityError
 from workers.actor import Worker
+from workers.memory import OutOfMemory
 from workers.records import CommitRecord, WorkerSettings
 from workers.shard import DamagedCommit, UnequalCommit
 from workers.store import Store
@@ -82,8 +83,15 @@ def reason_of(error: BaseException) -> str:
 
 
 def raise_if_hopeless(error: BaseException) -> None:
-    """Raises the cause of a Ray error instead, if it is one that no other worker could do better with."""
+    """Raises the cause of a Ray error instead, if it is one that no other worker could do better with.
+
+    Raises:
+        PairError, QualityError, SpecError: wrong input.
+        JobError: the batch of a plan does not fit; a smaller one is another plan.
+    """
     cause = getattr(error, "cause", None)
+    if isinstance(cause, OutOfMemory):
+        raise JobError(f"{cause}; what is committed stays, but a smaller batch needs another output") from error
     if isinstance(cause, _HOPELESS):
         raise cause from error
 

@@ -16,6 +16,7 @@ import ray
 import torch
 
 from workers.engine import Engine
+from workers.memory import told_apart
 from workers.records import ShardTask, WorkerSettings
 from workers.shard import commit_shard, committed
 from workers.store import Store
@@ -71,13 +72,14 @@ class Worker:
 
         Raises:
             PairError: as `ready`.
+            OutOfMemory: the batch does not fit into the device's memory.
             StoreError: the output cannot be read or written.
             UnequalCommit: another attempt committed the shard first, with other bytes.
         """
         record = committed(self._store, self._settings, task.shard)
         if record is None:
             with self._room:
-                with self._device:
+                with self._device, told_apart(self._settings.batch, torch.device(self._settings.device)):
                     engine = self._loaded()
                     shard = engine.decode(task)
                 record = commit_shard(self._store, self._settings, task, engine.encode(shard))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import torch
 
+from spd_core.decode import decode
 from spd_core.decode.ceilings import measured_ceilings
 from spd_core.decode.trial import Trial, try_out
+from spd_core.draws import Draws
+from spd_core.law import Null
 from spd_core.pairs.pair import Pair, load_pair
 from workers.engine import planned_card
 from workers.machine import describe_machine
+from workers.memory import told_apart
 from workers.records import PairSettings, TrialTask
 
 
@@ -64,6 +69,31 @@ class Trier:
         }
 
     def run(self, task: TrialTask) -> Trial:
-        """Decodes the task's requests until all are made or its time is up."""
+        """Decodes the task's requests until all are made or its time is up.
+
+        Raises:
+            OutOfMemory: a batch does not fit.
+        """
         labels, seeds = (torch.tensor(column, device=self._device) for column in (task.labels, task.seeds))
-        return try_out(self._loaded(), self._settings.law, task.choice, labels, seeds, task.limit_s)
+        with told_apart(task.choice.batch, self._device):
+            return try_out(self._loaded(), self._settings.law, task.choice, labels, seeds, task.limit_s)
+
+    def run_whole(self, task: TrialTask) -> Trial:
+        """Decodes all of the task's requests and makes their images: as much memory as a worker needs.
+
+        Raises:
+            OutOfMemory: a batch does not fit.
+            ValueError: the method makes no tokens.
+        """
+        method, batch, began = task.choice.method, task.choice.batch, time.perf_counter()
+        if isinstance(method, Null):
+            raise ValueError("method: got 'null', allowed: a method that makes tokens")
+        with told_apart(batch, self._device):
+            pair = self._loaded()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()  # of a larger batch that did not fit
+            labels, seeds = (torch.tensor(column, device=self._device) for column in (task.labels, task.seeds))
+            decoded = decode(pair, self._settings.law, method, labels, Draws(seeds), batch)
+            for tokens in decoded.tokens.split(batch):
+                pair.to_images(tokens)
+        return Trial(len(labels), time.perf_counter() - began)

@@ -19,6 +19,7 @@ from jobs.spec import Spec, SpecError, Workers
 from spd_core.pairs.pair import PairError
 from tests.jobs.tree import tree_spec, worker_settings
 from workers.engine import Engine
+from workers.memory import OutOfMemory
 from workers.records import ShardTask
 from workers.shard import UnequalCommit, commit_shard, read_commit
 from workers.store import Store
@@ -379,6 +380,14 @@ def test_wrong_input_ends_the_job_at_once(job):
     ray = FakeRay(job.make, lambda *_: RayTaskError(PairError("pair: corrupt")))
     with pytest.raises(PairError, match="pair: corrupt"):
         job.fleet(ray).wait_for_first()
+
+
+def test_running_out_of_memory_ends_the_job_at_the_first_attempt(job):
+    full = OutOfMemory("batch: got 32, which does not fit into the memory of X, allowed: a smaller one (CUDA)")
+    ray = FakeRay(job.make, lambda _, call, __: RayTaskError(full) if call == "run" else "ok")
+    with pytest.raises(JobError, match=r"^batch: got 32, which does not fit .*; what is committed stays"):
+        job.run(ray, count=1)
+    assert ray.started == 1
 
 
 def test_actors_that_never_start_end_the_job(job):
