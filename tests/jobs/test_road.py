@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import road
+from jobs import road, road_waiting
 from jobs.cli import main
 from jobs.commits import read_committed
+from jobs.encoding import encoding_cost
 from jobs.finish import finish
 from jobs.plan import make_plan, read_plan, store_plan
 from jobs.request_file import RequestFile
@@ -44,6 +45,8 @@ def generate_here(spec: FixedSpec) -> dict[str, Any]:
 @pytest.fixture
 def here(monkeypatch):
     monkeypatch.setattr(road, "generate", generate_here)
+    monkeypatch.setattr(road_waiting, "generate", generate_here)
+    monkeypatch.setattr(road, "encoding_cost", lambda shape, image, seconds: encoding_cost(shape, image, 0.0))
     monkeypatch.setattr(road, "_apart", lambda call: call())
 
 
@@ -81,7 +84,7 @@ def test_loop_and_jobs_decode_the_same_number_of_shards_a_worker(tmp_path, here)
 def test_table_and_file_hold_the_figures(tmp_path, here, caplog):
     pair = make_tiny_pair(tmp_path / "pair")
     given = ["road", "--images", "100", "--shard-size", "10", "--workers", "1", "--folder", str(tmp_path)]
-    given += ["--shards", "1", "--laps", "1", "--json", str(tmp_path / "road.json")]
+    given += ["--shards", "1", "--laps", "1", "--waiting", "8", "--json", str(tmp_path / "road.json")]
     for field in (f"pair={pair}", "shard_size=2", "method=plain"):
         given += ["--set", field]
     with caplog.at_level(logging.INFO):
@@ -89,6 +92,8 @@ def test_table_and_file_hold_the_figures(tmp_path, here, caplog):
     assert "| images of the remainder, and made by a resume | 10, 10 |" in caplog.text
     assert "| two workers over one, median of 1 | " in caplog.text
     found = json.loads((tmp_path / "road.json").read_text())
+    assert "| webp, fast | " in caplog.text and "a decoder that waits, 200 images/s of 256 px, png, fast" in caplog.text
+    assert set(found["waiting"]["fast"]["share"]) == {"beside", "between"}
     assert found["machine"] and found["road"]["null"]["split"]["encode"] > 0
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("spd-road")] == []
 
@@ -99,6 +104,8 @@ def test_table_and_file_hold_the_figures(tmp_path, here, caplog):
         (["--images", "9"], "--images: got 9, allowed: 10 or more"),
         (["--shard-size", "0"], "--shard-size: got 0, allowed: 1 or more"),
         (["--laps", "0"], "--laps: got 0, allowed: 1 or more"),
+        (["--waiting", "-1"], "--waiting: got -1, allowed: 0 or more"),
+        (["--wait-rate", "0"], "--wait-rate: got 0, allowed: above 0"),
         (["--folder", "/nowhere"], "--folder: got '/nowhere', allowed: a folder that exists"),
         (["--json", "/nowhere/x"], "--json: got '/nowhere/x', allowed: a file in a folder that exists"),
         (["--set", "method=auto"], "--set: got method 'auto', allowed: a method by name that makes tokens"),
@@ -115,7 +122,7 @@ def test_wrong_input_is_one_line(given, says, capsys):
 @pytest.mark.slow
 def test_the_whole_road_with_ray(tmp_path):
     given = ["road", "--images", "2000", "--shard-size", "100", "--workers", "2", "--folder", str(tmp_path)]
-    given += ["--shards", "1", "--laps", "1", "--json", str(tmp_path / "road.json")]
+    given += ["--shards", "1", "--laps", "1", "--waiting", "128", "--json", str(tmp_path / "road.json")]
     for field in (f"pair={make_tiny_pair(tmp_path / 'pair')}", "shard_size=8", "method=plain", "workers.num_cpus=0.5"):
         given += ["--set", field]
     assert main(given) == 0
