@@ -81,6 +81,7 @@ def made(case: str) -> dict[str, str]:
     figures = {name: report[name] for name in FIGURES if name in report}
     return {
         "images": _digest(_pixels(store)),
+        "rows": _digest(_rows(store, "data/")),
         "log": _digest(_rows(store, "acceptance/")),
         "plan": plan["fingerprint"],
         "figures": _digest(json.dumps(figures, sort_keys=True).encode()),
@@ -97,18 +98,17 @@ def _tables(store: Store, folder: str) -> list[Any]:
 
 
 def _pixels(store: Store) -> bytes:
-    """Every column of the data, images as pixels: PNG bytes also depend on the compressor."""
-    out = b""
-    for table in _tables(store, "data/"):
-        for row in table.to_pylist():
-            image = row.pop("image")
-            out += np.asarray(Image.open(io.BytesIO(image["bytes"]))).tobytes()
-            out += json.dumps(row, sort_keys=True, default=str).encode()
-    return out
+    """Pixels, not PNG bytes, which also depend on the compressor."""
+    images = [image["bytes"] for table in _tables(store, "data/") for image in table["image"].to_pylist()]
+    return b"".join(np.asarray(Image.open(io.BytesIO(image))).tobytes() for image in images)
 
 
 def _rows(store: Store, folder: str) -> bytes:
-    rows = [row for table in _tables(store, folder) for row in table.to_pylist()]
+    """Every column but the images."""
+    tables = [
+        table.drop_columns([name for name in table.column_names if name == "image"]) for table in _tables(store, folder)
+    ]
+    rows = [row for table in tables for row in table.to_pylist()]
     return json.dumps(rows, sort_keys=True, default=str).encode()
 
 
