@@ -86,7 +86,10 @@ def choices(
     """
     sizes, law = _sizes(batch, shard), law or card.law
     if at is None:
-        return tuple(Choice(method=method, batch=size) for size in sizes for method in admissible(card, auto))
+        # Of an unknown device, the pair's own windows and those for the dearest rows, which a large batch may need.
+        windows = dict.fromkeys([*card.windows, *(tuned.windows for tuned in card.tuned_windows[-1:])])
+        methods = admissible(card, auto, tuple(windows))
+        return tuple(Choice(method=method, batch=size) for size in sizes for method in methods)
     offered = [
         Choice(method=method, batch=size)
         for size in sizes

@@ -122,6 +122,12 @@ def test_the_windows_of_a_known_device_are_measured_at_its_batch(mar_h):
     assert windows == [(40,), (20,)], "plain decoding with one head call a step is predicted hopeless"
 
 
+def test_on_an_unknown_device_the_windows_for_dear_rows_are_measured_too(mar_h):
+    card = mar_h.model_copy(update={"head_windows": ((40,), (20,))})
+    windows = [choice.method.head_window for choice in choices(card, Auto(), 4, 64)]
+    assert windows == [(), (40,), (20,), (4,)]
+
+
 def test_ceilings_of_this_machine_are_measured():
     found = measured_ceilings(torch.device("cpu"), "float32", size=256, repeats=3)
     assert found.name == "cpu"
