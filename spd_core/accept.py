@@ -117,6 +117,7 @@ def resample_modified(
     draft: Gaussian,
     log_factor_R: Tensor,
     propose: Callable[[Tensor, int, int], tuple[Tensor, Tensor]],
+    early: bool = True,
 ) -> Tensor:
     """A sample [R, D] of the modified distribution Norm[(F p - q)_+] of each row (CSpD, section 3.4), always.
 
@@ -129,9 +130,12 @@ def resample_modified(
         target, draft: last-step Gaussians.
         log_factor_R: log F of each row.
         propose: (rows [M] still open, attempt, count) -> (normals [M, count, D], uniforms [M, count]).
+        early: a row that has its sample proposes no further, which waits for a GPU; else all rows go through all
+            rounds. The samples are the same.
     """
     result = target.mean.clone()
     open_rows = torch.arange(len(result), device=result.device)
+    going = torch.ones_like(open_rows, dtype=torch.bool)  # of all rows, where none is left out
     for attempt, count in enumerate(PROPOSAL_ROUNDS):
         if not len(open_rows):
             break
@@ -153,8 +157,12 @@ def resample_modified(
             likeliest = log_ratio.argmax(dim=1)
             choice = torch.where(found, choice, torch.where(share[:, -1] > 0, drawn, likeliest))
             found = torch.ones_like(found)
-        result[open_rows[found]] = y[found, choice[found]]
-        open_rows = open_rows[~found]
+        if early:
+            result[open_rows[found]] = y[found, choice[found]]
+            open_rows = open_rows[~found]
+        else:
+            result = torch.where((going & found)[:, None], y[open_rows, choice], result)
+            going &= ~found
     return result
 
 

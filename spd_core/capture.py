@@ -80,6 +80,12 @@ class Captured:
         return tuple(x.clone() for x in made) if recorded(inputs[0].device) else made
 
 
+def filled(rows: int) -> int:
+    """What rows are filled up to where their number varies: at most an eighth more, eight numbers an octave."""
+    step = 1 << max(0, rows.bit_length() - 4)
+    return -(-rows // step) * step
+
+
 def recorded(device: torch.device) -> bool:
     """Whether functions are recorded on a device."""
     return device.type in RECORDED

@@ -161,9 +161,14 @@ def _only_words(seed_R: Tensor, token_R: Tensor, round_R: Tensor, tag_R: Tensor,
     return (_words_of(seed_R, token_R, round_R, tag_R, blocks),)
 
 
+#: Of rows and numbers; each graph is a dozen kernels.
+MOST_SIZES = 256
 _WORDS = Captured(_only_words, "words")
-_UNIFORMS, _FINE_UNIFORMS = Captured(_uniforms, "uniforms"), Captured(_fine_uniforms, "fine uniforms")
-_NORMALS, _PROPOSALS = Captured(_normals, "normals"), Captured(_proposals, "proposals")
+_UNIFORMS, _FINE_UNIFORMS = (
+    Captured(_uniforms, "uniforms", MOST_SIZES),
+    Captured(_fine_uniforms, "fine uniforms", MOST_SIZES),
+)
+_NORMALS, _PROPOSALS = Captured(_normals, "normals", MOST_SIZES), Captured(_proposals, "proposals", MOST_SIZES)
 
 
 @lru_cache(maxsize=4096)

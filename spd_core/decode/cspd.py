@@ -18,6 +18,7 @@ Shape legend: B images, N tokens of an image, D token dims, R rows (tokens of a 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -231,40 +232,41 @@ def _paper(
         masked, targets = left[step], targets + 1
 
     schedule = _Schedule.of(law, length, device)
-    masked_B = torch.full_like(labels, masked)
-    rounds_B = torch.full_like(labels, targets)
-    records: list[DraftRecords] = []
-    active = torch.arange(len(labels), device=device) if masked else labels[:0]
-    while len(active):
-        records.append(
-            _paper_round(
-                target,
-                draft,
-                law,
-                method,
-                tokens,
-                order,
-                active,
-                masked_B,
-                rounds_B,
-                labels,
-                draws,
-                schedule,
-                meter,
-                ahead,
-            )
+    batch = _Batch(torch.full_like(labels, masked), torch.full_like(labels, targets), [masked] * len(labels))
+    parts: list[tuple[DraftRecords, Tensor]] = []
+    while any(batch.masked_here):
+        parts.append(
+            _paper_round(target, draft, law, method, tokens, order, batch, labels, draws, schedule, meter, ahead)
         )
-        active = active[masked_B[active] > 0]
-    return Decoded(tokens, rounds_B.cpu(), DraftRecords.concatenate(records), dict(meter.counts), meter.seconds())
+        batch.masked_here = batch.masked.tolist()  # the one wait for a GPU
+    rounds, counts = batch.rounds.cpu(), dict(meter.counts)
+    records = DraftRecords.concatenate([part for part, _ in parts])
+    if parts:
+        records = records.at(torch.cat([tested for _, tested in parts]).cpu())
+    return Decoded(tokens, rounds, records, counts, meter.seconds())
+
+
+@dataclass
+class _Batch:
+    """How far the images of a batch are; what decides shapes is known on the host too."""
+
+    masked: Tensor  #: int64 [B] tokens not made yet
+    rounds: Tensor  #: int64 [B]
+    masked_here: list[int]  #: `masked`
+
+    def active(self) -> tuple[Tensor, list[int]]:
+        """The images that are not done, int64 [A], and their masked tokens."""
+        left = [masked for masked in self.masked_here if masked]
+        return torch.argsort((self.masked == 0).to(torch.uint8), stable=True)[: len(left)], left
 
 
 class _Schedule:
     """Where an image with m masked tokens goes next: `left[m]` after iteration `step[m]`, at guidance `scale[m]`."""
 
-    def __init__(self, left: Tensor, scale: Tensor, step: Tensor) -> None:
-        self.left = left
-        self.scale = scale
-        self.step = step
+    def __init__(self, left: list[int], scale: list[float], step: list[int], device: torch.device) -> None:
+        self.left_here = left
+        self.left, self.step = torch.tensor(left, device=device), torch.tensor(step, device=device)
+        self.scale = torch.tensor(scale, device=device)
 
     @classmethod
     def of(cls, law: SamplerLaw, length: int, device: torch.device) -> _Schedule:
@@ -276,24 +278,29 @@ class _Schedule:
             left.append(after)
             scale.append(guidance_scale(law, length, table))
             steps.append(step)
-        return cls(*(torch.tensor(column, device=device) for column in (left, scale, steps)))
+        return cls(left, scale, steps, device)
 
 
-def _ragged_rows(order: Tensor, active: Tensor, left_A: Tensor, masked_A: Tensor) -> TokenRows:
-    """Rows ``order[left:masked]`` of every active image, image-major; images differ in how many they have."""
-    places = torch.arange(order.shape[1], device=order.device)
-    inside = (places >= left_A[:, None]) & (places < masked_A[:, None])
-    which, place = inside.nonzero(as_tuple=True)
-    return TokenRows(active[which], order[active[which], place])
+def _ragged_rows(
+    order: Tensor, active: Tensor, left_A: Tensor, masked_A: Tensor, total: int
+) -> tuple[TokenRows, Tensor]:
+    """Rows ``order[left:masked]`` of every active image, ``total`` in all, and the place in ``active`` of each's image.
+
+    They are image-major; images differ in how many they have.
+    """
+    ends = (masked_A - left_A).cumsum(0)
+    row = torch.arange(total, device=order.device)
+    which = torch.searchsorted(ends, row, right=True)
+    place = masked_A[which] - (ends[which] - row)
+    return TokenRows(active[which], order[active[which], place]), which
 
 
-def _ragged_visible(order: Tensor, active: Tensor, masked_A: Tensor) -> tuple[Tensor, Tensor]:
-    """Visible indices [A, V] (ascending, then padding) and how many of them are real [A]."""
+def _ragged_visible(order: Tensor, active: Tensor, masked_A: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Visible indices [A, V] (ascending, then padding), at ``most`` V of them, and how many of them are real [A]."""
     length = order.shape[1]
-    counts = length - masked_A
     places = torch.arange(length, device=order.device)
     known = torch.where(places >= masked_A[:, None], order[active], length)
-    return known.sort(dim=1).values[:, : int(counts.max())].clamp(max=length - 1), counts
+    return known.sort(dim=1).values[:, :most].clamp(max=length - 1), length - masked_A
 
 
 def _paper_round(
@@ -303,40 +310,41 @@ def _paper_round(
     method: Cspd,
     tokens: Tensor,
     order: Tensor,
-    active: Tensor,
-    masked_B: Tensor,
-    rounds_B: Tensor,
+    batch: _Batch,
     labels: Tensor,
     draws: Draws,
     schedule: _Schedule,
     meter: Meter,
     ahead: dict[Mar, Lookahead | None],
-) -> DraftRecords:
-    """One draft-and-verify round of the active images; writes canvas, masked_B and rounds_B in place."""
+) -> tuple[DraftRecords, Tensor]:
+    """One draft-and-verify round of the images that are not done; writes canvas and batch in place.
+
+    Returns:
+        records of the whole blocks, and which of them were tested.
+    """
     length, guided_rows = order.shape[1], 1 + (law.cfg != 1.0)
-    local = torch.zeros_like(labels)
-    local[active] = torch.arange(len(active), device=active.device)
+    active, start_here = batch.active()
+    start_A = batch.masked[active]
 
-    def context_rows(model: Mar, masked_A: Tensor, rows: TokenRows) -> Tensor:
-        visible, counts = _ragged_visible(order, active, masked_A)
+    def context_rows(model: Mar, masked_A: Tensor, masked_here: list[int], rows: TokenRows, which: Tensor) -> Tensor:
+        visible, counts = _ragged_visible(order, active, masked_A, length - min(masked_here))
         z = contexts(model, law, tokens[active], visible, labels[active], counts)
-        return z.stacked(TokenRows(local[rows.image], rows.token))
+        return z.stacked(TokenRows(which, rows.token))
 
-    start_A = masked_B[active]
-    masked_A, parts = start_A, []
+    masked_A, masked_here, parts = start_A, start_here, []
     with meter.span("draft"):
         for place in range(method.gamma):
-            left_A = schedule.left[masked_A]
-            rows = _ragged_rows(order, active, left_A, masked_A)
-            if not len(rows):
+            left_A, left_here = schedule.left[masked_A], [schedule.left_here[m] for m in masked_here]
+            total = sum(masked_here) - sum(left_here)
+            if not total:
                 break
-            scale = schedule.scale[masked_A][local[rows.image]][:, None]
-            z = context_rows(draft, masked_A, rows)
-            step = schedule.step[masked_A][local[rows.image]]
-            paths = sample_rows(draft, law, z, scale, draws, rows, step, ahead=ahead[draft])
+            rows, which = _ragged_rows(order, active, left_A, masked_A, total)
+            scale, step = schedule.scale[masked_A][which][:, None], schedule.step[masked_A][which]
+            z = context_rows(draft, masked_A, masked_here, rows, which)
+            paths = sample_rows(draft, law, z, scale, draws, rows, step, ahead=ahead[draft], ragged=True)
             tokens[rows.image, rows.token] = paths.x0
-            parts.append((rows, paths, scale, torch.full_like(rows.token, place), step))
-            masked_A = left_A
+            parts.append((rows.image, rows.token, which, scale, torch.full_like(rows.token, place), step, paths))
+            masked_A, masked_here = left_A, left_here
             meter.add(
                 draft_context_calls=1,
                 draft_context_rows=len(active) * guided_rows,
@@ -345,54 +353,74 @@ def _paper_round(
             )
     # Rows in generation order, image-major: order is generated from its end, so later places come first.
     place_of = torch.argsort(order, dim=1)
-    image, token = (torch.cat([getattr(part[0], name) for part in parts]) for name in ("image", "token"))
-    at = torch.argsort(local[image] * length + (length - 1 - place_of[image, token]))
-    rows = TokenRows(image[at], token[at])
-    drafted = TokenPaths.concatenate([part[1] for part in parts], at)
-    scale, index, step = (torch.cat(column)[at] for column in list(zip(*parts, strict=True))[2:])
+    image, token, which, scale, index, step = (torch.cat(column) for column in list(zip(*parts, strict=True))[:-1])
+    at = torch.argsort(which * length + (length - 1 - place_of[image, token]))
+    rows, drafted = TokenRows(image[at], token[at]), TokenPaths.concatenate([part[-1] for part in parts], at)
+    which, scale, index, step = which[at], scale[at], index[at], step[at]
 
     with meter.span("context"):
-        z = context_rows(target, start_A, rows)
+        z = context_rows(target, start_A, start_here, rows, which)
     with meter.span("head"):
         purposes = _SHARED if method.aligned else _OWN
-        own = sample_rows(target, law, z, scale, draws, rows, step, purposes, ahead[target])
+        own = sample_rows(target, law, z, scale, draws, rows, step, purposes, ahead[target], ragged=True)
     with meter.span("residual"):
         p, q = _gaussian(own), _gaussian(drafted)
         log_factor = log_path_factor(drafted.log_std_sum, own.log_std_sum)
         log_ratio = tempered_log_ratio(p, q, drafted.x0, method.inner_temperature) + log_factor
-        round_R = rounds_B[rows.image]
+        round_R = batch.rounds[rows.image]
         uniforms = draws.uniforms(Purpose.ACCEPT, rows.image, rows.token, round_R=round_R)[:, 0]
         accepted = accept(log_ratio, uniforms)
 
         # Place of each row in its image's block; padding counts as accepted so that it never stops anyone.
-        sizes_A = start_A - masked_A
+        sizes_A, sizes_here = start_A - masked_A, [a - b for a, b in zip(start_here, masked_here, strict=True)]
         offset_A = sizes_A.cumsum(0) - sizes_A
-        within = torch.arange(len(rows), device=active.device) - offset_A[local[rows.image]]
-        grid = torch.ones(len(active), int(sizes_A.max()), dtype=torch.bool, device=active.device)
-        grid[local[rows.image], within] = accepted
+        within = torch.arange(len(rows), device=active.device) - offset_A[which]
+        grid = torch.ones(len(active), max(sizes_here), dtype=torch.bool, device=active.device)
+        grid[which, within] = accepted
         kept_A = torch.minimum(first_refusal(grid), sizes_A)
         refused_A = kept_A < sizes_A
-        first = (offset_A + kept_A)[refused_A]
-
-        def propose(open_rows: Tensor, attempt: int, count: int) -> tuple[Tensor, Tensor]:
-            here = first[open_rows]
-            at = (rows.image[here], rows.token[here])
-            dims = p.mean.shape[1]
-            normals = draws.normals(Purpose.PROPOSAL, *at, count * dims, round_R[here], attempt)
-            uniforms = draws.uniforms(Purpose.PROPOSAL_KEEP, *at, count, round_R[here], attempt)
-            return normals.view(-1, count, dims), uniforms
-
-        if len(first):
-            fresh = resample_modified(p.at(first), q.at(first), log_factor[first], propose)
-            tokens[rows.image[first], rows.token[first]] = fresh
-    masked_B[active] = start_A - kept_A - refused_A.long()
-    rounds_B[active] += 1
+        first_A = offset_A + torch.minimum(kept_A, sizes_A - 1)
+        _replace(tokens, rows, first_A, refused_A, p, q, log_factor, draws, round_R)
+    batch.masked[active] = start_A - kept_A - refused_A.long()
+    batch.rounds[active] += 1
     meter.add(
         target_context_calls=1,
         target_context_rows=len(active) * guided_rows,
         target_head_calls=own.head_calls,
         target_head_rows=own.head_rows * guided_rows,
     )
-    tested = within <= kept_A[local[rows.image]]
-    rows = TokenRows(rows.image[tested], rows.token[tested])
-    return _records(rows, index[tested], log_ratio[tested], accepted[tested])
+    return _records(rows, index, log_ratio, accepted), within <= kept_A[which]
+
+
+def _replace(
+    tokens: Tensor,
+    rows: TokenRows,
+    first_A: Tensor,
+    refused_A: Tensor,
+    p: Gaussian,
+    q: Gaussian,
+    log_factor: Tensor,
+    draws: Draws,
+    round_R: Tensor,
+) -> None:
+    """Writes a sample of the modified distribution over the first refused token of every image that has one.
+
+    Args:
+        first_A: the row of an image's first refusal; of an image without one, some row of it.
+        refused_A: which images have one.
+    """
+    waits = recorded(tokens.device)
+    if not waits:  # Where asking costs nothing only these are resampled.
+        first_A, refused_A = first_A[refused_A], refused_A[refused_A]
+        if not len(first_A):
+            return
+    image, token, number = rows.image[first_A], rows.token[first_A], round_R[first_A]
+
+    def propose(open_rows: Tensor, attempt: int, count: int) -> tuple[Tensor, Tensor]:
+        at, dims = (image[open_rows], token[open_rows]), p.mean.shape[1]
+        normals = draws.normals(Purpose.PROPOSAL, *at, count * dims, number[open_rows], attempt)
+        uniforms = draws.uniforms(Purpose.PROPOSAL_KEEP, *at, count, number[open_rows], attempt)
+        return normals.view(-1, count, dims), uniforms
+
+    fresh = resample_modified(p.at(first_A), q.at(first_A), log_factor[first_A], propose, early=not waits)
+    tokens[image, token] = torch.where(refused_A[:, None], fresh, tokens[image, token])

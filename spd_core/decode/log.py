@@ -10,7 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ class DraftRecords:
     log_ratio: Tensor  #: float32, log of the unclamped acceptance ratio
     accepted: Tensor  #: bool
     excess: Tensor  #: float32, added to the chance of standing by a relaxed rule (0: exact rules; NaN: no bound exists)
+
+    def at(self, rows: Tensor) -> DraftRecords:
+        """Those of some rows."""
+        return DraftRecords(*(getattr(self, column.name)[rows] for column in fields(self)))
 
     @staticmethod
     def concatenate(parts: list[DraftRecords]) -> DraftRecords:

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spd_core.capture import Captured, kept_by, recorded
+from spd_core.capture import Captured, filled, kept_by, recorded
 from spd_core.decode.head_speculation import Lookahead, speculate_head
 from spd_core.decode.log import Meter
 from spd_core.decode.path import HeadDraws, PathNoise, by_steps
@@ -268,6 +268,7 @@ def sample_rows(
     iteration_R: Tensor,
     purposes: tuple[Purpose, Purpose] = (Purpose.START, Purpose.STEP),
     ahead: Lookahead | None = None,
+    ragged: bool = False,
 ) -> TokenPaths:
     """`sample_paths` with random numbers drawn now, for rows of any iterations; the calls are those of all rows.
 
@@ -277,7 +278,16 @@ def sample_rows(
         rows: which tokens.
         iteration_R: int64, of each row.
         purposes: of start and step noise.
+        ragged: that their number varies from call to call; where functions are recorded it is filled up to one of few.
     """
+    count = len(rows)
+    if ragged and recorded(z.device):
+        more = torch.arange(filled(count), device=z.device).clamp(max=count - 1)
+        z = z.unflatten(0, (-1, count))[:, more].flatten(0, 1)
+        scale = scale[more] if isinstance(scale, Tensor) else scale
+        rows, iteration_R = TokenRows(rows.image[more], rows.token[more]), iteration_R[more]
+        paths = sample_rows(model, law, z, scale, draws, rows, iteration_R, purposes, ahead)
+        return replace(paths, **{name: getattr(paths, name)[:count] for name in ("x0", "last_std", "log_std_sum")})
     dims, copies, parts, places = model.config.token_dim, 1 + (law.cfg != 1.0), [], []
     for constant, at in by_steps(law, iteration_R, law.num_iter):
         if isinstance(at, slice):

@@ -49,13 +49,19 @@ def _mar_part(path: Path, part: str, config: MarConfig | None) -> tuple[dict[str
 
 
 def readme_law(name: str | None, config: MarConfig) -> SamplerLaw:
-    """The law the public README samples a model at; a model that is no preset: no guidance."""
+    """The law the public README samples a model at; a model that is no preset: no guidance.
+
+    The public sampler runs under autocast to float16. bfloat16 is as fast, and its range is that of float32: float16
+    overflows to NaN on weights of an early training (issues 25 and 76 of the public code). Unlike there, the head's
+    output layer is float32.
+    """
     return SamplerLaw(
         num_iter=min(README_ITERATIONS, config.seq_len),
         head_steps=config.num_sampling_steps,
         cfg=README_GUIDANCE[name] if name else 1.0,
         cfg_schedule="linear",
         temperature=1.0,
+        dtype="bfloat16",
     )
 
 

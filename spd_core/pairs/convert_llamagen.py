@@ -33,8 +33,8 @@ IMAGE_SIZES = (256, 384, 512)
 
 
 def readme_law(name: str | None) -> SamplerLaw:
-    """The law the public evaluation samples a model at; a model that is no preset: no guidance."""
-    return SamplerLaw(cfg=README_GUIDANCE[name] if name else 1.0, cfg_schedule="constant")
+    """The law the public evaluation samples a model at, in its bfloat16; a model that is no preset: no guidance."""
+    return SamplerLaw(cfg=README_GUIDANCE[name] if name else 1.0, cfg_schedule="constant", dtype="bfloat16")
 
 
 def preset_of(path: Path, state: Mapping[str, Tensor]) -> str:

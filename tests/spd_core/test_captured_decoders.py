@@ -9,7 +9,7 @@ import torch
 
 from spd_core.decode import decode
 from spd_core.draws import Draws
-from spd_core.law import Plain, SamplerLaw
+from spd_core.law import Cspd, Plain, SamplerLaw
 from spd_core.pairs.pair import Pair, load_pair
 from tests.cpu_graph import cpu_graphs
 
@@ -37,3 +37,19 @@ def test_plain_mar_from_graphs(mar: Pair, changes: dict):
     assert len(recorded) == first, "another batch of the same size records nothing anew"
     # One graph of the whole loop for each number of rows that an iteration has.
     assert Counter(recorded)["denoise 12 steps"] <= 8
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Cspd(gamma=4), Cspd(gamma=4, aligned=False, unresolved="zeros"), Cspd(gamma=4, variant="paper")],
+    ids=["released", "released on its own noise", "paper"],
+)
+def test_cspd_from_graphs(mar: Pair, method: Cspd):
+    here = law(mar)
+    directly = decode(mar, here, method, LABELS, Draws(SEEDS))
+    with cpu_graphs():
+        replayed = decode(mar, here, method, LABELS, Draws(SEEDS))
+    assert torch.allclose(replayed.tokens, directly.tokens, atol=1e-3)
+    assert torch.equal(replayed.drafts.accepted, directly.drafts.accepted)
+    assert torch.equal(replayed.drafts.token, directly.drafts.token)
+    assert torch.equal(replayed.rounds, directly.rounds)
