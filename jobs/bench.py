@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from jobs.bench_arguments import add_arguments, check_arguments, check_files, parse_tree
+from jobs.bench_arguments import check_arguments, check_files, parse_tree
 from jobs.bench_calls import measure_calls, predicted_speedup
 from jobs.bench_entries import (
     CODE_DELTAS,
@@ -45,12 +45,12 @@ from jobs.bench_entries import (
 from jobs.bench_measure import Bench, Tally, Timed, loaded, measure_quality, measure_speed, speed_figures
 from jobs.bench_plot import plot
 from jobs.bench_table import Row, as_json, as_markdown
-from jobs.spec import SpecError, load_spec, one_line
+from jobs.complaints import one_line
+from jobs.console import Steps, say
+from jobs.spec import SpecError, load_spec
 from spd_core.law import Acceptance, Guarantee, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import PairCard
 from workers.machine import describe_machine
-
-__all__ = ["add_arguments", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,8 @@ log = logging.getLogger(__name__)
 _FILLS = {"mar": 1, "causal": 1, "llamagen": 4}
 #: Images decoded together for their quality, at least.
 _QUALITY_BATCH = 32
+#: Seconds between two lines of progress.
+_EVERY_S = 5.0
 
 
 @dataclass
@@ -76,8 +78,9 @@ class Run:
     def measure(self, repeats: int) -> None:
         """Speed, and for a causal pair call times, at every batch size."""
         tokens = self.card.target.seq_len
+        steps = Steps(len(self.batches) * len(self.entries) * (repeats + 1), every_s=_EVERY_S)
         for batch in self.batches:
-            timed = measure_speed(self.bench, self.entries, batch, self.fills, repeats)
+            timed = measure_speed(self.bench, self.entries, batch, self.fills, repeats, steps.done)
             self.speed[batch] = speed_figures(self.entries, timed, batch, self.fills, tokens)
             if self.card.family == "causal":
                 self._predict(batch, timed)
@@ -104,12 +107,14 @@ class Run:
 
     def assess(self, entries: list[Entry], n: int, processes: int) -> None:
         """Quality of some of the entries."""
+        steps = Steps(len(entries))
         for entry, figures in zip(
             entries,
             measure_quality(self.bench, entries, n, max(*self.batches, _QUALITY_BATCH), processes),
             strict=True,
         ):
             self.quality[entry] = figures
+            steps.done(f"{entry.label}, quality of {n} images")
             self.write()  # a run that is cut off keeps what it has measured
 
     def rows(self) -> list[Row]:
@@ -188,7 +193,7 @@ def _falling(args: argparse.Namespace, card: PairCard, law: SamplerLaw) -> list[
     try:
         return falling_laws(law, schedules, args.head_steps)
     except ValidationError as error:
-        raise SpecError(one_line(error).replace("spec:", "--head-steps:", 1)) from error
+        raise SpecError(one_line(error, SamplerLaw).replace("spec:", "--head-steps:", 1)) from error
 
 
 def _code_entries(args: argparse.Namespace, card: PairCard, law: SamplerLaw, gammas: list[int]) -> list[Entry]:
@@ -238,7 +243,7 @@ def _show(args: argparse.Namespace) -> int:
         Path(args.markdown).write_text(table)
     if args.plot:
         plot(rows, args.plot)
-    log.info("\n%s", table)
+    say(table)
     return 0
 
 
@@ -258,5 +263,5 @@ def run(args: argparse.Namespace) -> int:
     run.measure(args.repeats)
     if args.n and card.reference:
         run.assess(assessed, args.n, args.processes)
-    log.info("\n%s", as_markdown(run.rows(), run.machine))
+    say(as_markdown(run.rows(), run.machine))
     return 0

@@ -5,11 +5,10 @@ Shape legend: B images of a batch, n images of an entry, G drafts of a block at 
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -30,8 +29,6 @@ from spd_core.models.causal import Causal
 from spd_core.models.deepen import deepened
 from spd_core.models.llamagen import LlamaGen
 from spd_core.pairs.pair import Pair, load_pair
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -177,16 +174,28 @@ def _decode(pair: Pair, entry: Entry, seed: int, start: int, count: int, slots: 
     return decoded, now(pair.device) - began
 
 
-def measure_speed(bench: Bench, entries: list[Entry], batch: int, fills: int, repeats: int) -> list[Timed]:
-    """Decodes ``repeats`` times ``fills`` batches by every entry in turn, the same images by all."""
+def measure_speed(
+    bench: Bench,
+    entries: list[Entry],
+    batch: int,
+    fills: int,
+    repeats: int,
+    done: Callable[[str], None] = lambda _: None,
+) -> list[Timed]:
+    """Decodes ``repeats`` times ``fills`` batches by every entry in turn, the same images by all.
+
+    ``done`` is told of each decoding, the warm-up's too.
+    """
     pair, count = loaded(bench), batch * fills
     for entry in entries:  # warm-up of allocator and kernels; a causal model has no iterations to cut
         short = replace(entry, law=entry.law.model_copy(update={"num_iter": 2}))
         _decode(pair, short, bench.seed, 0, batch, batch)
+        done(f"{entry.label}, batch {batch}, warm-up")
     timed = [Timed() for _ in entries]
     for repeat in range(repeats):
         for own, entry in zip(timed, entries, strict=True):
             own.add(*_decode(pair, entry, bench.seed, repeat * count, count, batch))
+            done(f"{entry.label}, batch {batch}, {batch * fills / own.seconds[-1]:.3g} images/s")
     return timed
 
 
@@ -254,8 +263,6 @@ def measure_quality(bench: Bench, entries: list[Entry], n: int, batch: int, proc
             parts = list(make(_quality_batch, *zip(*given, strict=True)))
             features, agrees = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "agrees"))
             quality = evaluate(features, labels, agrees, card.reference)
-            iterations = f" at {entry.law.num_iter} iterations" if card.family == "mar" else ""
-            log.info("%s%s: quality of %d images", entry.label, iterations, n)
             yield {
                 **Tally.total([part.tally for part in parts]).figures(entry, card.target.seq_len),
                 "distance": quality.frechet,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import statistics
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.auto import budget, ceilings_of, choices_of, shard_rows, trial_rows, trial_settings, trial_task
-from jobs.calibration import Calibration, CalibrationRow, Measure, TrialFailed, calibrate
+from jobs.calibration import Calibration, CalibrationRow, Measure, TrialFailed, calibrate, most_turns
+from jobs.console import Steps, say
 from jobs.fleet import JobError
 from jobs.remembered import remember
 from jobs.spec import FixedSpec, Spec, SpecError, load_spec
@@ -22,25 +22,10 @@ from spd_core.law import Choice
 from spd_core.pairs.pair import PairCard, load_card
 from workers.trial import Trier
 
-log = logging.getLogger(__name__)
-
 #: Smallest share of the best choice's speed that the chosen one may have.
 ENOUGH = 0.95
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the subcommand."""
-    parser.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="spec file with method auto")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="one field of the spec")
-    parser.add_argument(
-        "--check",
-        type=int,
-        default=0,
-        metavar="LAPS",
-        help="then decode whole shards with every choice in turn, so often; exit code 1 if the chosen one has less "
-        f"than {ENOUGH:g} of the speed of the best",
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+#: Seconds between two lines of progress.
+_EVERY_S = 5.0
 
 
 def _measure(trier: Trier, spec: Spec, card: PairCard, whole: bool) -> Measure:
@@ -54,6 +39,21 @@ def _measure(trier: Trier, spec: Spec, card: PairCard, whole: bool) -> Measure:
             raise TrialFailed(str(error)) from error
 
     return measure
+
+
+def _told(measure: Measure, steps: Steps) -> Measure:
+    """The same measurement, which also says how far it is."""
+
+    def told(choice: Choice, lap: int, limit_s: float) -> Trial:
+        rate = "failed"
+        try:
+            trial = measure(choice, lap, limit_s)
+            rate = f"{trial.images_per_s:.3g} images/s"
+        finally:
+            steps.done(f"{choice.method.name}, batch {choice.batch}, {rate}")
+        return trial
+
+    return told
 
 
 def whole_rates(choices: Sequence[Choice], measure: Measure, laps: int) -> list[float]:
@@ -103,13 +103,15 @@ def run(args: argparse.Namespace) -> int:
     machine = trier.ready()
     choices = choices_of(spec, card, ceilings_of(machine))
     try:
-        best, rows, seconds = calibrate(choices, _measure(trier, spec, card, whole=False), budget(spec))
+        measure = _told(_measure(trier, spec, card, whole=False), Steps(most_turns(len(choices)), _EVERY_S))
+        best, rows, seconds = calibrate(choices, measure, budget(spec))
     except TrialFailed as error:
         raise JobError(f"method auto: {error}") from error
     asked = {"method": spec.method, "batch": spec.batch}
     remember(spec, card, Calibration.model_validate({**asked, "rows": rows, "machine": machine, "seconds": seconds}))
-    whole = whole_rates(choices, _measure(trier, spec, card, whole=True), args.check) if args.check else None
-    log.info("\n%s", table(rows, whole or [None] * len(rows), of_codes(card.sha256)))
+    measure = _told(_measure(trier, spec, card, whole=True), Steps(args.check * len(choices), _EVERY_S))
+    whole = whole_rates(choices, measure, args.check) if args.check else None
+    say(table(rows, whole or [None] * len(rows), of_codes(card.sha256)))
     figures: dict[str, Any] = {
         "machine": machine,
         "spec": spec.model_dump(mode="json", include={"pair", "law", "method", "batch", "shard_size", "seed"}),
@@ -120,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     if whole:
         share = whole[choices.index(best)] / max(whole)
         figures |= {"whole_images_per_s": whole, "share_of_best": share}
-        log.info("the chosen one has %.3f of the speed of the best", share)
+        say(f"the chosen one has {share:.3f} of the speed of the best")
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
     return 1 if share is not None and share < ENOUGH else 0

@@ -102,6 +102,11 @@ def last_round(batch_s: Sequence[float], seconds: float) -> Round:
     return Round(size, laps, seconds / (size * laps))
 
 
+def most_turns(count: int) -> int:
+    """Turns of a knock-out of ``count`` choices, with the warm-up: at most, since a slow finalist may drop out."""
+    return 1 + sum(each.size for each in early_rounds(count, 1.0)) + FINALISTS * LAPS
+
+
 class _KnockOut:
     """The state between the rounds."""
 

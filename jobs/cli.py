@@ -12,27 +12,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import yaml
+from jobs import arguments
+from jobs.command_line import Parser, unknown_arguments
+from jobs.console import say
 
 _OK, _FAILED, _WRONG_INPUT, _INTERRUPTED = 0, 1, 2, 130
-#: Subcommands whose module defines its own arguments and run(args) -> exit code.
-_MODULES = {
-    "bench": "speed, acceptance and distance of decoding, without Ray",
-    "calibrate": "what method auto would choose here, without Ray; writes no dataset",
-    "road": "speed and memory of everything around the decoder: planning, a job without a model, resuming, overhead",
-    "train": "train the models of a pair",
-    "convert": "turn public MAR and LlamaGen checkpoints into a pair folder",
-}
 _QUIET = ("ray", "botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "PIL", "filelock")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def _storage_options(pairs: Sequence[str]) -> dict[str, Any]:
     from jobs.spec import SpecError
+    from jobs.yaml_text import YamlError, parse_yaml
 
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -40,14 +30,14 @@ def _storage_options(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise SpecError(f"--storage-option: got {key!r}, allowed: KEY=VALUE")
         try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            options[key] = parse_yaml(value)
+        except YamlError as error:
             raise SpecError(f"--storage-option: the value of {key!r} is not YAML") from error
     return options
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
-    short = {"output": args.output, "workers.count": args.workers}
+    short = {"pair": args.pair, "requests.count": args.count, "output": args.output, "workers.count": args.workers}
     return [*args.set, *(f"{field}={json.dumps(value)}" for field, value in short.items() if value is not None)]
 
 
@@ -58,11 +48,11 @@ def _generate(args: argparse.Namespace) -> int:
     from workers import layout
 
     done = generate(load_spec(args.spec, _overrides(args)))
-    _say(
+    say(
         f"{done['output']}: {done['images']} images in {done['shards']} shards, "
         f"{done['made']} of them made in this run of {duration(done['seconds'])}"
     )
-    _say(f"report: {done['output']}/{layout.REPORT_HTML}")
+    say(f"report: {done['output']}/{layout.REPORT_HTML}")
     return _OK
 
 
@@ -73,14 +63,14 @@ def _plan(args: argparse.Namespace) -> int:
 
     spec = load_spec(args.spec, _overrides(args))
     card = load_card(spec.pair)
-    _say("\n".join(estimate_lines(card, spec, estimate(card, spec))))
+    say("\n".join(estimate_lines(card, spec, estimate(card, spec))))
     return _OK
 
 
 def _status(args: argparse.Namespace) -> int:
     from jobs.status import status
 
-    _say("\n".join(status(args.output, _storage_options(args.storage_option)).lines()))
+    say("\n".join(status(args.output, _storage_options(args.storage_option)).lines()))
     return _OK
 
 
@@ -89,9 +79,9 @@ def _validate(args: argparse.Namespace) -> int:
 
     found = validate(args.output, _storage_options(args.storage_option))
     for problem in found.problems:
-        _say(problem)
+        say(problem)
     verdict = "ok" if found.ok else f"{len(found.problems)} problems"
-    _say(f"{verdict}: {found.rows} images, {found.shards} shards, {found.files} files, {found.bytes} bytes")
+    say(f"{verdict}: {found.rows} images, {found.shards} shards, {found.files} files, {found.bytes} bytes")
     return _OK if found.ok else _FAILED
 
 
@@ -101,7 +91,7 @@ def _report(args: argparse.Namespace) -> int:
 
     report = rewrite_report(args.output, _storage_options(args.storage_option))
     state = "partial, " if report["partial"] else ""
-    _say(f"{state}{report['images']['committed']} images: {args.output.rstrip('/')}/{layout.REPORT_HTML}")
+    say(f"{state}{report['images']['committed']} images: {args.output.rstrip('/')}/{layout.REPORT_HTML}")
     return _OK
 
 
@@ -115,65 +105,46 @@ def _sample(args: argparse.Namespace) -> int:
 def _spec(_args: argparse.Namespace) -> int:
     from jobs.spec_text import spec_as_yaml
 
-    _say(spec_as_yaml().rstrip("\n"))
+    say(spec_as_yaml().rstrip("\n"))
     return _OK
 
 
-def _add_spec_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="spec file; without one, the defaults")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="one field, e.g. requests.count=1000",
-    )
-    parser.add_argument("--output", metavar="URL", help="short for --set output=URL")
-    parser.add_argument("--workers", type=int, metavar="N", help="short for --set workers.count=N")
+def _module(name: str) -> Callable[[argparse.Namespace], int]:
+    """The ``run`` of a command's own module, which is imported when it runs."""
+    return lambda args: int(importlib.import_module(f"jobs.{name}").run(args))
 
 
-def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUTPUT", help="URL or folder of a dataset")
-    parser.add_argument(
-        "--storage-option", action="append", default=[], metavar="KEY=VALUE", help="of the output's file system"
-    )
+#: What each command does and the function that does it.
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
+    "generate": ("make a dataset, or finish one that was begun", _generate),
+    "plan": ("shards, bytes, time and cost of a spec; writes nothing", _plan),
+    "status": ("how far a job is, from the store alone", _status),
+    "validate": ("re-read a dataset and name every damaged file", _validate),
+    "report": ("write report.html and report.json from what is committed", _report),
+    "sample": ("a few images without Ray", _sample),
+    "bench": ("speed, acceptance and distance of decoding, without Ray", _module("bench")),
+    "calibrate": ("what method auto would choose here, without Ray; writes no dataset", _module("calibrate")),
+    "road": (
+        "speed and memory of everything around the decoder: planning, a job without a model, resuming, overhead",
+        _module("road"),
+    ),
+    "train": ("train the models of a pair", _module("train")),
+    "convert": ("turn public MAR and LlamaGen checkpoints into a pair folder", _module("convert")),
+    "spec": ("print every field of the spec with its default, as YAML", _spec),
+}
 
 
-def _add_sample_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pair", help="bundled pair or a folder that holds one; default: the spec's")
-    parser.add_argument("--n", type=int, default=16, help="images")
-    parser.add_argument("--label", type=int, help="label of every image; default: all classes in turn")
-    parser.add_argument("--seed", type=int, default=0, help="job seed")
-    parser.add_argument("--method", help="plain, cspd or speculative; default: the spec's")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="one field of the spec")
-    parser.add_argument("--out", required=True, metavar="FILE", help="image grid as .png, or arrays as .npz")
-
-
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="spd", description="Generate image datasets with continuous speculative decoding, and prove what was made."
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    def add(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    for name, (text, run) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run=run)
-        return command
-
-    _add_spec_arguments(add("generate", "make a dataset, or finish one that was begun", _generate))
-    _add_spec_arguments(add("plan", "shards, bytes, time and cost of a spec; writes nothing", _plan))
-    _add_output_arguments(add("status", "how far a job is, from the store alone", _status))
-    _add_output_arguments(add("validate", "re-read a dataset and name every damaged file", _validate))
-    _add_output_arguments(add("report", "write report.html and report.json from what is committed", _report))
-    _add_sample_arguments(add("sample", "a few images without Ray", _sample))
-    for name, text in _MODULES.items():
-        command = commands.add_parser(name, help=text, description=text)
-        if name in argv:
-            module = importlib.import_module(f"jobs.{name}")
-            module.add_arguments(command)
-            command.set_defaults(run=module.run)
-    add("spec", "print every field of the spec with its default, as YAML", _spec)
+        command.set_defaults(run=run, parser=command)
+        if name in arguments.ADD:
+            arguments.ADD[name](command)
     return parser
 
 
@@ -221,13 +192,15 @@ def _set_up_logging() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 problems or a failed job, 2 wrong input, 128 + n by signal n."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(given)
-    args = parser.parse_args(given)
+    parser = _parser()
+    args, unknown = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    if unknown:
+        used = args.parser if args.command else parser
+        used.error(unknown_arguments(unknown, used))
     if args.version:
         from jobs.plan import package_version
 
-        _say(f"spd {package_version('spd')}")
+        say(f"spd {package_version('spd')}")
         return _OK
     if args.command is None:
         parser.print_usage(sys.stderr)

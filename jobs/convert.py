@@ -16,24 +16,6 @@ log = logging.getLogger(__name__)
 _OWN = {"mar": ("vae",), "llamagen": ("vq", "image_size")}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the subcommand."""
-    parser.add_argument(
-        "--target",
-        required=True,
-        metavar="FILE",
-        help="checkpoint-last.pth of a public MAR model, or a c2i checkpoint of LlamaGen",
-    )
-    parser.add_argument("--draft", metavar="FILE", help="a smaller one of the same family")
-    parser.add_argument("--vae", metavar="FILE", help="MAR: kl16.ckpt; without it no images can be made")
-    parser.add_argument("--vq", metavar="FILE", help="LlamaGen: vq_ds16_c2i.pt; without it no images can be made")
-    parser.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="LlamaGen: side of the images, if neither file nor name tells"
-    )
-    parser.add_argument("--name", required=True, help="name of the pair")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the pair folder")
-
-
 def run(args: argparse.Namespace) -> int:
     """Checks every key and shape, then writes the folder."""
     target, out = Path(args.target), Path(args.out)

@@ -40,7 +40,7 @@ class Progress:
         self._shards, self._images = shards, images
         self._done_shards, self._done_images = done_shards, done_images
         self._made = 0
-        self._began = self._said = time.monotonic()
+        self._began = self._said = self._added = time.monotonic()
 
     @property
     def made(self) -> int:
@@ -49,8 +49,8 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Images per second of this run."""
-        elapsed = time.monotonic() - self._began
+        """Images per second of this run, up to its last commit: until the next one it does not fall."""
+        elapsed = self._added - self._began
         return self._made / elapsed if elapsed > 0 else 0.0
 
     def add(self, images: int) -> None:
@@ -58,13 +58,21 @@ class Progress:
         self._done_shards += 1
         self._done_images += images
         self._made += images
+        self._added = time.monotonic()
 
     def line(self) -> str:
-        left = self._images - self._done_images
         return (
             f"{self._done_shards}/{self._shards} shards, {self._done_images}/{self._images} images, "
-            f"{self.rate:.2f} images/s, {time_left(left, self.rate)} left"
+            f"{self.rate:.2f} images/s, {self.left()} left"
         )
+
+    def left(self) -> str:
+        """Time to the end as expected at the last commit, less what has passed since: it counts down."""
+        images = self._images - self._done_images
+        if not images or self.rate <= 0:
+            return time_left(images, self.rate)
+        seconds = images / self.rate - (time.monotonic() - self._added)
+        return duration(seconds) if seconds > 0 else "a moment"
 
     def tick(self) -> None:
         """Logs the line if the last one is some seconds old."""

@@ -52,7 +52,7 @@ def store_requests(store: Store, spec: FixedSpec, plan: Plan) -> None:
     """
     if not request_parts(plan) or _is_sound(store, plan):
         return
-    source = request_file(spec, len(plan.class_names))
+    source = request_file(spec, plan.class_names)
     digest, made = RowDigest(), []
     try:
         tables = _regrouped((_table(rows, digest) for rows in source.rows()), part_rows(plan))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import tempfile
 import time
@@ -32,6 +31,7 @@ import torch
 
 from jobs import road_waiting
 from jobs.commits import find_missing, read_committed
+from jobs.console import Steps, say
 from jobs.driver import generate
 from jobs.encoding import FORMATS, EncodingCost, encoding_cost, encoding_table
 from jobs.plan import make_plan, store_plan, stored_plan, task_of
@@ -46,29 +46,10 @@ from workers import layout
 from workers.machine import describe_machine, peak_memory, usable_cpus
 from workers.store import Store
 
-log = logging.getLogger(__name__)
 Figures = dict[str, Any]
 _T = TypeVar("_T")
 _PART = 1 << 16  #: requests written at a time
 _LOST = 10  #: one commit record in so many is lost before the resume
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the subcommand."""
-    parser.add_argument("--images", type=int, default=1_000_000, help="requests of the job without a model")
-    parser.add_argument("--shard-size", type=int, default=1000, help="images per shard of that job")
-    parser.add_argument("--workers", type=int, default=usable_cpus(), help="workers of that job; default: usable cores")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="one field of the spec of the real jobs"
-    )
-    parser.add_argument("--shards", type=int, default=4, help="shards of a real job, per worker; 0: none")
-    parser.add_argument("--laps", type=int, default=3, help="rounds of loop, one worker and two workers")
-    parser.add_argument(
-        "--waiting", type=int, default=4000, help="images of the job whose decoder waits; 0: no such job"
-    )
-    parser.add_argument("--wait-rate", type=float, default=200.0, help="images/s of that decoder")
-    parser.add_argument("--folder", help="where the files lie meanwhile; default: the system's temporary folder")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
 
 
 def _peak_mb() -> float:
@@ -187,24 +168,30 @@ def job_step(spec: FixedSpec) -> Figures:
     return {"seconds": done["seconds"], "images_per_s": speed["images_per_s"], "idle_share": speed["idle_share"]}
 
 
-def measure_road(folder: str, images: int, shard_size: int, workers: int) -> Figures:
+def measure_road(folder: str, images: int, shard_size: int, workers: int, steps: Steps) -> Figures:
     """Plan, job without a model, remainder and resume."""
     write_requests(f"{folder}/requests.parquet", images)
     found: Figures = {"plan": _apart(partial(plan_step, folder, shard_size))}
+    steps.done("plan")
     found["null"] = _apart(partial(null_step, folder, shard_size, workers))
+    steps.done("job without a model")
     lose_records(folder)
     found["remainder"] = _apart(partial(remainder_step, folder, shard_size))
+    steps.done("remainder")
     found["resume"] = _apart(partial(null_step, folder, shard_size, workers))
+    steps.done("resume")
     return found
 
 
-def measure_pair(folder: str, overrides: list[str], shards: int, laps: int) -> Figures:
+def measure_pair(folder: str, overrides: list[str], shards: int, laps: int, steps: Steps) -> Figures:
     """Bare loop, one worker, two workers, in turn; medians of the laps' ratios."""
     rows: list[Figures] = []
     for lap in range(laps):
         one, two = (_pair_spec(f"{folder}/{n}-{lap}", overrides, shards, n) for n in (1, 2))
-        row = {"loop": _apart(partial(loop_step, one))}
-        row["one"], row["two"] = (_apart(partial(job_step, spec)) for spec in (one, two))
+        row: Figures = {}
+        for name, call in (("loop", loop_step), ("one", job_step), ("two", job_step)):
+            row[name] = _apart(partial(call, two if name == "two" else one))
+            steps.done(f"{name}, lap {lap + 1}, {row[name]['images_per_s']:.3g} images/s")
         rows.append(row)
 
     def ratio(over: str, under: str) -> float:
@@ -302,17 +289,21 @@ def run(args: argparse.Namespace) -> int:
         SpecError, PairError: wrong input.
         JobError: a job failed.
     """
+    args.workers = usable_cpus() if args.workers is None else args.workers
     _check(args)
     found: Figures = {"machine": describe_machine(), "images": args.images, "workers": args.workers}
     found |= {"shard_size": args.shard_size, "torch": torch.__version__}
+    steps = Steps(4 + (3 * args.laps if args.shards else 0) + (2 if args.waiting else 0))
     with tempfile.TemporaryDirectory(prefix="spd-road-", dir=args.folder) as folder:
-        found["road"] = measure_road(folder, args.images, args.shard_size, args.workers)
+        found["road"] = measure_road(folder, args.images, args.shard_size, args.workers, steps)
         if args.shards:
-            found["pair"] = measure_pair(folder, args.set, args.shards, args.laps)
+            found["pair"] = measure_pair(folder, args.set, args.shards, args.laps, steps)
         if args.waiting:
             found["encoding"] = _apart(measure_encoding)
+            steps.done("encoding")
             found["waiting"] = measure_waiting(folder, args.waiting, args.wait_rate)
-    log.info("\n%s", table(args, found))
+            steps.done("a decoder that waits")
+    say(table(args, found))
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
     return 0

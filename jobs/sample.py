@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -45,16 +46,18 @@ def _checked(out: str, n: int) -> Path:
     return path
 
 
-def _spec(pair: str | None, n: int, label: int | None, seed: int, method: str | None, overrides: list[str]) -> Spec:
+def _spec(
+    pair: str | None, n: int, label: int | str | None, seed: int, method: str | None, overrides: list[str]
+) -> Spec:
     given = [f"requests.count={n}", f"seed={seed}"]
     given += [f"pair={pair}"] if pair is not None else []
-    given += [f"requests.labels=[{label}]"] if label is not None else []
+    given += [f"requests.labels=[{json.dumps(label)}]"] if label is not None else []
     given += [f"method={method}"] if method is not None else []
     return load_spec(None, [*given, *overrides])
 
 
 def run(
-    pair: str | None, n: int, label: int | None, seed: int, method: str | None, overrides: list[str], out: str
+    pair: str | None, n: int, label: int | str | None, seed: int, method: str | None, overrides: list[str], out: str
 ) -> None:
     """Decodes ``n`` images and writes ``out``.
 
@@ -63,7 +66,7 @@ def run(
     Args:
         pair: bundled name or folder; None: the spec's default.
         n: how many.
-        label: of every image; None: all classes in turn.
+        label: of every image, number or class name; None: all classes in turn.
         seed: the job's seed.
         method: plain, cspd or speculative; None: that of the pair's family.
         overrides: ``field=value`` for any other field of the spec.
@@ -82,7 +85,8 @@ def run(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_pair(spec.pair, device, draft=spec.method.uses_draft)
     classes = len(loaded.card.class_names)
-    labels = torch.tensor([index % classes if label is None else label for index in range(n)], device=device)
+    cycle = range(classes) if spec.requests.labels == "balanced" else spec.requests.labels
+    labels = torch.tensor([cycle[index % len(cycle)] for index in range(n)], device=device)
     seeds = torch.tensor([image_seed(seed, request_id(index)) for index in range(n)], device=device)
     began = time.perf_counter()
     tokens = decode(loaded, spec.law, spec.method, labels, Draws(seeds), spec.batch).tokens

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from fsspec.utils import get_protocol
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
+from jobs.command_line import did_you_mean
+from jobs.complaints import one_line, refuse_switches, shown
+from jobs.labels import alike, allowed_labels, label_of
 from jobs.request_file import RequestFile, RequestFileError
+from jobs.urls import UrlError, check_url
 from jobs.words import of_codes
+from jobs.yaml_text import YamlError, parse_yaml, read_yaml
 from spd_core.candidates import admissible, default_method
 from spd_core.law import Auto, Choice, Guarantee, Method, MethodRequest, SamplerLaw, Settings, Speculative
-from spd_core.pairs.pair import PairCard, PairError, load_card
+from spd_core.pairs.pair import PairCard, PairError, bundled_pairs, load_card
 from workers.records import ImageFormat
+
+_LONGEST_S = 30 * 86_400.0  #: longest time that anything may be waited for
 
 #: Fields that decide no byte of the dataset; the hashes of its weights stand for the pair's name.
 UNFIXED = frozenset({"workers", "output", "storage_options", "pair"})
@@ -40,9 +45,11 @@ class SpecError(ValueError):
 class Requests(Settings):
     """Which images to make."""
 
-    count: int = Field(256, ge=1, description="images of the dataset")
-    labels: tuple[int, ...] | Literal["balanced"] = Field(
-        "balanced", description="label of each image, repeated as often as needed; balanced: all classes in turn"
+    count: int = Field(256, ge=1, le=100_000_000, description="images of the dataset")
+    labels: Annotated[tuple[int, ...], Field(min_length=1)] | Literal["balanced"] = Field(
+        "balanced",
+        description="label of each image, number or class name, repeated as often as needed; balanced: all classes in "
+        "turn",
     )
     file: str | None = Field(
         None,
@@ -50,28 +57,34 @@ class Requests(Settings):
         "seed; count is then its rows; opened with storage_options if it is where the output is",
     )
     sha256: str = Field(
-        "", pattern="^([0-9a-f]{64})?$", description="of the file's rows: checked if given, found out otherwise"
+        "",
+        pattern="^([0-9a-f]{64})?$",
+        description="of the file's rows: checked if given, found out otherwise",
+        json_schema_extra={"allowed": "64 hexadecimal digits"},
     )
 
 
 class Workers(Settings):
     """Ray actors and what each one holds. None of this changes a byte of the images."""
 
-    count: int = Field(0, ge=0, description="actors; 0: one per free CPU, or per GPU if num_gpus is set")
-    num_cpus: float = Field(1.0, ge=0, description="CPUs reserved per actor")
-    num_gpus: float = Field(0.0, ge=0, description="GPUs reserved per actor; above 0 the models run on cuda")
+    count: int = Field(0, ge=0, le=100_000, description="actors; 0: one per free CPU, or per GPU if num_gpus is set")
+    num_cpus: float = Field(1.0, ge=0, le=1024, description="CPUs reserved per actor")
+    num_gpus: float = Field(0.0, ge=0, le=1024, description="GPUs reserved per actor; above 0 the models run on cuda")
     accelerator_type: str | None = Field(None, description="Ray accelerator type an actor needs")
-    threads: int = Field(1, ge=1, description="torch threads per actor on a CPU")
+    threads: int = Field(1, ge=1, le=1024, description="torch threads per actor on a CPU")
     encoders: int = Field(
         0,
         ge=0,
+        le=1024,
         description="threads per actor that encode images while the next shard is decoded; 0: with num_gpus the GPU's "
         "share of the node's cores, without none",
     )
-    start_timeout_s: float = Field(300.0, gt=0, description="longest wait for an actor to come up")
-    shard_timeout_s: float = Field(3600.0, gt=0, description="longest wait for one shard before its actor is replaced")
-    max_attempts: int = Field(5, ge=1, description="tries at one shard before the job fails")
-    price_per_hour: float | None = Field(None, ge=0, description="of one actor, for the cost in the report")
+    start_timeout_s: float = Field(300.0, gt=0, le=_LONGEST_S, description="longest wait for an actor to come up")
+    shard_timeout_s: float = Field(
+        3600.0, gt=0, le=_LONGEST_S, description="longest wait for one shard before its actor is replaced"
+    )
+    max_attempts: int = Field(5, ge=1, le=1000, description="tries at one shard before the job fails")
+    price_per_hour: float | None = Field(None, ge=0, le=1e6, description="of one actor, for the cost in the report")
 
     @property
     def device(self) -> str:
@@ -82,7 +95,12 @@ class Workers(Settings):
 class Spec(Settings):
     """A job: one dataset. What it leaves to a measurement is decided in a `FixedSpec`."""
 
-    name: str = Field("fashion", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the dataset")
+    name: str = Field(
+        "fashion",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="name of the dataset",
+        json_schema_extra={"allowed": "a letter or digit, then at most 99 letters, digits, dots, dashes, underscores"},
+    )
     output: str = Field("", description="fsspec URL the dataset goes to; empty: out/<name>")
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the fsspec file system")
     pair: str = Field("fashion-ar", description="bundled pair or a folder that holds one")
@@ -99,7 +117,10 @@ class Spec(Settings):
         "only: the fastest; default with num_gpus: 256, or half of it and so on if that does not fit",
     )
     shard_size: int = Field(
-        64, ge=1, description="images per shard: the unit of work, retry and commit; default with num_gpus: 512"
+        64,
+        ge=1,
+        le=1_000_000,
+        description="images per shard: the unit of work, retry and commit; default with num_gpus: 512",
     )
     image: ImageFormat = ImageFormat()
     features: bool = Field(True, description="write image features and label agreement, for distance and report")
@@ -121,7 +142,7 @@ class Spec(Settings):
         if value == "auto" or (type(value) is int and 1 <= value <= 65536):
             return value
         # Not two bounds of a union, whose error would name the branches of the type instead of the field.
-        raise PydanticCustomError("batch", "a whole number from 1 to 65536, or auto")
+        raise PydanticCustomError("batch", "a whole number from 1 to 65,536, or auto")
 
     @field_validator("output")
     @classmethod
@@ -202,28 +223,6 @@ def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str], results: i
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def one_line(error: ValidationError) -> str:
-    """First problem of a validation error as ``field: got value, allowed: ...``."""
-    problem = error.errors()[0]
-    where = problem["loc"]
-    if where[:1] == ("method",):
-        where = ("method", *where[2:])  # the second part is the method's name, no field
-    path = ".".join(str(part) for part in where) or "spec"
-    if problem["type"] == "extra_forbidden":
-        return f"{path}: unknown field, got {_shown(problem)}, allowed: the fields that `spd spec` lists"
-    return f"{path}: got {_shown(problem)}, allowed: {problem['msg'].removeprefix('Value error, ')}"
-
-
-def _shown(problem: ErrorDetails) -> str:
-    """The value that a validation problem is about, unless it may be a secret, under its own or a mistyped name."""
-    where, value = problem["loc"], problem["input"]
-    mistyped = problem["type"] == "extra_forbidden" and (
-        isinstance(value, (dict, list))
-        or re.search("key|secret|token|password|credential", str(where[-1]), re.IGNORECASE)
-    )
-    return "a value that is not shown" if mistyped or where[:1] == ("storage_options",) else repr(value)
-
-
 #: Methods that each family of models can be decoded with.
 _METHODS_OF = {
     "mar": ("plain", "cspd", "null", "auto"),
@@ -293,20 +292,16 @@ def _check_against_card(spec: Spec, card: PairCard) -> None:
     elif spec.method.uses_draft and not card.drafters:
         raise SpecError(f"method: got {spec.method.name!r}, allowed: plain or null ({spec.pair} has no draft)")
     _check_fields(spec, card)
-    classes = len(card.class_names)
-    for label in () if spec.requests.labels == "balanced" else spec.requests.labels:
-        if not 0 <= label < classes:
-            raise SpecError(f"requests.labels: got {label}, allowed: 0..{classes - 1} (the classes of {spec.pair})")
 
 
-def request_file(spec: Spec, classes: int) -> RequestFile:
-    """The request file of a spec that names one."""
+def request_file(spec: Spec, names: tuple[str, ...]) -> RequestFile:
+    """The request file of a spec that names one; ``names`` are the classes of its pair."""
     url = spec.requests.file or ""
     same_place = get_protocol(url) == get_protocol(spec.output)
-    return RequestFile(url, spec.storage_options if same_place else {}, classes)
+    return RequestFile(url, spec.storage_options if same_place else {}, names)
 
 
-def _with_request_file(spec: Spec, classes: int) -> Spec:
+def _with_request_file(spec: Spec, names: tuple[str, ...]) -> Spec:
     """The spec with the rows of its request file counted and hashed; the same spec if it has none."""
     given = spec.requests
     if given.file is None:
@@ -315,7 +310,7 @@ def _with_request_file(spec: Spec, classes: int) -> Spec:
         return spec
     if given.labels != "balanced":
         raise SpecError(f"requests.labels: got {list(given.labels)}, allowed: none beside requests.file")
-    source = request_file(spec, classes)
+    source = request_file(spec, names)
     try:
         found = source.scan()
     except RequestFileError as error:
@@ -330,6 +325,23 @@ def _with_request_file(spec: Spec, classes: int) -> Spec:
     return spec.model_copy(update={"requests": counted})
 
 
+def _labels(given: Any, card: PairCard) -> Any:
+    """Labels as numbers, whatever way they are written."""
+    names = card.class_names
+    if given == "balanced":
+        return given
+    listed = given if isinstance(given, (list, tuple)) else [given]
+    allowed = f"balanced, or a list of labels, each {allowed_labels(names)} (the classes of {card.name})"
+    if not listed:
+        raise SpecError(f"requests.labels: got an empty list, allowed: {allowed}")
+    numbers = [label_of(value, names) for value in listed]
+    if None in numbers:
+        wrong = listed[numbers.index(None)]
+        near = alike(wrong, names) or (did_you_mean(wrong, ["balanced"]) if isinstance(wrong, str) else "")
+        raise SpecError(f"requests.labels: got {shown(wrong)}, allowed: {allowed}{near}")
+    return numbers
+
+
 def make_spec(raw: dict[str, Any]) -> Spec:
     """Validates raw values; the law's missing fields come from the pair's card, the count from a request file.
 
@@ -340,22 +352,31 @@ def make_spec(raw: dict[str, Any]) -> Spec:
         SpecError: one line that names the field, the value and what is allowed.
     """
     try:
-        card = load_card(str(raw.get("pair", Spec.model_fields["pair"].default)))
+        asked_pair = raw.get("pair", Spec.model_fields["pair"].default)
+        if not isinstance(asked_pair, str) or not asked_pair:
+            raise SpecError(f"pair: got {shown(asked_pair or None)}, allowed: {', '.join(bundled_pairs())} or a folder")
+        card = load_card(asked_pair)
         law = raw.get("law", {})
         if isinstance(law, dict):
             raw = {**raw, "law": {**card.law.model_dump(), **law}}
+        if isinstance(asked := raw.get("requests"), dict) and "labels" in asked:
+            raw = {**raw, "requests": {**asked, "labels": _labels(asked["labels"], card)}}
         method = raw.get("method", {})
         if isinstance(method, dict) and "name" not in method:
             raw = {**raw, "method": {**default_method(card).model_dump(), **method}}
+        if complaint := refuse_switches(raw, Spec):
+            raise SpecError(complaint)
         spec = Spec.model_validate(raw)
         spec._open = frozenset(path for path in _OPEN if not _given(raw, path))
         spec = spec.with_open(_ON_GPU if spec.workers.num_gpus > 0 else {})
-    except PairError as error:
+        check_url("output", spec.output)
+        check_url("requests.file", spec.requests.file or "")
+    except (PairError, UrlError) as error:
         raise SpecError(str(error)) from error
     except ValidationError as error:
-        raise SpecError(one_line(error)) from error
+        raise SpecError(one_line(error, Spec)) from error
     _check_against_card(spec, card)
-    spec = _with_request_file(spec, len(card.class_names))
+    spec = _with_request_file(spec, card.class_names)
     if isinstance(spec.method, Auto) or spec.batch == "auto":
         return spec
     return spec.decided(Choice(method=spec.method, batch=spec.batch))
@@ -375,19 +396,24 @@ def load_spec(path: str | None, overrides: list[str]) -> Spec:
     raw: Any = {}
     if path is not None:
         try:
-            raw = yaml.safe_load(Path(path).read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SpecError(f"spec: cannot read {path}: {' '.join(str(error).split())}") from error
+            raw = read_yaml(Path(path))
+        except OSError as error:
+            raise SpecError(f"spec: cannot read {path}: {error.strerror or error}") from error
+        except YamlError as error:
+            raise SpecError(f"spec: cannot read {path}: {error}") from error
+        raw = {} if raw is None else raw
         if not isinstance(raw, dict):
-            raise SpecError(f"spec: got {type(raw).__name__} in {path}, allowed: a mapping of fields")
+            raise SpecError(f"spec: got {shown(raw)} in {path}, allowed: a mapping of fields")
+        # Blocks that only hold an anchor, as in Compose files.
+        raw = {name: value for name, value in raw.items() if not str(name).startswith("x-")}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise SpecError(f"--set: got {override!r}, allowed: field.path=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SpecError(f"{key}: got {text!r}, allowed: a YAML value") from error
+            value = parse_yaml(text)
+        except YamlError as error:
+            raise SpecError(f"{key}: got {shown(text)}, allowed: a YAML value ({error})") from error
         node = raw
         *parents, leaf = key.split(".")
         for parent in parents:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jobs.command_line import did_you_mean
 from jobs.spec import SpecError
 from spd_core.codec import PixelCodec
 from spd_core.data import load_fashion_mnist
-from spd_core.law import Speculative
 from spd_core.models.variance import PosteriorVariance
 from spd_core.pairs.pair import TunedWindows, load_pair
 from spd_core.quality.intervals import Interval, mean_interval
@@ -32,65 +32,6 @@ from spd_core.train.vq import VqRecipe, codes_of
 from spd_core.train.windows import LADDER, PRICES, tuned_windows
 
 _WEIGHTS = "weights.safetensors"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the subcommand."""
-    pairs = sorted({pair for pair, _ in RECIPES})
-    parser.add_argument(
-        "what", choices=[*pairs, "label-classifier", "reference"], help="a bundled pair or quality data"
-    )
-    parser.add_argument(
-        "--part",
-        choices=[
-            "tokenizer",
-            "target",
-            "draft",
-            "distil",
-            "eagle",
-            *VARIANCES,
-            "acceptance",
-            "bundle",
-            "add",
-            "windows",
-            "figures",
-        ],
-        help="of a pair: train one, fit the draft to the target, learn how a model's predictions follow the noise, "
-        "print what the target accepts, make the folder; or put into the folder a variance, tuned windows of head "
-        "self-speculation or measured figures",
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of checkpoint, loss curve and weights")
-    parser.add_argument(
-        "--variance", metavar="DIR", help="for add: folder of a run of target-variance or draft-variance"
-    )
-    parser.add_argument("--bench", metavar="FILE", help="for figures: what `spd bench --json FILE` wrote")
-    parser.add_argument(
-        "--printed-by", default="spd bench", metavar="COMMAND", help="for figures: the command that printed them"
-    )
-    parser.add_argument(
-        "--target",
-        metavar="FILE",
-        help=f"distil, target-variance, acceptance, eagle, draft of codes: its weights; default: DIR/target/{_WEIGHTS}",
-    )
-    parser.add_argument(
-        "--from",
-        dest="initial",
-        metavar="FILE",
-        help=f"distil: weights to start from; default: DIR/draft/{_WEIGHTS}; "
-        "draft-variance: the draft's weights; default: those in DIR/distil or, without it, DIR/draft",
-    )
-    parser.add_argument(
-        "--stride",
-        type=int,
-        default=Speculative().stride,
-        help="acceptance: steps for which the draft holds each prediction",
-    )
-    parser.add_argument(
-        "--n", type=int, default=200, help="acceptance, variances: test images; windows: training images"
-    )
-    parser.add_argument("--steps", type=int, help="optimiser steps instead of the recipe's")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--data", metavar="DIR", help="folder of the Fashion-MNIST idx files")
 
 
 def _no_part(args: argparse.Namespace) -> SpecError:
@@ -248,6 +189,10 @@ def _bundle(args: argparse.Namespace, out: Path) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, resuming what was begun; or looks at the runs below OUT, or bundles them into ``OUT/pair``."""
+    known = [*sorted({pair for pair, _ in RECIPES}), "label-classifier", "reference"]
+    if args.what not in known:
+        near = did_you_mean(args.what, known)
+        raise SpecError(f"what: got {args.what!r}, allowed: {', '.join(known)}{near}")
     torch.set_num_threads(args.threads)
     out = Path(args.out)
     target = Path(args.target) if args.target else out / "target" / _WEIGHTS

@@ -12,7 +12,12 @@ from spd_core.law import Choice, Method, SamplerLaw, Settings
 class ImageFormat(Settings):
     """How images are encoded."""
 
-    format: str = Field("png", pattern="^(png|webp|jpeg)$", description="png and webp are lossless, jpeg is not")
+    format: str = Field(
+        "png",
+        pattern="^(png|webp|jpeg)$",
+        description="png and webp are lossless, jpeg is not",
+        json_schema_extra={"allowed": "png, webp, jpeg"},
+    )
     quality: int = Field(95, ge=1, le=100, description="of jpeg")
     effort: Literal["fast", "small"] = Field(
         "fast", description="of png and webp, the pixels are the same; small takes 4 (png) to 30 (webp) times as long"

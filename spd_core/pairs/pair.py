@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -161,7 +162,11 @@ def pair_folder(name: str) -> Path:
     for folder in (BUNDLED / name, Path(name)):
         if (folder / "pair.json").is_file():
             return folder
-    raise PairError(f"pair: got {name!r}, allowed: {', '.join(bundled_pairs())} or a folder that holds a pair.json")
+    near = get_close_matches(name, bundled_pairs(), n=1)
+    raise PairError(
+        f"pair: got {name!r}, allowed: {', '.join(bundled_pairs())} or a folder that holds a pair.json"
+        + (f", did you mean {near[0]}?" if near else "")
+    )
 
 
 def load_card(name: str) -> PairCard:

@@ -26,8 +26,7 @@ def given(pair: str, *more: str) -> list[str]:
     return ["calibrate", "--set", f"pair={pair}", "--set", "requests.count=8", "--set", "batch=4", *more]
 
 
-def test_the_table_of_a_causal_pair(pair, tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_the_table_of_a_causal_pair(pair, tmp_path, capsys):
     out = tmp_path / "c.json"
     assert main(given(pair, "--set", "method=auto", "--json", str(out))) == 0
     found = json.loads(out.read_text())
@@ -35,7 +34,7 @@ def test_the_table_of_a_causal_pair(pair, tmp_path, caplog):
     assert {row["guarantee"] for row in found["rows"]} == {"exact"}
     assert all(row["images_per_s"] > 0 and row["images"] > 0 for row in found["rows"])
     assert "whole_images_per_s" not in found
-    assert caplog.text.count("| **") == sum(row["chosen"] for row in found["rows"]) == 1
+    assert capsys.readouterr().out.count("| **") == sum(row["chosen"] for row in found["rows"]) == 1
 
 
 @pytest.mark.parametrize(("rates", "code"), [([1.0, 2.0], 1), ([1.95, 2.0], 0), ([3.0, 2.0], 0)])

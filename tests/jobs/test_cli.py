@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import yaml
 
@@ -40,29 +37,29 @@ def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
         ("colour=red", "colour: unknown field, got 'red', allowed: the fields that `spd spec` lists"),
         ("law.nosuch=1", "law.nosuch: unknown field"),
         ("method=speculative", "method: got 'speculative', allowed: plain, cspd, null, auto (the mar family"),
-        ("method.gamma=-1", "gamma: got -1, allowed: Input should be greater than or equal to 1"),
-        ("requests.labels=[0,3]", "requests.labels: got 3, allowed: 0..2"),
-        ("requests.count=many", "requests.count: got 'many', allowed:"),
+        ("method.gamma=-1", "gamma: got -1, allowed: a whole number from 1 to 4,096"),
+        ("requests.labels=[0,3]", "requests.labels: got 3, allowed: balanced, or a list of labels, each 0..2"),
+        ("requests.count=many", "requests.count: got 'many', allowed: a whole number from 1 to 100,000,000"),
         ("pair=nosuch", "pair: got 'nosuch', allowed:"),
-        ("law.head_steps=0", "law.head_steps: got 0"),
+        ("law.head_steps=0", "law.head_steps: got 0, allowed: a whole number from 2 to 1,000"),
         ("nonsense", "--set: got 'nonsense', allowed: field.path=value"),
-        ("seed.x=1", "seed: got {'x': 1}, allowed: Input should be a valid integer"),
-        ("batch=0", "batch: got 0, allowed: a whole number from 1 to 65536, or auto"),
-        ("batch=70000", "batch: got 70000, allowed: a whole number from 1 to 65536, or auto"),
-        ("batch=fast", "batch: got 'fast', allowed: a whole number from 1 to 65536, or auto"),
+        ("seed.x=1", "seed: got {'x': 1}, allowed: a whole number from 0 to 9,223,372,036,854,775,807"),
+        ("batch=0", "batch: got 0, allowed: a whole number from 1 to 65,536, or auto"),
+        ("batch=70000", "batch: got 70000, allowed: a whole number from 1 to 65,536, or auto"),
+        ("batch=fast", "batch: got 'fast', allowed: a whole number from 1 to 65,536, or auto"),
         ("batch=auto", "batch: got 'auto', allowed: a number with method cspd; auto goes with method auto"),
         (
             "method={name: auto, guarantee: sure}",
-            "method.guarantee: got 'sure', allowed: Input should be 'exact', 'tv'",
+            "method.guarantee: got 'sure', allowed: exact, tv, w_inf, none",
         ),
-        ("method={name: auto, seconds: 0}", "method.seconds: got 0, allowed: Input should be greater than 0"),
+        ("method={name: auto, seconds: 0}", "method.seconds: got 0, allowed: a number, above 0"),
         ("method={name: auto, gamma: 4}", "method.gamma: unknown field, got 4"),
         ("method={name: auto, delta: 2}", "allowed: delta belongs to guarantee tv or none, got 2 with exact"),
         (
             "method={name: auto, guarantee: tv, delta: 2}",
             "method.delta: got 2, allowed: 1 (PAIR has no annealed acceptance)",
         ),
-        ("output=[1", "output: got '[1', allowed: a YAML value"),
+        ("output=[1", "output: got '[1', allowed: a YAML value (line "),
     ],
 )
 @pytest.mark.parametrize("command", ["generate", "plan"])
@@ -222,7 +219,7 @@ def test_spec_text_is_the_default_spec():
     assert raw["method"]["name"] == "speculative"
     assert "# method auto, guarantee at least exact: The fastest" in text and "#   seconds: 120.0" in text
     assert "# images decoded together (1 to 65536)" in text
-    assert "# images of the dataset (>= 1)" in text and "(one of paper, released)" in text
+    assert "# images of the dataset (>= 1, <= 100000000)" in text and "(one of paper, released)" in text
     assert make_spec(raw).model_dump() == make_spec({}).model_dump()
 
 
@@ -233,18 +230,6 @@ def test_shorthands_and_yaml_null_method(pair, tmp_path):
         load_spec(None, [f"pair={pair}", "method=magic"])
 
 
-@pytest.mark.parametrize("argv", [[], ["--nonsense"], ["generate", "--workers", "two"], ["nosuch"]])
-def test_wrong_arguments_exit_2(argv, capsys):
-    try:
-        code = main(argv)
-    except SystemExit as stop:
-        code = stop.code
-    assert code == 2
+def test_no_command_shows_the_usage(capsys):
+    assert main([]) == 2
     assert "usage: spd" in capsys.readouterr().err
-
-
-def test_help_loads_neither_torch_nor_ray():
-    code = "import sys; from jobs.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    code += "print(sorted({'torch', 'ray', 'pyarrow', 'pydantic'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import request_file
-from jobs.request_file import RequestFile, RequestFileError, Rows
+from jobs.request_file import RequestFile, RequestFileError
+from jobs.request_ids import RepeatedIds
 
-CLASSES = 10
+NAMES = tuple(str(label) for label in range(10))
 COLUMNS = {"id": ["b-1", "a.2", "C_3"], "label": [9, 0, 3], "seed": [5, 2**63 - 1, 0]}
 KINDS = ("parquet", "csv", "jsonl")
 
@@ -28,7 +29,7 @@ def write(folder: Path, kind: str, columns: dict[str, list]) -> RequestFile:
             pa_csv.write_csv(table, path)
         case _:
             path.write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
-    return RequestFile(str(path), {}, CLASSES)
+    return RequestFile(str(path), {}, NAMES)
 
 
 def rows_of(source: RequestFile) -> dict[str, list]:
@@ -123,7 +124,7 @@ def test_a_seed_beyond_64_bits_is_refused(tmp_path, kind):
         pq.write_table(pa.table({"label": [1, 1], "seed": pa.array([0, 2**64 - 1], pa.uint64())}), path)
     else:
         path.write_text('{"label": 1, "seed": 0}\n{"label": 1, "seed": 18446744073709551615}\n')
-    assert "18446744073709551615" in refusal(RequestFile(str(path), {}, CLASSES))
+    assert "18446744073709551615" in refusal(RequestFile(str(path), {}, NAMES))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,18 +169,18 @@ def test_repeated_seeds_and_labels_are_allowed(tmp_path):
         ("r.jsonl", b'{"label": 1}\n[1]\n', "row: got '[1]"),
         ("r.jsonl", b'{"label": true}\n', "label: got True in row 1"),
         ("r.jsonl", b'{"label": 1.0}\n', "label: got 1.0 in row 1"),
-        ("r.jsonl", b'{"label": "1"}\n', "label: got '1' in row 1"),
+        ("r.jsonl", b'{"label": [1]}\n', "label: got [1] in row 1"),
         ("r.csv", b"label\n1.5\n", "label: got '1.5' in row 1"),
     ],
 )
 def test_what_is_no_request_file_is_refused(tmp_path, name, content, says):
     path = tmp_path / name
     path.write_bytes(content)
-    assert says in refusal(RequestFile(str(path), {}, CLASSES))
+    assert says in refusal(RequestFile(str(path), {}, NAMES))
 
 
 def test_a_missing_file_is_refused_and_shows_no_secret():
-    source = RequestFile("memory://user:hunter2@host/nothing.csv", {}, CLASSES)
+    source = RequestFile("memory://user:hunter2@host/nothing.csv", {}, NAMES)
     text = refusal(source)
     assert "cannot read" in text and "hunter2" not in text and "hunter2" not in repr(source.shown)
 
@@ -187,18 +188,18 @@ def test_a_missing_file_is_refused_and_shows_no_secret():
 def test_parquet_floats_are_no_labels(tmp_path):
     path = tmp_path / "r.parquet"
     pq.write_table(pa.table({"label": [1.0, None]}), path)
-    assert "label: got double" in refusal(RequestFile(str(path), {}, CLASSES))
+    assert "label: got double" in refusal(RequestFile(str(path), {}, NAMES))
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     def peak(batches: int) -> int:
-        labels = np.arange(batches * request_file.BATCH // 8) % CLASSES
+        labels = np.arange(batches * request_file.BATCH // 8) % len(NAMES)
         table = pa.table({"label": labels, "id": [f"i{n}" for n in range(len(labels))]})
         path = tmp_path / f"{batches}.parquet"
         pq.write_table(table, path, row_group_size=request_file.BATCH // 8)
         del table, labels
         tracemalloc.start()
-        RequestFile(str(path), {}, CLASSES).scan()
+        RequestFile(str(path), {}, NAMES).scan()
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -206,10 +207,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     assert peak(32) < 1.5 * peak(8)
 
 
-def test_two_ids_are_the_same_only_if_they_are_equal():
-    ids = request_file._Ids()
-    with ids:
-        ids.add(Rows(0, np.zeros(3, np.int64), ["a", "b", "A"], None))
+def test_two_ids_are_the_same_only_if_they_are_equal_but_for_their_case():
+    with RepeatedIds() as ids:
+        ids.add(["a", "b", "c"], 0)
         assert ids.first_repeated() is None
-        ids.add(Rows(3, np.zeros(2, np.int64), ["c", "b"], None))
+        ids.add(["d", "B"], 3)
         assert ids.first_repeated() == (1, 4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,6 +11,7 @@ import pytest
 from jobs import road, road_waiting
 from jobs.cli import main
 from jobs.commits import read_committed
+from jobs.console import Steps
 from jobs.encoding import encoding_cost
 from jobs.finish import finish
 from jobs.plan import make_plan, read_plan, store_plan
@@ -55,11 +55,11 @@ def test_the_request_file_is_one_and_streams(tmp_path, monkeypatch):
     path = str(tmp_path / "r.parquet")
     road.write_requests(path, 30)
     assert pq.ParquetFile(path).num_row_groups == 5
-    assert RequestFile(path, {}, 10).scan().count == 30
+    assert RequestFile(path, {}, tuple("0123456789")).scan().count == 30
 
 
 def test_the_road_is_measured_and_the_resume_makes_what_is_missing(tmp_path, here):
-    found = road.measure_road(str(tmp_path), 230, 10, 1)
+    found = road.measure_road(str(tmp_path), 230, 10, 1, Steps(4))
     assert found["plan"]["shards"] == 23
     assert found["null"]["made"] == 230
     assert found["remainder"]["missing"] == found["resume"]["made"] == 30, "every tenth of 23 shards"
@@ -72,7 +72,7 @@ def test_the_road_is_measured_and_the_resume_makes_what_is_missing(tmp_path, her
 def test_loop_and_jobs_decode_the_same_number_of_shards_a_worker(tmp_path, here):
     pair = make_tiny_pair(tmp_path / "pair")
     overrides = [f"pair={pair}", "shard_size=3", "batch=2", "method=cspd"]
-    found = road.measure_pair(str(tmp_path), overrides, 2, 2)
+    found = road.measure_pair(str(tmp_path), overrides, 2, 2, Steps(6))
     assert len(found["laps"]) == 2
     assert found["spec"]["shard_size"] == 3 and found["spec"]["features"] is False
     rows = [read_plan(Store(f"{tmp_path}/{workers}-0")).rows for workers in (1, 2)]
@@ -81,18 +81,18 @@ def test_loop_and_jobs_decode_the_same_number_of_shards_a_worker(tmp_path, here)
     assert found["job_over_loop"] == pytest.approx(sum(ratios) / 2)
 
 
-def test_table_and_file_hold_the_figures(tmp_path, here, caplog):
+def test_table_and_file_hold_the_figures(tmp_path, here, capsys):
     pair = make_tiny_pair(tmp_path / "pair")
     given = ["road", "--images", "100", "--shard-size", "10", "--workers", "1", "--folder", str(tmp_path)]
     given += ["--shards", "1", "--laps", "1", "--waiting", "8", "--json", str(tmp_path / "road.json")]
     for field in (f"pair={pair}", "shard_size=2", "method=plain"):
         given += ["--set", field]
-    with caplog.at_level(logging.INFO):
-        assert main(given) == 0
-    assert "| images of the remainder, and made by a resume | 10, 10 |" in caplog.text
-    assert "| two workers over one, median of 1 | " in caplog.text
+    assert main(given) == 0
+    shown = capsys.readouterr().out
+    assert "| images of the remainder, and made by a resume | 10, 10 |" in shown
+    assert "| two workers over one, median of 1 | " in shown
     found = json.loads((tmp_path / "road.json").read_text())
-    assert "| webp, fast | " in caplog.text and "a decoder that waits, 200 images/s of 256 px, png, fast" in caplog.text
+    assert "| webp, fast | " in shown and "a decoder that waits, 200 images/s of 256 px, png, fast" in shown
     assert set(found["waiting"]["fast"]["share"]) == {"beside", "between"}
     assert found["machine"] and found["road"]["null"]["split"]["encode"] > 0
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("spd-road")] == []

@@ -1,0 +1,75 @@
+"""The command line's parser, whose complaints are one line: argument, value, what is allowed."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+#: argparse's sentences and ours. A group ``name`` is the argument, ``got`` what was given, ``allowed`` the choices.
+_SENTENCES = (
+    (r"argument (?P<name>.+?): invalid int value: (?P<got>.*)", "{name}: got {got}, allowed: a whole number"),
+    (r"argument (?P<name>.+?): invalid float value: (?P<got>.*)", "{name}: got {got}, allowed: a number"),
+    (
+        r"argument (?P<name>.+?): invalid choice: (?P<got>.*) \(choose from (?P<allowed>.*)\)",
+        "{name}: got {got}, allowed: {allowed}",
+    ),
+    (r"argument (?P<name>.+?): expected one argument", "{name}: got nothing, allowed: a value"),
+    (r"argument (?P<name>.+?): expected at least one argument", "{name}: got nothing, allowed: one value or more"),
+    (r"argument (?P<name>.+?): ignored explicit argument (?P<got>.*)", "{name}: got {got}, allowed: no value"),
+    (r"the following arguments are required: (?P<name>.*)", "{name}: got nothing, allowed: a value"),
+)
+
+
+def did_you_mean(got: str, known: Sequence[str], leaf: bool = False) -> str:
+    """``, did you mean X?`` for the most alike of the known words; empty if none is.
+
+    Args:
+        got: what was written.
+        known: what there is.
+        leaf: of dotted words only the last part is compared.
+    """
+    folded = {(word.rpartition(".")[2] if leaf else word).casefold(): word for word in reversed(known)}
+    near = get_close_matches(got.casefold(), folded, n=1, cutoff=0.6)
+    return f", did you mean {folded[near[0]]}?" if near else ""
+
+
+def _in_our_words(message: str) -> str:
+    for pattern, sentence in _SENTENCES:
+        if found := re.fullmatch(pattern, message, re.DOTALL):
+            parts = found.groupdict()
+            near = ""
+            if "allowed" in parts:
+                known = re.findall(r"[^\s,']+", parts["allowed"])
+                parts["allowed"] = ", ".join(known)
+                near = did_you_mean(parts["got"].strip("'"), known)
+            return sentence.format(**parts) + near
+    return message
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes no abbreviations and complains in one line, exit code 2."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with one line on standard error."""
+        line = " ".join(_in_our_words(message).split())
+        sys.stderr.write(f"spd: {line} (see {self.prog} --help)\n")
+        sys.exit(2)
+
+
+def unknown_arguments(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """What to say of arguments that a command does not have.
+
+    Args:
+        unknown: as given.
+        parser: of the command.
+    """
+    name = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")[0]
+    known = [option for action in parser._actions for option in action.option_strings]
+    return f"{name}: unknown argument{did_you_mean(name, known) if name.startswith('-') else ''}"
