@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import secrets
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from jobs.spec import SpecError, Workers
@@ -19,6 +23,12 @@ logger = logging.getLogger(__name__)
 
 #: No image crosses the object store, so it may be as small as Ray likes it.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
+
+#: What a socket's path may have, and what Ray adds to that of its folder: session, date, process, socket.
+_SOCKET_PATH, _SESSION_PATH = 107, 1 + len("session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+#: Room for logs and the socket folder; the object store lies in shared memory.
+_SESSION_BYTES = 64 * 1024 * 1024
+_ADDRESS = re.compile(r"auto|(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 
 _CONNECT_S = 10.0  #: longest wait for the first sign of a cluster
 _LOOPBACK = "127.0.0.1"
@@ -50,22 +60,69 @@ def _stay_on_loopback() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
+@contextmanager
+def session_folder() -> Iterator[str]:
+    """A folder for a local Ray that no other user can enter: who can write to it can take the place of a worker.
+
+    It lies where there is room and the paths of sockets stay short enough, whatever TMPDIR is, and goes when Ray has
+    ended. Below RAY_TMPDIR, for those who set it, it stays with its logs.
+
+    Raises:
+        SpecError: there is no such place.
+    """
+    asked = os.environ.get("RAY_TMPDIR")
+    places = [asked] if asked else [*dict.fromkeys((os.environ.get("TMPDIR", "/tmp"), "/tmp", "/var/tmp", "/dev/shm"))]
+    folder, problems = None, []
+    for place in places:
+        try:
+            folder = _private_folder(Path(place))
+            break
+        except OSError as error:
+            problems.append(f"{place}: {error.strerror or error}")
+    if folder is None:
+        name = "RAY_TMPDIR" if asked else "TMPDIR"
+        raise SpecError(f"{name}: no room for Ray ({'; '.join(problems)}), allowed: a short path with 64 MiB to write")
+    try:
+        yield str(folder)
+    finally:
+        if not asked:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _private_folder(place: Path) -> Path:
+    """Makes a folder that is ours alone.
+
+    Raises:
+        OSError: the place cannot be written, is full, or its path is too long.
+    """
+    if shutil.disk_usage(place).free < _SESSION_BYTES:
+        raise OSError("less than 64 MiB are free")
+    folder = Path(tempfile.mkdtemp(prefix="spd-", dir=place)).absolute()  # mkdtemp's are 0700
+    if len(os.fsencode(folder)) + _SESSION_PATH > _SOCKET_PATH:
+        folder.rmdir()
+        raise OSError(f"its path leaves less than the {_SESSION_PATH} characters that Ray's sockets need")
+    return folder
+
+
 def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
+    if not _ADDRESS.fullmatch(address):
+        raise SpecError(f"RAY_ADDRESS: got {address!r}, allowed: host:port of a running Ray cluster, or auto")
     host, _, port = address.rpartition(":")
     try:
         # Ray itself would try for a quarter of an hour.
-        if host and port.isdecimal() and "/" not in host:
+        if host:
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
         ray.init(address="auto", **options)
-    except (OSError, ray.exceptions.AuthenticationError) as error:
+    except (OSError, OverflowError, ray.exceptions.AuthenticationError) as error:
         raise SpecError(f"RAY_ADDRESS: got {address!r}, allowed: a running Ray cluster ({error})") from error
 
 
 @contextmanager
 def running_ray(workers: Workers) -> Iterator[Any]:
     """The ray module, connected; a local cluster is as large as the workers that were asked for, and ends with us."""
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    if address in ("", "local"):
+        address = ""
         _guard_local_ray()
     import ray  # not at the top: the environment above has to be there first, and a finished job needs no Ray
 
@@ -73,25 +130,30 @@ def running_ray(workers: Workers) -> Iterator[Any]:
         yield ray
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
+    with ExitStack() as ending:
+        folder = "" if address else ending.enter_context(session_folder())
+        ending.callback(ray.shutdown)
         if address:
             _join(ray, address, options)
         else:
-            wanted = math.ceil(workers.count * workers.num_cpus)
-            if wanted > (have := usable_cpus()):
-                logger.warning("%d CPUs are asked for and this machine has %d: workers share them", wanted, have)
-            _stay_on_loopback()
-            ray.init(
-                address="local",
-                _node_ip_address=_LOOPBACK,
-                num_cpus=max(usable_cpus(), wanted),
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **options,
-            )
+            _start(ray, workers, folder, options)
         yield ray
-    finally:
-        ray.shutdown()
+
+
+def _start(ray: Any, workers: Workers, folder: str, options: dict[str, Any]) -> None:
+    wanted = math.ceil(workers.count * workers.num_cpus)
+    if wanted > (have := usable_cpus()):
+        logger.warning("%d CPUs are asked for and this machine has %d: workers share them", wanted, have)
+    _stay_on_loopback()
+    ray.init(
+        address="local",
+        _node_ip_address=_LOOPBACK,
+        _temp_dir=folder,
+        num_cpus=max(usable_cpus(), wanted),
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        **options,
+    )
 
 
 def worker_count(ray: Any, workers: Workers) -> int:

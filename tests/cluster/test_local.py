@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from jobs.cluster import running_ray
+from jobs.cluster import running_ray, session_folder
 from jobs.spec import SpecError, Workers
 
 SCRIPT = """
@@ -88,3 +90,53 @@ def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch):
     told = r"RAY_ADDRESS: got '127\.0\.0\.1:1', allowed: a running Ray cluster"
     with pytest.raises(SpecError, match=told), running_ray(Workers()):
         pytest.fail("joined")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "127.0.0.1", "head:port", "[::1]", "a b:1"]
+)
+def test_an_address_that_is_none_is_named(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(SpecError, match="allowed: host:port of a running Ray cluster, or auto"), running_ray(Workers()):
+        pytest.fail("joined")
+
+
+def test_the_session_folder_is_private_short_and_gone_afterwards(monkeypatch, tmp_path):
+    long = tmp_path / ("x" * 119)
+    long.mkdir()
+    for place in (str(long), str(tmp_path / "missing"), "/tmp"):
+        monkeypatch.setenv("TMPDIR", place)
+        with session_folder() as folder:
+            found = Path(folder).stat()
+            assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o700, os.getuid())
+            session = f"{folder}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+            assert len(session) <= 107 and not list(long.iterdir())
+        assert not Path(folder).exists()
+
+
+def test_a_full_temporary_folder_is_passed_over_or_named(monkeypatch):
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda place: SimpleNamespace(free=(1 << 30) * (place == Path("/dev/shm")))
+    )
+    with session_folder() as folder:
+        assert folder.startswith("/dev/shm/")
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    with pytest.raises(SpecError, match=r"RAY_TMPDIR: no room for Ray .*less than 64 MiB"), session_folder():
+        pytest.fail("made")
+
+
+def test_a_ray_with_a_long_tmpdir_starts_in_a_folder_of_its_own(tmp_path):
+    long = tmp_path / ("x" * 119)
+    long.mkdir()
+    script = "from jobs.cluster import running_ray\nfrom jobs.spec import Workers\nimport os\n"
+    script += (
+        "with running_ray(Workers(count=1)) as ray:\n    print(ray._private.worker._global_node.get_session_dir_path())"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"TMPDIR": str(long), "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_worker_niceness": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, text=True, capture_output=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    session = Path(done.stdout.splitlines()[-1])
+    assert session.parent.name.startswith("spd-") and not session.parent.exists() and not list(long.iterdir())
