@@ -45,9 +45,9 @@ from jobs.bench_entries import (
 from jobs.bench_measure import Bench, Tally, Timed, loaded, measure_quality, measure_speed, speed_figures
 from jobs.bench_plot import plot
 from jobs.bench_table import Row, as_json, as_markdown
-from jobs.complaints import one_line
 from jobs.console import Steps, say
 from jobs.spec import SpecError, load_spec
+from spd_core.complaints import one_line
 from spd_core.law import Acceptance, Guarantee, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import PairCard
 from workers.machine import describe_machine

@@ -6,8 +6,9 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NoReturn
+
+from spd_core.alike import did_you_mean
 
 #: argparse's sentences and ours. A group ``name`` is the argument, ``got`` what was given, ``allowed`` the choices.
 _SENTENCES = (
@@ -22,19 +23,6 @@ _SENTENCES = (
     (r"argument (?P<name>.+?): ignored explicit argument (?P<got>.*)", "{name}: got {got}, allowed: no value"),
     (r"the following arguments are required: (?P<name>.*)", "{name}: got nothing, allowed: a value"),
 )
-
-
-def did_you_mean(got: str, known: Sequence[str], leaf: bool = False) -> str:
-    """``, did you mean X?`` for the most alike of the known words; empty if none is.
-
-    Args:
-        got: what was written.
-        known: what there is.
-        leaf: of dotted words only the last part is compared.
-    """
-    folded = {(word.rpartition(".")[2] if leaf else word).casefold(): word for word in reversed(known)}
-    near = get_close_matches(got.casefold(), folded, n=1, cutoff=0.6)
-    return f", did you mean {folded[near[0]]}?" if near else ""
 
 
 def _in_our_words(message: str) -> str:

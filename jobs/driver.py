@@ -19,7 +19,7 @@ from jobs.finish import finish
 from jobs.fit import fitted, is_to_be_fitted
 from jobs.fleet import Fleet, JobError
 from jobs.manifest import check_manifest
-from jobs.plan import Plan, as_planned, check_weights, make_plan, public_url, store_plan, stored_plan
+from jobs.plan import Plan, as_planned, check_weights, make_plan, store_plan, stored_plan
 from jobs.presence import Presence
 from jobs.progress import Progress
 from jobs.requests import store_requests
@@ -27,6 +27,7 @@ from jobs.spec import FixedSpec, Spec, SpecError
 from spd_core.pairs.pair import load_card
 from workers import layout
 from workers.records import WorkerSettings
+from workers.redact import public_url
 from workers.store import Store, StoreError
 
 logger = logging.getLogger(__name__)

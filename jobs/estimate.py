@@ -13,7 +13,6 @@ import torch
 from pydantic import Field
 
 from jobs.auto import choices_of, measured_in_words
-from jobs.plan import public_url
 from jobs.progress import duration
 from jobs.spec import FixedSpec, Spec
 from jobs.words import law_in_words, method_in_words, number, of_codes, size
@@ -22,6 +21,7 @@ from spd_core.decode.predict import images_per_s
 from spd_core.law import Choice, SamplerLaw, Settings
 from spd_core.pairs.pair import PairCard
 from workers.machine import usable_cpus
+from workers.redact import public_url
 
 _FEATURE_BYTES = 1280 * 2
 #: What the workers' GPUs are taken for where this machine has none.

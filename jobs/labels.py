@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from jobs.command_line import did_you_mean
+from spd_core.alike import did_you_mean
 
 _SHOWN = 10
 

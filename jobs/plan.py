@@ -20,7 +20,7 @@ from spd_core.pairs.pair import PairError, load_card, pair_folder
 from workers import layout
 from workers.machine import describe_machine
 from workers.records import ShardTask
-from workers.redact import without_userinfo
+from workers.redact import public_url
 from workers.sealed import canonical_json, seal, unseal
 from workers.store import Conflict, Store, StoreError
 
@@ -94,11 +94,6 @@ def package_version(name: str) -> str:
         return "unknown"
 
 
-def public_url(url: str) -> str:
-    """The URL without a user name and password in it."""
-    return without_userinfo(url)
-
-
 def check_weights(pair: str, sha256: dict[str, str]) -> None:
     """Hashes the weights files against the card, without loading a model.
 
@@ -131,7 +126,12 @@ def make_plan(spec: FixedSpec, calibration: Calibration | None = None) -> Plan:
     dump = spec.model_dump(mode="json", exclude={"storage_options"})
     file = public_url(spec.requests.file) if spec.requests.file else None
     return Plan(
-        spec={**dump, "output": public_url(spec.output), "requests": {**dump["requests"], "file": file}},
+        spec={
+            **dump,
+            "output": public_url(spec.output),
+            "pair": public_url(spec.pair),
+            "requests": {**dump["requests"], "file": file},
+        },
         fingerprint=spec.fingerprint(card.sha256),
         results=results_of(spec, card.sha256),
         pair=PairFacts(name=card.name, licence=card.licence, data=card.data, reference=card.reference),

@@ -16,11 +16,12 @@ from types import TracebackType
 from pydantic import Field, ValidationError
 
 from jobs.fleet import JobError
-from jobs.plan import public_url, utc_now
+from jobs.plan import utc_now
 from jobs.progress import duration
 from jobs.spec import SpecError
 from spd_core.law import Settings
 from workers import layout
+from workers.redact import public_url
 from workers.sealed import canonical_json, seal, unseal
 from workers.shard import worker_name
 from workers.store import TIDY_DEADLINE_S, Store, StoreError

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import fsspec
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from jobs.labels import alike, allowed_labels, label_of
 from jobs.request_ids import RepeatedIds
 from jobs.request_tables import WrongColumns, WrongRow, WrongText, csv_tables, jsonl_tables, parquet_tables
+from workers.redact import public_url
 
 #: Rows of a batch: little memory, and few enough batches that Python's share of a row is small.
 BATCH = 1 << 14
@@ -74,8 +74,8 @@ class RequestFile:
 
     @property
     def shown(self) -> str:
-        """The URL without user name and password."""
-        return re.sub(r"//[^/@]*@", "//", self.url)
+        """The URL without user name, password and query."""
+        return public_url(self.url)
 
     def rows(self) -> Iterator[Rows]:
         """The rows in order, checked one by one; ids are not compared with each other.
@@ -129,7 +129,8 @@ class RequestFile:
         return None
 
     def _tables(self) -> Iterator[pa.Table]:
-        suffix = next((end for end in _KINDS if self.url.lower().endswith(end)), None)
+        name = self.url.partition("?")[0] if "://" in self.url else self.url
+        suffix = next((end for end in _KINDS if name.lower().endswith(end)), None)
         if suffix is None:
             raise RequestFileError(
                 f"requests.file: got {self.shown!r}, allowed: a name that ends in {', '.join(_KINDS)}"
@@ -162,9 +163,12 @@ class RequestFile:
 
     def _secrets(self) -> list[str]:
         """Texts that no message may show, longest first: one may be the beginning of another."""
-        userinfo = urlsplit(self.url).netloc.rpartition("@")[0]
-        options = [value for value in self.options.values() if isinstance(value, str)]
-        return sorted(filter(None, [userinfo, *userinfo.split(":")[1:], *options]), key=len, reverse=True)
+        address = urlsplit(self.url)
+        userinfo = address.netloc.rpartition("@")[0]
+        texts = [userinfo, *userinfo.split(":")[1:], address.query]
+        texts += [value for _, value in parse_qsl(address.query) if len(value) > 3]
+        texts += [value for value in self.options.values() if isinstance(value, str)]
+        return sorted(filter(None, texts), key=len, reverse=True)
 
     def _allowed(self, name: str) -> str:
         return {"label": allowed_labels(self.names), "seed": f"0..{_SEED_LIMIT}", "id": _ID_WORDS}[name]

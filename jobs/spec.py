@@ -12,14 +12,14 @@ from fsspec.utils import get_protocol
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from jobs.command_line import did_you_mean
-from jobs.complaints import one_line, refuse_switches, shown
 from jobs.labels import alike, allowed_labels, label_of
 from jobs.request_file import RequestFile, RequestFileError
 from jobs.urls import UrlError, check_url
 from jobs.words import of_codes
 from jobs.yaml_text import YamlError, parse_yaml, read_yaml
+from spd_core.alike import did_you_mean
 from spd_core.candidates import admissible, default_method
+from spd_core.complaints import one_line, refuse_switches, shown
 from spd_core.law import Auto, Choice, Guarantee, Method, MethodRequest, SamplerLaw, Settings, Speculative
 from spd_core.pairs.pair import PairCard, PairError, bundled_pairs, load_card
 from workers.records import ImageFormat

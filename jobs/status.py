@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import Field
 
 from jobs.commits import read_committed
-from jobs.plan import public_url, read_plan
+from jobs.plan import read_plan
 from jobs.presence import WATCH_S, Mark, read_mark
 from jobs.progress import duration, time_left
 from jobs.totals import Totals
 from spd_core.law import Settings
 from workers import layout
+from workers.redact import public_url
 from workers.store import Store
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs.command_line import did_you_mean
 from jobs.spec import SpecError
+from spd_core.alike import did_you_mean
 from spd_core.codec import PixelCodec
 from spd_core.data import load_fashion_mnist
 from spd_core.models.variance import PosteriorVariance

@@ -6,8 +6,8 @@ import re
 
 from fsspec.registry import known_implementations, registry
 
-from jobs.command_line import did_you_mean
-from workers.redact import without_userinfo
+from spd_core.alike import did_you_mean
+from workers.redact import public_url, without_secrets
 
 #: A scheme that lost a slash or its colon; on a disk it would quietly become a folder of that name.
 _BROKEN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)(?::/?(?!/)|//)(?P<rest>.*)", re.DOTALL)
@@ -28,7 +28,7 @@ def check_url(field: str, url: str) -> None:
     Raises:
         UrlError: with what was probably meant.
     """
-    shown = repr(without_userinfo(url))
+    shown = repr(public_url(url))
     known = {*known_implementations, *registry}
     if _CONTROL.search(url):
         raise UrlError(f"{field}: got {shown}, allowed: a URL or path of printable UTF-8 characters")
@@ -37,7 +37,7 @@ def check_url(field: str, url: str) -> None:
     broken = _BROKEN.fullmatch(url)
     if broken and "::" not in url and broken["scheme"].lower() in known:
         root = "/" if broken["scheme"].lower() in ("file", "local") else ""
-        meant = f"{broken['scheme'].lower()}://{root}{without_userinfo('//' + broken['rest'].lstrip('/'))[2:]}"
+        meant = f"{broken['scheme'].lower()}://{root}{without_secrets('//' + broken['rest'].lstrip('/'))[2:]}"
         raise UrlError(f"{field}: got {shown}, allowed: a URL or a path, did you mean {meant}?")
     scheme, separator, _ = url.partition("://")
     if separator and "::" not in url and scheme not in known:

@@ -17,6 +17,7 @@ _NAMED = re.compile("key|secret|token|pass|credential|connection", re.IGNORECASE
 _HIDDEN = "***"
 #: Up to the last @ before the path: a password may hold one.
 _USERINFO = re.compile(r"(?<=//)[^/\s'\"]*@")
+_QUERY = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"?]*)\?[^\s'\"]+")
 #: Names whose value is a secret wherever it stands.
 _NAMES = r"[\w-]*(?:secret|password|passwd|session_token|auth_token|access_key|account_key|sas_token|credential)[\w-]*"
 _PATTERNS = (
@@ -42,9 +43,15 @@ def _texts(options: Any, name: str = "") -> list[str]:
     return [options] if isinstance(options, str) and len(options) >= shortest else []
 
 
-def without_userinfo(text: str) -> str:
-    """A URL, or a text with URLs in it, without the user names and passwords of those."""
-    return _USERINFO.sub("", text)
+def without_secrets(text: str) -> str:
+    """A text with URLs in it, without the user names, passwords and queries of those: a query may be a signature."""
+    return _QUERY.sub(rf"\1?{_HIDDEN}", _USERINFO.sub("", text))
+
+
+def public_url(url: str) -> str:
+    """One URL, or path, as it may be stored and shown: without user name, password and query."""
+    place, asked, _ = url.partition("?")
+    return without_secrets(f"{place}?{_HIDDEN}" if asked and "://" in place else url)
 
 
 def redact(text: str) -> str:
@@ -53,7 +60,7 @@ def redact(text: str) -> str:
     # The longest first: one secret may be the beginning of another.
     for secret in sorted(_hidden | variables, key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
-    text = without_userinfo(text)
+    text = without_secrets(text)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text

@@ -22,7 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from workers import local_disk
-from workers.redact import hide, redact, without_userinfo
+from workers.redact import hide, redact, without_secrets
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -124,7 +124,7 @@ class Store:
 
     @property
     def _shown_url(self) -> str:
-        return without_userinfo(self.url)
+        return without_secrets(self.url)
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -22,7 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from spd_core.alike import did_you_mean
 from spd_core.codec import PixelCodec
+from spd_core.complaints import one_line
 from spd_core.law import HEAD_WINDOWS, HeadWindow, SamplerLaw, Settings
 from spd_core.models.causal import Causal, CausalConfig
 from spd_core.models.llamagen import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
@@ -162,10 +163,9 @@ def pair_folder(name: str) -> Path:
     for folder in (BUNDLED / name, Path(name)):
         if (folder / "pair.json").is_file():
             return folder
-    near = get_close_matches(name, bundled_pairs(), n=1)
     raise PairError(
         f"pair: got {name!r}, allowed: {', '.join(bundled_pairs())} or a folder that holds a pair.json"
-        + (f", did you mean {near[0]}?" if near else "")
+        + did_you_mean(name, bundled_pairs())
     )
 
 
@@ -178,8 +178,15 @@ def load_card(name: str) -> PairCard:
     path = pair_folder(name) / "pair.json"
     try:
         return PairCard.model_validate(json.loads(path.read_bytes()))
-    except (ValidationError, json.JSONDecodeError) as error:
-        raise PairError(f"pair: {path} is not a pair card: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise PairError(f"pair: cannot read {path}: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise PairError(f"pair: {path} is not a pair card: values too deep inside each other") from error
+    except ValidationError as error:
+        words = one_line(error, PairCard, "the fields of a card", "card")
+        raise PairError(f"pair: {path} is not a pair card: {words}") from error
+    except ValueError as error:  # no JSON, or not UTF-8
+        raise PairError(f"pair: {path} is not a pair card: {' '.join(str(error).split())}") from error
 
 
 def _load_part(folder: Path, card: PairCard, part: str, make: Callable[[], Module]) -> Module:

@@ -14,6 +14,7 @@ import pytest
 
 from jobs.arguments import ADD, PARTS, TRAINED
 from jobs.cli import main
+from jobs.plan import make_plan
 from jobs.request_file import RequestFile
 from jobs.spec import SpecError, load_spec
 from jobs.yaml_text import YamlError, parse_yaml
@@ -349,3 +350,39 @@ def test_the_choices_of_train_are_the_recipes():
     assert set(TRAINED) == {*(pair for pair, _ in RECIPES), "label-classifier", "reference"}
     assert set(PARTS) >= {part for _, part in RECIPES} | set(VARIANCES)
     assert Speculative().stride == 15
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is not a pair card: Expecting value"),
+        (b"\xff\xfe\x00", "is not a pair card"),
+        (b"[" * 100_000, "is not a pair card"),
+        (b'{"name": ' * 2000, "is not a pair card"),
+        (b"[]", "is not a pair card"),
+        (b"{}", "is not a pair card: name"),
+        (b'{"name": 1' + b"0" * 5000 + b"}", "is not a pair card"),
+        (None, "pair: got"),
+    ],
+)
+def test_a_damaged_card_is_one_line(content, says, tmp_path, capsys):
+    if content is None:
+        (tmp_path / "pair.json").mkdir()
+    else:
+        (tmp_path / "pair.json").write_bytes(content)
+    assert says in refusal(capsys, "plan", "--pair", str(tmp_path))
+
+
+def test_the_query_of_a_request_file_is_shown_nowhere(capsys):
+    url = "http://127.0.0.1:9/r.csv?sig=hunter2hunter2&code=swordfish"
+    line = refusal(capsys, "plan", "--set", "method=null", "--set", f"requests.file={url}")
+    assert "http://127.0.0.1:9/r.csv?***" in line and "hunter2" not in line and "swordfish" not in line
+    assert "ends in" in refusal(capsys, "plan", "--set", f"requests.file={url.replace('r.csv', 'r')}")
+
+
+def test_a_plan_stores_no_query():
+    spec = load_spec(None, ["method=null"]).model_copy()
+    file = spec.requests.model_copy(update={"file": "https://user:pw@host/r.csv?sig=hunter2"})
+    output = "s3://b/out?versionId=hunter2"
+    plan = make_plan(spec.model_copy(update={"requests": file, "output": output}))
+    assert plan.spec["requests"]["file"] == "https://host/r.csv?***" and b"hunter2" not in plan.to_bytes()

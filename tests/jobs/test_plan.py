@@ -12,7 +12,6 @@ from jobs.plan import (
     differences,
     make_plan,
     parse_plan,
-    public_url,
     read_plan,
     store_plan,
     stored_plan,
@@ -25,6 +24,7 @@ from tests.tiny_causal import make_tiny_causal_pair
 from tests.tiny_codes import make_tiny_code_pair
 from tests.tiny_pair import CLASSES, make_tiny_pair
 from workers import layout
+from workers.redact import public_url
 from workers.sealed import canonical_json, seal
 from workers.store import Store
 

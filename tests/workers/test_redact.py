@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from workers.redact import RedactingFormatter, hide, redact, without_userinfo
+from workers.redact import RedactingFormatter, hide, redact, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -17,10 +17,17 @@ from workers.redact import RedactingFormatter, hide, redact, without_userinfo
         ("simplecache::s3://user:hunter2@host/x", "simplecache::s3://host/x"),
         ("cannot open ftp://u:hunter2@host/a and ftp://u:hunter3@host/b", "cannot open ftp://host/a and ftp://host/b"),
         ("/local/folder@home", "/local/folder@home"),
+        ("https://host/r.csv?sv=1&sig=hunter2", "https://host/r.csv?***"),
+        ("https://user:hunter2@host/r.csv?token=hunter2", "https://host/r.csv?***"),
+        (
+            "cannot read https://host/r.csv?code=hunter2 (403), or s3://b/x",
+            "cannot read https://host/r.csv?*** (403), or s3://b/x",
+        ),
+        ("/local/what?.csv", "/local/what?.csv"),
     ],
 )
-def test_urls_are_shown_without_user_and_password(url, shown):
-    assert without_userinfo(url) == redact(url) == shown
+def test_urls_are_shown_without_user_password_and_query(url, shown):
+    assert without_secrets(url) == redact(url) == shown
 
 
 @pytest.mark.parametrize(

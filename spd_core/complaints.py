@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ErrorType
 
-from jobs.command_line import did_you_mean
+from spd_core.alike import did_you_mean
 
 Schema = dict[str, Any]
 _SECRET = re.compile("key|secret|token|password|credential", re.IGNORECASE)
@@ -156,7 +156,7 @@ def refuse_switches(raw: Any, model: type[BaseModel]) -> str | None:
     return first(raw, ())
 
 
-def _unknown(problem: ErrorDetails, path: list[str], node: Schema, root: Schema) -> str:
+def _unknown(problem: ErrorDetails, path: list[str], node: Schema, root: Schema, fields: str) -> str:
     """A field that does not exist; its value is left out where it may be a secret under a mistyped name."""
     name, value = str(problem["loc"][-1]), problem["input"]
     siblings = [each for branch in _branches(node, root) for each in branch.get("properties", {})]
@@ -172,26 +172,33 @@ def _unknown(problem: ErrorDetails, path: list[str], node: Schema, root: Schema)
     near = near or did_you_mean(name, places, leaf=True)
     open_value = not isinstance(value, (dict, list)) and not _SECRET.search(name)
     got = f", got {shown(value)}" if open_value else ""
-    return f"{'.'.join([*path, name])}: unknown field{got}, allowed: the fields that `spd spec` lists{near}"
+    return f"{'.'.join([*path, name])}: unknown field{got}, allowed: {fields}{near}"
 
 
-def one_line(error: ValidationError, model: type[BaseModel]) -> str:
+def one_line(
+    error: ValidationError,
+    model: type[BaseModel],
+    fields: str = "the fields that `spd spec` lists",
+    whole: str = "spec",
+) -> str:
     """The first problem of a validation error.
 
     Args:
         error: of pydantic.
         model: that was to be made.
+        fields: where the fields are told that exist.
+        whole: what the values make together.
     """
     problem = error.errors()[0]
     root = model.model_json_schema()
     path, node = _walk(root, problem["loc"])
     if problem["type"] in ("extra_forbidden", "invalid_key"):
-        return _unknown(problem, path, node, root)
+        return _unknown(problem, path, node, root, fields)
     value = problem["input"]
     hidden = path[:1] == ["storage_options"]
     if problem["type"].startswith("union_tag") and isinstance(value, dict):
         value = value.get("name")
-    place = ".".join(path) or "spec"
+    place = ".".join(path) or whole
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     own = problem["type"] in _OWN or problem["type"] not in _PYDANTIC
     allowed = message if own else " or ".join(_words(node, root))
