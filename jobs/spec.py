@@ -45,7 +45,7 @@ class SpecError(ValueError):
 class Requests(Settings):
     """Which images to make."""
 
-    count: int = Field(256, ge=1, le=100_000_000, description="images of the dataset")
+    count: int = Field(256, ge=1, le=10_000_000_000, description="images of the dataset")
     labels: Annotated[tuple[int, ...], Field(min_length=1)] | Literal["balanced"] = Field(
         "balanced",
         description="label of each image, number or class name, repeated as often as needed; balanced: all classes in "

@@ -39,7 +39,7 @@ def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
         ("method=speculative", "method: got 'speculative', allowed: plain, cspd, null, auto (the mar family"),
         ("method.gamma=-1", "gamma: got -1, allowed: a whole number from 1 to 4,096"),
         ("requests.labels=[0,3]", "requests.labels: got 3, allowed: balanced, or a list of labels, each 0..2"),
-        ("requests.count=many", "requests.count: got 'many', allowed: a whole number from 1 to 100,000,000"),
+        ("requests.count=many", "requests.count: got 'many', allowed: a whole number from 1 to 10,000,000,000"),
         ("pair=nosuch", "pair: got 'nosuch', allowed:"),
         ("law.head_steps=0", "law.head_steps: got 0, allowed: a whole number from 2 to 1,000"),
         ("nonsense", "--set: got 'nonsense', allowed: field.path=value"),
@@ -219,7 +219,7 @@ def test_spec_text_is_the_default_spec():
     assert raw["method"]["name"] == "speculative"
     assert "# method auto, guarantee at least exact: The fastest" in text and "#   seconds: 120.0" in text
     assert "# images decoded together (1 to 65536)" in text
-    assert "# images of the dataset (>= 1, <= 100000000)" in text and "(one of paper, released)" in text
+    assert "# images of the dataset (>= 1, <= 10000000000)" in text and "(one of paper, released)" in text
     assert make_spec(raw).model_dump() == make_spec({}).model_dump()
 
 
