@@ -95,9 +95,12 @@ def choices(
         for size in sizes
         for method in admissible(card, auto, windows_for(card, law, size, at))
     ]
-    rates = [images_per_s(card, law, choice, at) for choice in offered]
-    least = PROMISING * max((rate for rate in rates if rate is not None), default=0.0)
-    return tuple(choice for choice, rate in zip(offered, rates, strict=True) if rate is None or rate >= least)
+    rates = {choice: images_per_s(card, law, choice, at) for choice in offered}
+    best = max(offered, key=lambda choice: rates[choice] or 0.0)
+    kept = {choice for choice, rate in rates.items() if rate is None or rate >= PROMISING * (rates[best] or 0.0)}
+    # A prediction is no measurement: plain decoding, one head call a step, is held against it.
+    kept.add(Choice(method=Plain(), batch=best.batch))
+    return tuple(choice for choice in offered if choice in kept)
 
 
 def all_choices(card: PairCard, auto: Auto, batch: int | Literal["auto"], shard: int) -> tuple[Choice, ...]:

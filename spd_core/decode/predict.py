@@ -27,7 +27,7 @@ from spd_core.law import Choice, Cspd, Plain, Precision, SamplerLaw, Speculative
 from spd_core.models.causal import Causal, CausalConfig
 from spd_core.models.llamagen import LlamaGenConfig
 from spd_core.models.mar import Mar, MarConfig
-from spd_core.pairs.pair import PairCard
+from spd_core.pairs.pair import PairCard, TunedWindows
 
 #: Kernels of a transformer block and of a head's residual block, and of the rest of a head call (counted, MAR-B and H).
 BLOCK_KERNELS, HEAD_BLOCK_KERNELS, HEAD_KERNELS = 17.0, 7.5, 8.0
@@ -197,15 +197,19 @@ def _causal_s(config: CausalConfig, law: SamplerLaw, effort: Effort, batch: int,
     return seconds + sum(_path_s(work.head, steps, effort, rows * count, at) for steps, count in below.items())
 
 
-def windows_for(
-    card: PairCard, law: SamplerLaw, batch: int, at: Ceilings, count: int = 2
-) -> tuple[tuple[int, ...], ...]:
-    """The windows of a pair that a device should decode a batch fastest with, best first; at most ``count``.
+#: Two schedules are worth measuring side by side if their calls differ by this factor.
+APART = 1.25
+
+
+def windows_for(card: PairCard, law: SamplerLaw, batch: int, at: Ceilings) -> tuple[tuple[int, ...], ...]:
+    """The windows of a pair that a device should decode a batch fastest with, and the next best that differ from them.
 
     Below the ridge rows are free and the longest windows win; above it the shortest, or none at all.
     """
-    rates = {
-        tuned.windows: images_per_s(card, law, Choice(method=Plain(head_window=tuned.windows), batch=batch), at)
-        for tuned in card.tuned_windows
-    }
-    return tuple(sorted(rates, key=lambda windows: -(rates[windows] or -math.inf))[:count])
+
+    def rate(tuned: TunedWindows) -> float:
+        return images_per_s(card, law, Choice(method=Plain(head_window=tuned.windows), batch=batch), at) or -math.inf
+
+    ranked = sorted(card.tuned_windows, key=rate, reverse=True)
+    others = [of for of in ranked if max(of.calls, ranked[0].calls) >= APART * min(of.calls, ranked[0].calls)]
+    return tuple(tuned.windows for tuned in [*ranked[:1], *others[:1]])
