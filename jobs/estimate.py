@@ -13,12 +13,14 @@ import torch
 from pydantic import Field
 
 from jobs.auto import choices_of, measured_in_words
+from jobs.encoding import encoding_cost, encoding_in_words
 from jobs.progress import duration
 from jobs.spec import FixedSpec, Spec
 from jobs.words import law_in_words, method_in_words, number, of_codes, size
 from spd_core.decode.ceilings import Ceilings, known_ceilings
 from spd_core.decode.predict import images_per_s
 from spd_core.law import Choice, SamplerLaw, Settings
+from spd_core.memory import BatchMemory, batch_memory
 from spd_core.pairs.pair import PairCard
 from workers.machine import usable_cpus
 from workers.redact import public_url
@@ -39,6 +41,14 @@ class Estimate(Settings):
     predicted_for: str = Field("", description="the GPU that the speed is predicted for; empty: it was measured")
     seconds: float | None = Field(description="without the start of the workers")
     cost: float | None = Field(description="at workers.price_per_hour")
+    encoded_per_s: float = Field(description="images that a worker encodes a second, as measured here")
+    memory: BatchMemory | None = Field(description="of a batch; None while the method is still to be measured")
+
+    @property
+    def waits_for_encoding(self) -> bool:
+        """Whether the decoder is faster than the encoding beside it."""
+        rate = self.images_per_s_per_worker
+        return rate is not None and rate > self.encoded_per_s
 
 
 def measured_rate(card: PairCard, spec: FixedSpec) -> float | None:
@@ -96,6 +106,8 @@ def estimate(card: PairCard, spec: Spec) -> Estimate:
         predicted_for=at.name if at and rate else "",
         seconds=seconds,
         cost=cost,
+        encoded_per_s=max(1, spec.workers.encoders) / encoding_cost(card.image_shape, spec.image).seconds,
+        memory=batch_memory(card, spec.law, spec.method, spec.batch) if isinstance(spec, FixedSpec) else None,
     )
 
 
@@ -123,6 +135,23 @@ def _listed(options: Sequence[Choice], codes: bool, rates: Sequence[float | None
     return [f"{name}, batch {', '.join(sizes)}" for name, sizes in batches.items()]
 
 
+def _worker_lines(spec: Spec, guess: Estimate) -> list[str]:
+    """Memory of a batch and speed of encoding, and a warning if a decoder would wait for it."""
+    lines = []
+    if guess.memory is not None and guess.memory.total:
+        parts = ((name, getattr(guess.memory, name)) for name in ("weights", "cache", "activations", "head"))
+        listed = ", ".join(f"{name} {size(held)}" for name, held in parts if held)
+        lines.append(f"memory       about {size(guess.memory.total)} for a batch of {spec.batch} ({listed})")
+    threads = spec.workers.encoders or ("1 core" if spec.workers.num_gpus == 0 else "each core beside the GPU")
+    rate = f"about {number(guess.encoded_per_s)} images/s a worker, {encoding_in_words(spec.image)}"
+    lines.append(f"encoding     {rate}, threads: {threads}, as measured here")
+    if guess.waits_for_encoding:
+        lines.append("warning      encoding is the bottleneck: more workers.encoders, image.effort fast or format webp")
+    elif spec.workers.num_gpus > 0 and guess.images_per_s_per_worker is None:
+        lines.append("             a decoder that is faster than all of them together waits for them")
+    return lines
+
+
 def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
     """The estimate as text."""
     fixed = isinstance(spec, FixedSpec)
@@ -139,6 +168,7 @@ def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
         f"workers      {guess.workers}",
         f"time         {f'unknown: {unknown}' if guess.seconds is None else basis + duration(guess.seconds)}",
     ]
+    lines += _worker_lines(spec, guess)
     if spec.workers.price_per_hour is not None:
         lines.append(f"cost         {'unknown' if guess.cost is None else 'about ' + number(guess.cost)}")
     fingerprint = spec.fingerprint(card.sha256) if isinstance(spec, FixedSpec) else "follows from the method"

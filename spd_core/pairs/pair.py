@@ -189,7 +189,23 @@ def load_card(name: str) -> PairCard:
         raise PairError(f"pair: {path} is not a pair card: {' '.join(str(error).split())}") from error
 
 
-def _load_part(folder: Path, card: PairCard, part: str, make: Callable[[], Module]) -> Module:
+def part_sizes(card: PairCard, draft: bool = True) -> dict[str, int]:
+    """Parameters of each part that `load_pair` loads, from the card alone; without the small variances."""
+    target, codec = card.target, card.codec
+    makers: dict[str, Callable[[], nn.Module]] = {"target": lambda: _model(target)}
+    if draft and (small := card.draft) is not None:
+        makers["draft"] = lambda: _model(small)
+    if draft and (eagle := card.eagle) is not None and isinstance(target, LlamaGenConfig):
+        makers["eagle"] = lambda: EagleDraft(eagle, target)
+    if isinstance(codec, KlCodec):
+        makers["vae"] = lambda: KlVae(codec.vae)
+    if isinstance(codec, VqCodec):
+        makers["vq"] = lambda: Vq(codec.vq)
+    with torch.device("meta"):
+        return {part: sum(each.numel() for each in make().parameters()) for part, make in makers.items()}
+
+
+def _load_part(folder: Path, card: PairCard, part: str, make: Callable[[], Module], device: torch.device) -> Module:
     path = folder / f"{part}.safetensors"
     try:
         with path.open("rb") as file:
@@ -197,8 +213,9 @@ def _load_part(folder: Path, card: PairCard, part: str, make: Callable[[], Modul
         if digest != card.sha256.get(part):
             allowed = card.sha256.get(part, "none")[:12]
             raise PairError(f"pair: {path} has sha256 {digest[:12]}..., allowed: {allowed}... (its card)")
-        # Mapped, not read: workers of one machine share the pages of large float32 weights.
-        weights = load_file(path)
+        # Mapped, not read: workers of one machine share the pages of large float32 weights, on a CPU as their weights,
+        # for a GPU as the source of the copy, without another on the host.
+        weights = load_file(path, device=str(device))
     except OSError as error:
         raise PairError(f"pair: cannot read {path}: {error.strerror}") from error
     except SafetensorError as error:
@@ -206,7 +223,10 @@ def _load_part(folder: Path, card: PairCard, part: str, make: Callable[[], Modul
     with torch.device("meta"):
         model = make()
     try:
-        model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=True, assign=True)
+        # One after the other: both forms of large half-precision weights are never there at once.
+        for name in weights:
+            weights[name] = weights[name].float()
+        model.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         raise PairError(f"pair: {path} does not fit its card: {' '.join(str(error).split())[:200]}") from error
     return model.eval().requires_grad_(False)
@@ -221,7 +241,7 @@ def _model(config: ModelConfig) -> Model:
 def _add_variance(folder: Path, card: PairCard, part: str, model: Model) -> None:
     if part in card.sha256 and not isinstance(model, LlamaGen):
         head = model.head
-        head.variance = _load_part(folder, card, part, lambda: PosteriorVariance.of(head)).to(model.device)
+        head.variance = _load_part(folder, card, part, lambda: PosteriorVariance.of(head), model.device)
 
 
 def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True) -> Pair:
@@ -237,16 +257,17 @@ def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True)
     """
     folder, card = pair_folder(name), load_card(name)
     small_config, eagle_config, codec, sizes = card.draft, card.eagle, card.codec, card.target
-    target = _load_part(folder, card, "target", lambda: _model(sizes)).to(device)
+    place = torch.device(device)
+    target = _load_part(folder, card, "target", lambda: _model(sizes), place)
     _add_variance(folder, card, "target_variance", target)
     small = eagle = vae = vq = None
     if draft and small_config is not None:
-        small = _load_part(folder, card, "draft", lambda: _model(small_config)).to(device)
+        small = _load_part(folder, card, "draft", lambda: _model(small_config), place)
         _add_variance(folder, card, "draft_variance", small)
     if draft and eagle_config is not None and isinstance(sizes, LlamaGenConfig):
-        eagle = _load_part(folder, card, "eagle", lambda: EagleDraft(eagle_config, sizes)).to(device)
+        eagle = _load_part(folder, card, "eagle", lambda: EagleDraft(eagle_config, sizes), place)
     if isinstance(codec, KlCodec) and "vae" in card.sha256:
-        vae = _load_part(folder, card, "vae", lambda: KlVae(codec.vae)).to(device)
+        vae = _load_part(folder, card, "vae", lambda: KlVae(codec.vae), place)
     if isinstance(codec, VqCodec) and "vq" in card.sha256:
-        vq = _load_part(folder, card, "vq", lambda: Vq(codec.vq)).to(device)
-    return Pair(card, target, small, torch.device(device), vae, eagle, vq)
+        vq = _load_part(folder, card, "vq", lambda: Vq(codec.vq), place)
+    return Pair(card, target, small, place, vae, eagle, vq)
