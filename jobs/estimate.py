@@ -106,7 +106,7 @@ def estimate(card: PairCard, spec: Spec) -> Estimate:
         predicted_for=at.name if at and rate else "",
         seconds=seconds,
         cost=cost,
-        encoded_per_s=max(1, spec.workers.encoders) / encoding_cost(card.image_shape, spec.image).seconds,
+        encoded_per_s=_encoders(spec) / encoding_cost(card.image_shape, spec.image).seconds,
         memory=batch_memory(card, spec.law, spec.method, spec.batch) if isinstance(spec, FixedSpec) else None,
     )
 
@@ -135,6 +135,11 @@ def _listed(options: Sequence[Choice], codes: bool, rates: Sequence[float | None
     return [f"{name}, batch {', '.join(sizes)}" for name, sizes in batches.items()]
 
 
+def _encoders(spec: Spec) -> int:
+    """Threads that a worker encodes with; beside a GPU, where the spec leaves it open, as many as cores here."""
+    return spec.workers.encoders or (usable_cpus() if spec.workers.num_gpus > 0 else 1)
+
+
 def _worker_lines(spec: Spec, guess: Estimate) -> list[str]:
     """Memory of a batch and speed of encoding, and a warning if a decoder would wait for it."""
     lines = []
@@ -142,13 +147,10 @@ def _worker_lines(spec: Spec, guess: Estimate) -> list[str]:
         parts = ((name, getattr(guess.memory, name)) for name in ("weights", "cache", "activations", "head"))
         listed = ", ".join(f"{name} {size(held)}" for name, held in parts if held)
         lines.append(f"memory       about {size(guess.memory.total)} for a batch of {spec.batch} ({listed})")
-    threads = spec.workers.encoders or ("1 core" if spec.workers.num_gpus == 0 else "each core beside the GPU")
     rate = f"about {number(guess.encoded_per_s)} images/s a worker, {encoding_in_words(spec.image)}"
-    lines.append(f"encoding     {rate}, threads: {threads}, as measured here")
+    lines.append(f"encoding     {rate}, threads: {_encoders(spec)}, measured on this machine")
     if guess.waits_for_encoding:
         lines.append("warning      encoding is the bottleneck: more workers.encoders, image.effort fast or format webp")
-    elif spec.workers.num_gpus > 0 and guess.images_per_s_per_worker is None:
-        lines.append("             a decoder that is faster than all of them together waits for them")
     return lines
 
 
