@@ -31,7 +31,7 @@ from workers.actor import Worker
 from workers.memory import OutOfMemory
 from workers.records import CommitRecord, WorkerSettings
 from workers.shard import DamagedCommit, UnequalCommit
-from workers.store import Store
+from workers.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ _FETCH_S = 60.0  #: longest wait for an answer that Ray says is there
 _REST_S = 30.0  #: before new actors are asked for again, after several in a row failed and others work
 _SLOW = 1.5  #: times the median after which a running shard is slow
 _COPIES = 2  #: actors that make one shard at a time, at most
+_OUTAGES = 2  #: attempts at one shard that may fail because of the store
 _RECENT = 1000  #: shards whose time the median is over
 _HOPELESS = (PairError, QualityError, SpecError)  #: no other worker could do better
 
@@ -118,6 +119,7 @@ class Fleet:
         self._tasks = Tasks(store, plan)
         self._failed_starts = 0
         self._failures: Counter[int] = Counter()  # of this run, by shard
+        self._outages: Counter[int] = Counter()  # those of them in which the store failed
         self._took: deque[float] = deque(maxlen=_RECENT)  # seconds, of the last shards of this run
         self._todo = todo
         self._missing: set[int] = set()  # shards of this run that no record is known of
@@ -332,8 +334,11 @@ class Fleet:
         except self._ray.exceptions.RayTaskError as error:
             raise_if_hopeless(error)
             self._next(slot, job)
-            if isinstance(getattr(error, "cause", None), UnequalCommit):
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, UnequalCommit):
                 logger.warning("%s", reason_of(error))
+            if type(cause) is StoreError:
+                self._count_outage(job.shard, cause)
             return self._judge(job, reason_of(error), pending)
         except self._ray.exceptions.RayError as error:
             # A node that the cloud took back says nothing about the shard.
@@ -342,6 +347,12 @@ class Fleet:
         self._took.append(record.wall_seconds)
         self._next(slot, job)
         return [record]
+
+    def _count_outage(self, shard: int, error: StoreError) -> None:
+        """Each was waited for with patience before it became an error: a third wait would be like the first two."""
+        self._outages[shard] += 1
+        if self._outages[shard] >= _OUTAGES and self._committed(shard) is None:
+            raise JobError(f"shard {shard} could not be stored, {_OUTAGES} times after every retry: {error}")
 
     def _next(self, slot: _Slot, job: _Job) -> None:
         slot.queue.remove(job)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from workers import local_disk
 from workers.redact import hide, redact, without_secrets
@@ -31,6 +31,8 @@ T = TypeVar("T")
 RETRY_DEADLINE_S = 300.0
 #: A store that has never answered this process is rather mistyped than away, so it is given up sooner.
 PROBE_DEADLINE_S = 15.0
+#: A store that answers 500 is not away but broken, and rather for this object than for a while.
+FAULT_DEADLINE_S = 60.0
 #: What is only tidied up must not hold up a driver that was told to stop.
 TIDY_DEADLINE_S = 2.0
 FIRST_WAIT_S = 0.2
@@ -50,6 +52,7 @@ _PERMANENT_ERRNOS = frozenset(
 _PERMANENT_NAMES = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
 )
+_FAULTS = frozenset({"500", "InternalError"})
 #: An object may be deleted while we look what lies there; a store that says so every time contradicts itself.
 _CREATE_TRIES = 5
 _PROBE = "_run/.probe-"
@@ -85,6 +88,14 @@ def _is_transient(error: BaseException) -> bool:
     if type(error).__name__ in _PERMANENT_NAMES:
         return False
     return not (isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS)
+
+
+def _is_server_fault(error: BaseException | None) -> bool:
+    """Whether the store answered that it failed inside (500), which is neither "later" (503) nor silence."""
+    response = getattr(getattr(error, "__cause__", None), "response", None)
+    if not isinstance(response, dict):
+        return False
+    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 500 or _error_code(error) in _FAULTS  # type: ignore[arg-type]
 
 
 def _create_remote(fs: Any, key: str, data: bytes) -> None:
@@ -156,10 +167,15 @@ class Store:
             error = state.outcome.exception() if state.outcome else None
             logger.warning("%s; trying again", self._failure(action, path, error or OSError("unknown")))
 
+        def is_over(state: RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            limit_s = min(deadline_s, FAULT_DEADLINE_S) if _is_server_fault(error) else deadline_s
+            return (state.seconds_since_start or 0.0) >= limit_s
+
         retrying = Retrying(
             retry=retry_if_exception(_is_transient),
             wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
-            stop=stop_after_delay(deadline_s),
+            stop=is_over,
             before_sleep=log,
             reraise=True,
         )

@@ -22,7 +22,7 @@ from workers.engine import Engine
 from workers.memory import OutOfMemory
 from workers.records import ShardTask
 from workers.shard import UnequalCommit, commit_shard, read_commit
-from workers.store import Store
+from workers.store import Store, StoreError
 
 
 class RayError(Exception):
@@ -229,6 +229,12 @@ def test_a_shard_that_keeps_failing_ends_the_job(job):
     ray = FakeRay(job.make, lambda _, call, __: RayTaskError(OSError("no space")) if call == "run" else "ok")
     with pytest.raises(JobError, match=r"shard 0 failed 3 times.*no space"):
         job.run(ray, count=1, max_attempts=3)
+
+
+def test_a_store_that_fails_after_every_retry_ends_the_job_at_the_second_attempt(job):
+    ray = FakeRay(job.make, lambda _, call, __: RayTaskError(StoreError("output: 500")) if call == "run" else "ok")
+    with pytest.raises(JobError, match=r"shard \d could not be stored, 2 times after every retry: output: 500"):
+        job.run(ray, count=1, max_attempts=5)
 
 
 def test_a_preempted_actor_blames_nobody(job):

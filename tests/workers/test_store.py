@@ -221,6 +221,20 @@ def test_the_deadline_ends_the_retries(remote, answered, monkeypatch):
     assert 3 < calls("create") < 1000
 
 
+def test_a_store_that_answers_500_is_given_up_sooner_than_one_that_is_away(remote, monkeypatch):
+    assert not remote.exists("a")
+    monkeypatch.setattr(store_module, "FAULT_DEADLINE_S", 0.05)
+    broken = OSError(errno.EREMOTEIO, "We encountered an internal error")
+    broken.__cause__ = Exception()
+    broken.__cause__.response = {"Error": {"Code": "InternalError"}, "ResponseMetadata": {"HTTPStatusCode": 500}}
+    Faulty.script.faults = [Fault("raise", "create", error=broken, times=10**6)]
+    with pytest.raises(StoreError, match="internal error"):
+        remote.create("a", b"1")
+    assert 2 < calls("create") < 1000
+    Faulty.script.faults = [Fault("raise", "create", error=broken, times=2)]
+    remote.create("b", b"1")
+
+
 def test_a_worker_knows_its_store_from_the_start(remote, monkeypatch):
     monkeypatch.setattr(store_module, "PROBE_DEADLINE_S", 0.0)
     again = Store(remote.url, known=True)
