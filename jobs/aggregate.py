@@ -13,6 +13,7 @@ import torch
 from pyarrow import BufferReader
 from torch import Tensor
 
+from jobs.commits import Kept, read_part
 from jobs.plan import Plan, package_version
 from jobs.totals import Totals
 from spd_core.certificate import bounds
@@ -147,20 +148,18 @@ def classes(plan: Plan, totals: Totals) -> list[Json]:
     ]
 
 
-def _features(store: Store, plan: Plan, shards: Sequence[int], images: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def _features(store: Store, shards: Sequence[Kept], images: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Features float16 [n, D], labels int64 [n] and agreement bool [n] of the first n = ``images`` images."""
     features = torch.empty(images, FEATURE_DIMS, dtype=torch.float16)
     labels: list[int] = []
     agrees: list[bool | None] = []
-    for shard in shards:
+    for kept in shards:
         have = len(labels)
         if have >= images:
             break
-        column = pq.read_table(BufferReader(store.read(layout.features(shard, plan.shards))))["feature"]
+        column = pq.read_table(BufferReader(read_part(store, kept, layout.FEATURES)))["feature"]
         part = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)[: images - have]
-        table = pq.read_table(
-            BufferReader(store.read(layout.data(shard, plan.shards))), columns=["label", "label_agrees"]
-        )
+        table = pq.read_table(BufferReader(read_part(store, kept, layout.DATA)), columns=["label", "label_agrees"])
         features[have : have + len(part)] = torch.from_numpy(part.copy())
         labels += table["label"].to_pylist()[: len(part)]
         agrees += table["label_agrees"].to_pylist()[: len(part)]
@@ -168,7 +167,7 @@ def _features(store: Store, plan: Plan, shards: Sequence[int], images: int) -> t
     return features, torch.tensor(labels), agree
 
 
-def quality(store: Store, plan: Plan, shards: Sequence[int], images: int) -> Json:
+def quality(store: Store, plan: Plan, shards: Sequence[Kept], images: int) -> Json:
     """Distances to the plan's reference and label agreement, or ``{"skipped": reason}``.
 
     Args:
@@ -178,6 +177,7 @@ def quality(store: Store, plan: Plan, shards: Sequence[int], images: int) -> Jso
         images: in them.
 
     Raises:
+        DamagedPart: a file is gone or not what was committed.
         StoreError: a file cannot be read.
     """
     reference = plan.pair.reference
@@ -189,11 +189,11 @@ def quality(store: Store, plan: Plan, shards: Sequence[int], images: int) -> Jso
         return {"skipped": f"{images} images are too few, at least {MIN_QUALITY_IMAGES} are needed"}
     from spd_core.quality.evaluate import evaluate  # loads what only this figure needs
 
-    figures = evaluate(*_features(store, plan, shards, min(images, QUALITY_IMAGES)), reference)
+    figures = evaluate(*_features(store, shards, min(images, QUALITY_IMAGES)), reference)
     return figures.model_dump(mode="json")
 
 
-def aggregate(store: Store, plan: Plan, shards: Sequence[int], totals: Totals) -> Json:
+def aggregate(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals) -> Json:
     """Everything the report shows except the images.
 
     Args:
@@ -203,6 +203,7 @@ def aggregate(store: Store, plan: Plan, shards: Sequence[int], totals: Totals) -
         totals: of their commit records.
 
     Raises:
+        DamagedPart: a file that is read is gone or not what was committed.
         StoreError: a feature file cannot be read.
     """
     spec = plan.spec

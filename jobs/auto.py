@@ -86,10 +86,10 @@ def _of_commits(spec: Spec, store: Store) -> Decided | None:
     card = load_card(spec.pair)
     if not isinstance(spec.method, Auto):
         raise TypeError("a spec with a method, expected one with auto")
-    paths = {layout.commit(shard): shard for shard in range(spec.shards)}
     for path in sorted(store.list(layout.COMMITS)):
+        found = layout.parse_commit(path)
         try:
-            record = read_commit(store, paths[path]) if path in paths else None
+            record = read_commit(store, found[0]) if found else None
         except DamagedCommit:
             continue
         if record is None:

@@ -11,7 +11,6 @@ from jobs import words
 from jobs.aggregate import Json
 from jobs.plan import Plan
 from workers import layout
-from workers.store import Store
 
 _SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 _SIZE_NAMES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "n>1B")
@@ -132,12 +131,3 @@ def render_card(plan: Plan, report: Json) -> str:
             "",
         ]
     )
-
-
-def write_card(store: Store, plan: Plan, report: Json) -> None:
-    """Writes README.md.
-
-    Raises:
-        StoreError: the output cannot be written.
-    """
-    store.replace(layout.CARD, render_card(plan, report).encode())

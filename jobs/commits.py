@@ -1,4 +1,4 @@
-"""What of a job is done, from the store alone: commit records, and the shards that have to be made again.
+"""What of a job is done, from the store alone: the records that hold, and the shards that have to be made again.
 
 Records are read many at a time and pass by one by one: what stays of each is a few numbers and hashes.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -17,7 +17,7 @@ from jobs.plan import Plan
 from jobs.spec import SpecError
 from workers import layout
 from workers.records import CommitRecord, FileRecord
-from workers.shard import DamagedCommit, drop_shard, file_problem, parse_commit, read_commit, shard_paths, verify_shard
+from workers.shard import Chain, DamagedCommit, chain_of, file_problem, read_chain, verify_shard, void
 from workers.store import Store
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,10 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
+class DamagedPart(ValueError):
+    """A committed file is gone or is not what was committed; the message leads with its path."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What is remembered of a commit record: hashes as bytes, for there may be a great many."""
@@ -36,8 +40,10 @@ class Kept:
     shards: int  #: of the job
     rows: int
     attempt: int
+    generation: int
+    closed: tuple[int, ...]  #: generations whose files are no part of the dataset
     sha256: bytes  #: of the record's own bytes
-    sizes: tuple[int, ...]  #: bytes of the files, in the order of `workers.shard.shard_paths`
+    sizes: tuple[int, ...]  #: bytes of the files, in the order of `workers.layout.parts`
     digests: tuple[bytes, ...]
     file_rows: tuple[int, ...]
 
@@ -49,6 +55,8 @@ class Kept:
             shards,
             record.rows,
             record.attempt,
+            record.generation,
+            record.closed,
             hashlib.sha256(raw).digest(),
             tuple(file.bytes for file in record.files),
             tuple(bytes.fromhex(file.sha256) for file in record.files),
@@ -56,9 +64,23 @@ class Kept:
         )
 
     @property
+    def path(self) -> str:
+        """Of the record."""
+        return layout.commit(self.shard, self.generation)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """Of the files."""
-        return shard_paths(self.shard, self.shards)[: len(self.sizes)]
+        return layout.parts(self.shard, self.shards, self.generation)[: len(self.sizes)]
+
+    @property
+    def closed_paths(self) -> tuple[str, ...]:
+        """Names at which attempts of closed generations may have left files, or may yet."""
+        return tuple(
+            path
+            for generation in self.closed
+            for path in layout.parts(self.shard, self.shards, generation)[: len(self.sizes)]
+        )
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
@@ -69,24 +91,41 @@ class Kept:
 
 @dataclass
 class Committed:
-    """The commit records of an output."""
+    """The records of an output."""
 
     records: dict[int, Kept] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)  #: shard and what is wrong with it
+    voided: dict[int, int] = field(default_factory=dict)  #: shards to be made again, and their last attempt
+    platforms: Counter[str] = field(default_factory=Counter)  #: shards by platform; "": it is not recorded
 
 
 def _checked(record: CommitRecord, plan: Plan) -> CommitRecord:
-    path = layout.commit(record.shard)
-    if record.fingerprint != plan.fingerprint:
-        raise SpecError(
-            f"output: {path} belongs to a job with fingerprint {record.fingerprint[:12]}..., "
-            f"allowed: {plan.fingerprint[:12]}...; use another output"
-        )
+    path = layout.commit(record.shard, record.generation)
     if record.rows != len(plan.rows_of(record.shard)):
         raise DamagedCommit(f"{path}: has {record.rows} rows, planned: {len(plan.rows_of(record.shard))}")
-    if (paths := tuple(file.path for file in record.files)) != shard_paths(record.shard, plan.shards)[: len(paths)]:
+    planned = layout.parts(record.shard, plan.shards, record.generation)
+    if (paths := tuple(file.path for file in record.files)) != planned[: len(paths)]:
         raise DamagedCommit(f"{path}: names files of another shard")
     return record
+
+
+def _own(chain: Chain, plan: Plan) -> Chain:
+    """The chain, a commit in it that cannot be the plan's counted as damaged.
+
+    Raises:
+        SpecError: it is another job's.
+    """
+    if chain.last is not None and chain.last.fingerprint != plan.fingerprint:
+        raise SpecError(
+            f"output: {layout.commit(chain.shard, chain.last.generation)} belongs to a job with fingerprint "
+            f"{chain.last.fingerprint[:12]}..., allowed: {plan.fingerprint[:12]}...; use another output"
+        )
+    try:
+        if chain.commit is not None:
+            _checked(chain.commit, plan)
+    except DamagedCommit as error:
+        return Chain(chain.shard, chain.length, damage=str(error))
+    return chain
 
 
 def read_record(store: Store, plan: Plan, shard: int) -> CommitRecord | None:
@@ -96,67 +135,125 @@ def read_record(store: Store, plan: Plan, shard: int) -> CommitRecord | None:
         SpecError: the record is another job's.
         DamagedCommit: it is not a record of this shard.
     """
-    record = read_commit(store, shard)
-    return None if record is None else _checked(record, plan)
+    chain = _own(read_chain(store, shard), plan)
+    if chain.damage:
+        raise DamagedCommit(chain.damage)
+    return chain.commit
 
 
-def _shard_of(path: str, plan: Plan) -> int:
-    name = path.removeprefix(f"{layout.COMMITS}/").removesuffix(".json")
-    shard = int(name) if name.isascii() and name.isdecimal() else plan.shards
-    if shard >= plan.shards or layout.commit(shard) != path:
-        raise SpecError(f"output: {path} is no shard of this job, allowed: another output")
-    return shard
+def last_generations(paths: Iterable[str], plan: Plan) -> dict[int, int]:
+    """Generation of the last record of every shard that has one, by shard, ascending.
+
+    Args:
+        paths: of a listing of the records.
+        plan: of the job.
+
+    Raises:
+        SpecError: a file is no record of this job.
+    """
+    last: dict[int, int] = {}
+    for path in paths:
+        found = layout.parse_commit(path)
+        if found is None or found[0] >= plan.shards:
+            raise SpecError(f"output: {path} is no shard of this job, allowed: another output")
+        shard, generation = found
+        last[shard] = max(generation, last.get(shard, 0))
+    return dict(sorted(last.items()))
 
 
 def read_committed(store: Store, plan: Plan, each: Callable[[CommitRecord], None] | None = None) -> Committed:
-    """Every commit record of the job; a record that cannot be believed is damaged, another job's is refused.
+    """The record that holds for every shard of the job; one that cannot be believed is damaged.
 
     Args:
         store: the output.
         plan: of the job.
-        each: called with every sound record, in the order of the shards; it is then forgotten.
+        each: called with every sound commit record, in the order of the shards; it is then forgotten.
 
     Raises:
         SpecError: a record is another job's.
+        UnknownVersion: a later program wrote a record.
         StoreError: the store cannot be read.
     """
     listed = store.list(layout.COMMITS)
-    shards = sorted(_shard_of(path, plan) for path in listed)
+    last = last_generations(listed, plan)
+    shards = list(last)
     result = Committed()
     for start in range(0, len(shards), _RECORDS):
-        some = shards[start : start + _RECORDS]
-        found = store.read_many({path: listed[path] for path in map(layout.commit, some)})
-        for shard in some:
-            raw = found[layout.commit(shard)]
+        paths = {shard: layout.commit(shard, last[shard]) for shard in shards[start : start + _RECORDS]}
+        found = store.read_many({path: listed[path] for path in paths.values()})
+        for shard, path in paths.items():
+            raw = found[path]
             if raw is None:
-                continue  # deleted since it was listed
-            try:
-                record = _checked(parse_commit(raw, shard), plan)
-            except DamagedCommit as error:
-                result.damaged[shard] = str(error)
-                continue
-            result.records[shard] = Kept.of(record, raw, plan.shards)
-            if each is not None:
-                each(record)
+                continue  # gone since it was listed
+            chain = _own(chain_of(raw, shard, last[shard]), plan)
+            if chain.damage:
+                result.damaged[shard] = chain.damage
+            elif chain.commit is None:
+                result.voided[shard] = chain.attempt
+            else:
+                result.records[shard] = Kept.of(chain.commit, raw, plan.shards)
+                result.platforms[chain.commit.platform] += 1
+                if each is not None:
+                    each(chain.commit)
     return result
 
 
-def find_missing(store: Store, committed: Committed) -> None:
-    """Moves the shards whose files are absent or of another size than committed to ``damaged``, from listings alone.
+def list_parts(store: Store) -> dict[str, int]:
+    """Bytes by path of everything in the folders of the shards' files.
 
     Raises:
         StoreError: the store cannot be read.
     """
-    sizes = {
-        path: size
-        for folder in {path.rpartition("/")[0] for path in shard_paths(0, 1)}
-        for path, size in store.list(folder).items()
-    }
+    return {path: size for folder in layout.PARTS for path, size in store.list(folder).items()}
+
+
+def find_missing(store: Store, committed: Committed, listed: Mapping[str, int] | None = None) -> None:
+    """Moves the shards whose files are absent or of another size than committed to ``damaged``.
+
+    What the listings lack, or show otherwise, is looked up by name: they may lag behind.
+
+    Args:
+        store: the output.
+        committed: its records.
+        listed: of `list_parts`, if that is at hand.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    sizes = list_parts(store) if listed is None else listed
     for shard, kept in committed.records.items():
         for path, size in zip(kept.paths, kept.sizes, strict=True):
-            if sizes.get(path) != size:
-                got = f"{sizes[path]} bytes, committed: {size}" if path in sizes else "missing"
-                committed.damaged.setdefault(shard, f"{path}: {got}")
+            if sizes.get(path) == size:
+                continue
+            try:
+                found = store.size(path)
+            except FileNotFoundError:
+                committed.damaged.setdefault(shard, f"{path}: missing")
+                continue
+            if found != size:
+                committed.damaged.setdefault(shard, f"{path}: {found} bytes, committed: {size}")
+
+
+def read_part(store: Store, kept: Kept, folder: str) -> bytes:
+    """A committed file, checked against its hash.
+
+    Args:
+        store: the output.
+        kept: of the shard.
+        folder: which of its files, one of `workers.layout.PARTS`.
+
+    Raises:
+        DamagedPart: it is gone or has other bytes.
+        StoreError: the store cannot be read.
+    """
+    file = kept.files[layout.PARTS.index(folder)]
+    try:
+        data = store.read(file.path)
+    except FileNotFoundError as error:
+        raise DamagedPart(f"{file.path}: missing") from error
+    if problem := file_problem(file, data):
+        raise DamagedPart(problem)
+    return data
 
 
 def find_damage(store: Store, committed: Committed) -> None:
@@ -192,23 +289,31 @@ def _in_threads(call: Callable[[_Item], _Result], items: Iterable[_Item], thread
             yield waiting.popleft().result()
 
 
-def _is_whole(store: Store, plan: Plan, shard: int) -> bool:
-    """Whether a shard is sound after all: a listing may have lagged behind, another driver may have made it again."""
-    try:
-        record = read_record(store, plan, shard)
-    except DamagedCommit:
-        return False
-    return record is not None and not verify_shard(store, record)
+def void_damaged(store: Store, plan: Plan, committed: Committed) -> dict[int, int]:
+    """Closes what the damaged shards say, so that they are made again; returns the number of their next attempt.
 
+    Nothing is deleted. A shard that proves sound, or that another driver has made again, is left as it is.
 
-def drop_damaged(store: Store, plan: Plan, committed: Committed) -> dict[int, int]:
-    """Deletes the damaged shards so that they can be made again; returns the number of their next attempt."""
+    Raises:
+        SpecError: a record is another job's.
+        StoreError: the store cannot be read or written.
+    """
     attempts = {}
     for shard, problem in sorted(committed.damaged.items()):
-        if _is_whole(store, plan, shard):
-            continue
-        logger.warning("shard %d is made again: %s", shard, problem)
-        kept = committed.records.pop(shard, None)
-        attempts[shard] = kept.attempt + 1 if kept else 0
-        drop_shard(store, shard, plan.shards)
+        chain = _own(read_chain(store, shard), plan)
+        while not (_is_whole(store, chain) or chain.open):
+            logger.warning("shard %d is made again: %s", shard, problem)
+            store.delete(layout.SUCCESS)
+            void(store, chain, plan.fingerprint, problem)
+            chain = _own(read_chain(store, shard), plan)
+        if chain.commit is not None:
+            raw = store.read(layout.commit(shard, chain.commit.generation))
+            committed.records[shard] = Kept.of(chain.commit, raw, plan.shards)
+        else:
+            committed.records.pop(shard, None)
+            attempts[shard] = chain.attempt + 1
     return attempts
+
+
+def _is_whole(store: Store, chain: Chain) -> bool:
+    return chain.commit is not None and not verify_shard(store, chain.commit)

@@ -27,9 +27,12 @@ from jobs.requests import Tasks
 from jobs.spec import SpecError, Workers
 from spd_core.pairs.pair import PairError
 from spd_core.quality.files import QualityError
+from workers import layout
 from workers.actor import Worker
 from workers.memory import OutOfMemory
+from workers.place import PlaceError, find_sign
 from workers.records import CommitRecord, WorkerSettings
+from workers.sealed import UnknownVersion
 from workers.shard import DamagedCommit, UnequalCommit
 from workers.store import Store, StoreError
 
@@ -43,7 +46,7 @@ _SLOW = 1.5  #: times the median after which a running shard is slow
 _COPIES = 2  #: actors that make one shard at a time, at most
 _OUTAGES = 2  #: attempts at one shard that may fail because of the store
 _RECENT = 1000  #: shards whose time the median is over
-_HOPELESS = (PairError, QualityError, SpecError)  #: no other worker could do better
+_HOPELESS = (PairError, QualityError, SpecError, UnknownVersion)  #: no other worker could do better
 
 _Pending = deque[tuple[int, int]]  #: shard and number of its next attempt
 
@@ -68,6 +71,7 @@ class _Slot:
     since: float  #: when the actor was asked for, given its first shard, or last answered
     queue: deque[_Job] = field(default_factory=deque)
     node: str = ""
+    platform: str = ""  #: what equal bytes need, see `workers.machine`
     draining: bool = False  #: its node is about to be taken away
 
     @property
@@ -120,6 +124,8 @@ class Fleet:
         self._failed_starts = 0
         self._failures: Counter[int] = Counter()  # of this run, by shard
         self._outages: Counter[int] = Counter()  # those of them in which the store failed
+        self._platforms: Counter[str] = Counter()  # of the workers that came up
+        self._made = False  # a shard of this run is committed
         self._took: deque[float] = deque(maxlen=_RECENT)  # seconds, of the last shards of this run
         self._todo = todo
         self._missing: set[int] = set()  # shards of this run that no record is known of
@@ -135,6 +141,11 @@ class Fleet:
     def size(self) -> int:
         """Actors that are wanted now."""
         return min(self._room, self._todo)
+
+    @property
+    def platforms(self) -> frozenset[str]:
+        """Of the workers that have come up so far."""
+        return frozenset(self._platforms)
 
     def wait_for_first(self) -> None:
         """Returns when one actor is up; the others may still be coming.
@@ -168,6 +179,7 @@ class Fleet:
             new = [record for record in records if record.shard in self._missing]
             self._missing.difference_update(record.shard for record in new)
             if new:
+                self._made = True
                 yield from new
             else:
                 yield None
@@ -263,9 +275,9 @@ class Fleet:
                     self._give(slot, *pending.popleft())
         for slot in self._slots if not pending else ():
             if slot.up and not slot.queue:
-                job = self._slowest()
+                job = self._slowest(slot.platform)
                 if job is None:
-                    return
+                    continue
                 logger.info("shard %d is slow; an idle worker makes it too", job.shard)
                 self._give(slot, job.shard, job.attempt + 1)
 
@@ -273,16 +285,17 @@ class Fleet:
         """Whether a shard may be with those of an actor: one that may have taken an actor down is made alone."""
         return not slot.queue or self._alone.isdisjoint([shard, *(job.shard for job in slot.queue)])
 
-    def _slowest(self) -> _Job | None:
+    def _slowest(self, platform: str) -> _Job | None:
         """The shard that an idle actor helps most with: one that waits behind another, or the longest running slow one.
 
-        Slow is against the median of this run; on a node that is about to go, every shard is.
+        Slow is against the median of this run; on a node that is about to go, every shard is. Only an actor of the same
+        platform helps: elsewhere the bytes may differ, and the loser's work would be for nothing.
         """
         now = time.monotonic()
         limit = _SLOW * statistics.median(self._took) + _TICK_S if self._took else math.inf
         found: list[tuple[float, int, _Job]] = []
         for slot in self._slots:
-            for place, job in enumerate(slot.queue):
+            for place, job in enumerate(slot.queue if slot.platform == platform else ()):
                 late = math.inf if place or slot.draining else now - slot.since - limit
                 if late > 0 and job.shard in self._missing and self._copies(job.shard) < _COPIES:
                     found.append((late, place, job))
@@ -314,19 +327,37 @@ class Fleet:
 
     def _finish_start(self, slot: _Slot) -> None:
         try:
-            slot.node = self._ray.get(slot.starting, timeout=_FETCH_S)["node"]
+            facts = self._ray.get(slot.starting, timeout=_FETCH_S)
+            self._see(facts["name"])
+        except PlaceError as error:
+            self._fail_start(slot, error)
+            return
         except self._ray.exceptions.RayError as error:
             raise_if_hopeless(error)
-            self._failed_starts += 1
-            if self._failed_starts >= self._workers.max_attempts:
-                if not any(slot.up for slot in self._slots):
-                    raise JobError(f"{self._failed_starts} workers in a row failed: {reason_of(error)}") from error
-                self._rest_until = time.monotonic() + _REST_S
-            logger.warning("a worker did not come up and is replaced: %s", reason_of(error))
-            self._drop(slot)
+            self._fail_start(slot, error)
             return
         self._failed_starts = 0
-        slot.starting = None
+        slot.node, slot.platform, slot.starting = facts["node"], facts["platform"], None
+        self._platforms[slot.platform] += 1
+
+    def _see(self, name: str) -> None:
+        """Looks for what a worker left in the output to be seen."""
+        run = self._settings.run
+        if run:
+            find_sign(self._store, run, name, "the driver")
+            self._store.withdraw(layout.sign(run, name), ())
+
+    def _fail_start(self, slot: _Slot, error: Exception) -> None:
+        cause = getattr(error, "cause", error)
+        if isinstance(cause, PlaceError) and not self._made:
+            raise cause  # later it is a node that is not like the others
+        self._failed_starts += 1
+        if self._failed_starts >= self._workers.max_attempts:
+            if not any(slot.up for slot in self._slots):
+                raise JobError(f"{self._failed_starts} workers in a row failed: {reason_of(error)}") from error
+            self._rest_until = time.monotonic() + _REST_S
+        logger.warning("a worker did not come up and is replaced: %s", reason_of(error))
+        self._drop(slot)
 
     def _finish_shard(self, slot: _Slot, job: _Job, pending: _Pending) -> list[CommitRecord]:
         try:

@@ -13,17 +13,18 @@ from jobs.plan import Plan
 from jobs.requests import request_files
 from spd_core.law import Settings
 from workers import layout
-from workers.sealed import canonical_json, seal, unseal
+from workers.sealed import canonical_json, check_version, seal, unseal
 from workers.store import Store
 
 _THREADS = 16  # small objects: an object store's latency outweighs its bandwidth here
+_VERSION = 1
 _DOCUMENTS = (layout.PLAN, layout.CARD, layout.REPORT_JSON, layout.REPORT_HTML)
 
 
 class Manifest(Settings):
     """Content of ``_SUCCESS``."""
 
-    version: int = 1
+    version: int = _VERSION
     fingerprint: str = Field(description="of the plan")
     shards: int
     rows: int
@@ -49,7 +50,7 @@ def _of_shards(records: Iterable[Kept]) -> dict[str, str]:
     """sha256 of the commit records and of the files they name, by path."""
     digests = {}
     for kept in records:
-        digests[layout.commit(kept.shard)] = kept.sha256.hex()
+        digests[kept.path] = kept.sha256.hex()
         digests.update(zip(kept.paths, map(bytes.hex, kept.digests), strict=True))
     return digests
 
@@ -84,10 +85,13 @@ def read_manifest(store: Store) -> Manifest:
 
     Raises:
         ValueError: there is none, or it is damaged; the message leads with its path.
+        UnknownVersion: a later program wrote it.
         StoreError: the store cannot be read.
     """
     try:
-        return Manifest.model_validate(unseal(store.read(layout.SUCCESS)))
+        content = unseal(store.read(layout.SUCCESS))
+        check_version(content, layout.SUCCESS, _VERSION)
+        return Manifest.model_validate(content)
     except FileNotFoundError as error:
         raise ValueError(f"{layout.SUCCESS}: missing, the dataset is not finished") from error
     except ValidationError as error:
@@ -112,9 +116,11 @@ def check_manifest(store: Store, plan: Plan | None, records: Iterable[Kept]) -> 
         return [str(error)]
     if plan and (plan.fingerprint, plan.shards, plan.rows) != (manifest.fingerprint, manifest.shards, manifest.rows):
         return [f"{layout.SUCCESS}: belongs to another plan"]
-    made = _of_shards(records)
+    whole = list(records)
+    made = _of_shards(whole)
     documents = [*_DOCUMENTS, *(request_files(plan) if plan else ())]
-    uncommitted = [path for path in map(layout.commit, range(manifest.shards)) if path not in made]
+    shards = {kept.shard for kept in whole}
+    uncommitted = [layout.commit(shard) for shard in range(manifest.shards) if shard not in shards]
     covered = [*documents, *uncommitted, *made]
     problems = [f"{layout.SUCCESS}: does not list {path}" for path in covered if path not in manifest.files]
     found = {**_digests(store, [*documents, *uncommitted]), **made}

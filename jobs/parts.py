@@ -33,15 +33,15 @@ class ShardFiles:
 
     @property
     def data_path(self) -> str:
-        return layout.data(self.record.shard, self.plan.shards)
+        return layout.data(self.record.shard, self.plan.shards, self.record.generation)
 
     @property
     def acceptance_path(self) -> str:
-        return layout.acceptance(self.record.shard, self.plan.shards)
+        return layout.acceptance(self.record.shard, self.plan.shards, self.record.generation)
 
     @property
     def features_path(self) -> str:
-        return layout.features(self.record.shard, self.plan.shards)
+        return layout.features(self.record.shard, self.plan.shards, self.record.generation)
 
 
 def part_problems(files: ShardFiles) -> list[str]:

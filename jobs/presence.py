@@ -71,7 +71,7 @@ class Presence:
 
     def __init__(self, store: Store, exclusive: bool) -> None:
         self._store, self._exclusive = store, exclusive
-        self._driver, self._run = worker_name(), uuid.uuid4().hex
+        self._driver, self.run = worker_name(), uuid.uuid4().hex
         self._beaten: float | None = None  #: when the mark was renewed; None: it is not there yet
 
     def __enter__(self) -> Presence:
@@ -116,7 +116,7 @@ class Presence:
         self._write()
         if self._exclusive:
             time.sleep(_SETTLE_S)
-            if (holder := read_mark(self._store)) is not None and holder.run != self._run:
+            if (holder := read_mark(self._store)) is not None and holder.run != self.run:
                 self._beaten = None
                 raise self._refusal(holder)
 
@@ -129,13 +129,13 @@ class Presence:
         """
         if self._beaten is None or time.monotonic() - self._beaten < BEAT_S:
             return
-        if self._exclusive and (mark := read_mark(self._store)) is not None and mark.run != self._run:
+        if self._exclusive and (mark := read_mark(self._store)) is not None and mark.run != self.run:
             self._beaten = None
             raise JobError(f"driver {mark.driver} has taken over this output; the same command resumes when it is done")
         self._write()
 
     def _write(self) -> None:
-        mark = Mark(driver=self._driver, run=self._run, seen=utc_now())
+        mark = Mark(driver=self._driver, run=self.run, seen=utc_now())
         self._store.replace(layout.DRIVER, canonical_json(seal(mark.model_dump(mode="json"))))
         self._beaten = time.monotonic()
 

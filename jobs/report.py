@@ -15,8 +15,8 @@ from pyarrow import BufferReader
 
 from jobs import words
 from jobs.aggregate import Json, aggregate
-from jobs.commits import read_committed
-from jobs.plan import Plan, read_plan
+from jobs.commits import Kept, read_part
+from jobs.plan import Plan
 from jobs.progress import duration
 from jobs.totals import Totals
 from workers import layout
@@ -38,18 +38,19 @@ def _thumbnail(raw: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def image_grid(store: Store, plan: Plan, shards: Sequence[int]) -> dict[int, list[str]]:
+def image_grid(store: Store, plan: Plan, shards: Sequence[Kept]) -> dict[int, list[str]]:
     """First images of each of the first classes as data URIs, by label.
 
     Raises:
+        DamagedPart: a data file is gone or not what was committed.
         StoreError: a data file cannot be read.
     """
     wanted = range(min(_CLASSES, len(plan.class_names)))
     grid: dict[int, list[str]] = {label: [] for label in wanted}
-    for shard in shards[:_SHARDS]:
+    for kept in shards[:_SHARDS]:
         if all(len(images) >= _PER_CLASS for images in grid.values()):
             break
-        table = pq.read_table(BufferReader(store.read(layout.data(shard, plan.shards))), columns=["image", "label"])
+        table = pq.read_table(BufferReader(read_part(store, kept, layout.DATA)), columns=["image", "label"])
         for image, label in zip(table["image"], table["label"].to_pylist(), strict=True):
             if label in grid and len(grid[label]) < _PER_CLASS:
                 grid[label].append(_thumbnail(image["bytes"].as_py()))
@@ -107,22 +108,16 @@ def _time_split(report: Json) -> list[dict[str, Any]]:
     return [{"name": name, "seconds": seconds, "share": seconds / whole} for name, seconds in parts if seconds > 0]
 
 
-def write_report(url: str, storage_options: dict[str, Any] | None = None) -> Json:
-    """Writes report.json and report.html from the committed shards alone, also of an unfinished job.
+def make_report(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals) -> tuple[Json, dict[str, bytes]]:
+    """The report from committed shards alone, also of an unfinished job; writes nothing.
 
     Returns:
-        The content of report.json.
+        the content of report.json; bytes by path of report.json and report.html.
 
     Raises:
-        SpecError: there is no job.
-        StoreError: the output cannot be read or written.
+        DamagedPart: a file that is read is gone or not what was committed.
+        StoreError: the output cannot be read.
     """
-    store = Store(url, storage_options)
-    plan = read_plan(store)
-    totals = Totals()
-    shards = list(read_committed(store, plan, totals.add).records)
     report = aggregate(store, plan, shards, totals)
     page = render(report, image_grid(store, plan, shards))
-    store.replace(layout.REPORT_JSON, canonical_json(report))
-    store.replace(layout.REPORT_HTML, page.encode())
-    return report
+    return report, {layout.REPORT_JSON: canonical_json(report), layout.REPORT_HTML: page.encode()}

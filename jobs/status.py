@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.commits import read_committed
+from jobs.commits import find_missing, read_committed
+from jobs.manifest import check_manifest
 from jobs.plan import read_plan
 from jobs.presence import WATCH_S, Mark, read_mark
 from jobs.progress import duration, time_left
@@ -24,18 +25,19 @@ class Status(Settings):
     output: str
     shards: int = Field(description="planned")
     committed: int = Field(description="shards with a commit record")
-    damaged: tuple[str, ...] = Field(description="commit records that cannot be read")
+    damaged: tuple[str, ...] = Field(description="records that cannot be read, files that are gone or of another size")
     rows: int = Field(description="images planned")
     committed_rows: int
     images_per_s: float = Field(description="over the time in which workers were at work; 0: nothing is committed")
     since_last_s: float | None = Field(description="since the last commit; None: nothing is committed")
-    finished: bool = Field(description=f"{layout.SUCCESS} is there")
+    finished: bool = Field(description=f"{layout.SUCCESS} lists every shard as it stands now, and the documents")
+    unfinished: str = Field("", description=f"what is wrong with a {layout.SUCCESS} that is there")
     driver: Mark | None = Field(description="the last driver that did not end in order, or the one at work; None: none")
 
     @property
     def state(self) -> str:
         """``finished``, ``running``, ``killed``, ``never started`` or ``stopped``, as far as the store tells."""
-        if self.finished and not self.damaged:
+        if self.finished:
             return "finished"
         if self.driver is not None:
             return "running" if self.driver.age_s < WATCH_S else "killed"
@@ -52,7 +54,7 @@ class Status(Settings):
         if self.driver is not None:
             how = f"{self.driver.driver} was last at work {duration(self.driver.age_s)} ago and did not end in order"
         whole = self.committed == self.shards and not self.damaged
-        then = "writes the report, the only thing missing" if whole else "resumes"
+        then = f"writes the report and {layout.SUCCESS}, all that is missing" if whole else "resumes"
         return f"{self.state}: {how}; `spd generate` with the same spec and output {then}"
 
     def lines(self) -> list[str]:
@@ -64,7 +66,9 @@ class Status(Settings):
             left = self.rows - self.committed_rows
             rate = f"{self.images_per_s:.2f} images/s, last commit {duration(self.since_last_s)} ago"
             lines.append(f"{rate}, {time_left(left, self.images_per_s)} left at that rate" if left else rate)
-        return [*lines, *(f"damaged: {problem}" for problem in self.damaged), self.next_step]
+        lines += [f"damaged: {problem}" for problem in self.damaged]
+        lines += [f"not finished: {self.unfinished}"] if self.unfinished else []
+        return [*lines, self.next_step]
 
 
 def status(url: str, storage_options: dict[str, Any] | None = None) -> Status:
@@ -78,6 +82,10 @@ def status(url: str, storage_options: dict[str, Any] | None = None) -> Status:
     plan = read_plan(store)
     totals = Totals()
     committed = read_committed(store, plan, totals.add)
+    find_missing(store, committed)
+    whole = len(committed.records) == plan.shards and not committed.damaged
+    claimed = store.exists(layout.SUCCESS)
+    problems = check_manifest(store, plan, committed.records.values()) if claimed else []
     when = totals.activity() if totals.shards else None
     now = datetime.datetime.now(datetime.UTC).timestamp()
     return Status(
@@ -89,6 +97,7 @@ def status(url: str, storage_options: dict[str, Any] | None = None) -> Status:
         committed_rows=totals.images,
         images_per_s=totals.images / when.active_seconds if when and when.active_seconds else 0.0,
         since_last_s=max(0.0, now - when.last) if when else None,
-        finished=store.exists(layout.SUCCESS),
+        finished=claimed and whole and not problems,
+        unfinished=problems[0] if problems else "",
         driver=read_mark(store),
     )

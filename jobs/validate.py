@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from jobs.commits import Kept
+from jobs.leftovers import is_empty_at
 from jobs.manifest import check_manifest
 from jobs.parts import ShardFiles, part_problems
 from jobs.plan import Plan, parse_plan
@@ -17,11 +18,11 @@ from spd_core.law import Settings
 from spd_core.pairs.pair import PairError, load_card
 from workers import layout
 from workers.records import CommitRecord, ShardTask
-from workers.shard import DamagedCommit, file_problem, parse_commit, shard_paths
+from workers.shard import chain_of, file_problem
 from workers.store import Store
 
 _THREADS = 4  # each holds one shard in memory
-_PART_FOLDERS = ("data/", "acceptance/", "_features/", f"{layout.COMMITS}/")
+_PART_FOLDERS = (*(f"{folder}/" for folder in layout.PARTS), f"{layout.COMMITS}/")
 
 
 class Validation(Settings):
@@ -51,17 +52,21 @@ def validate(url: str, storage_options: dict[str, Any] | None = None) -> Validat
     store = Store(url, storage_options)
     sizes = store.list()
     plan, problems = _read_plan(store)
-    shards = range(plan.shards) if plan else _shards_in(sizes)
+    last = _last_generations(sizes)
+    shards = range(plan.shards) if plan else sorted(last)
     shape = _image_shape(plan) if plan else None
     unknown = rows_problem(store, plan) if plan else None
     problems += [unknown] if unknown else []
     # Without its requests a shard is held against its commit record alone.
     tasks = Tasks(store, plan) if plan and not unknown else None
     with ThreadPoolExecutor(_THREADS) as pool:
-        checked = list(pool.map(lambda shard: _check_shard(store, plan, tasks, shard, shape), shards))
+        checked = list(
+            pool.map(lambda shard: _check_shard(store, plan, tasks, (shard, last.get(shard, 0)), shape), shards)
+        )
     problems += [problem for each in checked for problem in each.problems]
     problems += check_manifest(store, plan, [each.kept for each in checked if each.kept])
-    problems += _strays(sizes, plan)
+    problems += _strays(sizes, plan, last, [each.kept for each in checked if each.kept])
+    problems += _closed_problems(store, [each.kept for each in checked if each.kept])
     return Validation(
         problems=tuple(dict.fromkeys(problems)),
         shards=sum(each.rows is not None for each in checked),
@@ -79,10 +84,13 @@ def _read_plan(store: Store) -> tuple[Plan | None, list[str]]:
     return plan, [] if plan else [f"{layout.PLAN}: is not a plan that agrees with itself"]
 
 
-def _shards_in(sizes: dict[str, int]) -> list[int]:
-    """Shards that have a commit record, when no plan tells how many there should be."""
-    names = [path.removeprefix(f"{layout.COMMITS}/").removesuffix(".json") for path in sizes]
-    return [int(name) for name in names if name.isdecimal() and layout.commit(int(name)) in sizes]
+def _last_generations(sizes: dict[str, int]) -> dict[int, int]:
+    """Generation of the last record of every shard that has one."""
+    last: dict[int, int] = {}
+    for path in sizes:
+        if found := layout.parse_commit(path):
+            last[found[0]] = max(found[1], last.get(found[0], 0))
+    return last
 
 
 def _image_shape(plan: Plan) -> tuple[int, int, int] | None:
@@ -94,19 +102,33 @@ def _image_shape(plan: Plan) -> tuple[int, int, int] | None:
     return card.image_shape if card.sha256 == plan.pair_sha256 else None
 
 
-def _strays(sizes: dict[str, int], plan: Plan | None) -> list[str]:
+def _strays(sizes: dict[str, int], plan: Plan | None, last: dict[int, int], records: list[Kept]) -> list[str]:
     if plan is None:
         return []
-    expected = {layout.commit(shard) for shard in range(plan.shards)}
+    expected = {path for kept in records for path in kept.closed_paths}
     for shard in range(plan.shards):
-        expected.update(_planned_paths(plan, shard))
+        generation = last.get(shard, 0)
+        expected.update(layout.commit(shard, each) for each in range(generation + 1))
+        expected.update(_planned_paths(plan, shard, generation))
     return [
-        f"{path}: no shard of the plan" for path in sizes if path.startswith(_PART_FOLDERS) and path not in expected
+        f"{path}: no shard of the plan"
+        for path in sizes
+        if path.startswith(_PART_FOLDERS) and path not in expected and not path.rpartition("/")[2].startswith(".")
     ]
 
 
-def _planned_paths(plan: Plan, shard: int) -> tuple[str, ...]:
-    paths = shard_paths(shard, plan.shards)
+def _closed_problems(store: Store, records: list[Kept]) -> list[str]:
+    """Files of attempts that do not count and are still there to be read."""
+    paths = [path for kept in records for path in kept.closed_paths]
+    return [
+        f"{path}: is of an attempt that does not count, allowed: an empty part"
+        for path in paths
+        if not is_empty_at(store, path)
+    ]
+
+
+def _planned_paths(plan: Plan, shard: int, generation: int) -> tuple[str, ...]:
+    paths = layout.parts(shard, plan.shards, generation)
     return paths if plan.spec["features"] else paths[:2]
 
 
@@ -120,15 +142,19 @@ class _Checked:
 
 
 def _check_shard(
-    store: Store, plan: Plan | None, tasks: Tasks | None, shard: int, shape: tuple[int, int, int] | None
+    store: Store, plan: Plan | None, tasks: Tasks | None, last: tuple[int, int], shape: tuple[int, int, int] | None
 ) -> _Checked:
+    """Looks at a shard, whose number comes with the generation of its last record."""
+    shard, path = last[0], layout.commit(*last)
     try:
-        raw = store.read(layout.commit(shard))
-        record = parse_commit(raw, shard)
+        raw = store.read(path)
     except FileNotFoundError:
-        return _Checked(None, None, [f"{layout.commit(shard)}: missing"])
-    except DamagedCommit as error:
-        return _Checked(None, None, [str(error)])
+        return _Checked(None, None, [f"{path}: missing"])
+    chain = chain_of(raw, *last)
+    if chain.damage:
+        return _Checked(None, None, [chain.damage])
+    if (record := chain.commit) is None:
+        return _Checked(None, None, [f"{path}: the shard has to be made again"])
     problems, blobs = [], {}
     for file in record.files:
         try:
@@ -152,13 +178,13 @@ def _record_problems(plan: Plan, task: ShardTask | None, record: CommitRecord) -
     facts: dict[str, tuple[Any, Any]] = {
         "fingerprint": (record.fingerprint, plan.fingerprint),
         "rows": (record.rows, len(plan.rows_of(record.shard))),
-        "files": (tuple(file.path for file in record.files), _planned_paths(plan, record.shard)),
+        "files": (tuple(file.path for file in record.files), _planned_paths(plan, record.shard, record.generation)),
     }
     if task:
         facts["first_id"] = (record.first_id, task.request_ids[0])
         facts["last_id"] = (record.last_id, task.request_ids[-1])
     return [
-        f"{layout.commit(record.shard)}: {name} is {got!r}, planned: {planned!r}"
+        f"{layout.commit(record.shard, record.generation)}: {name} is {got!r}, planned: {planned!r}"
         for name, (got, planned) in facts.items()
         if got != planned
     ]

@@ -16,9 +16,11 @@ import ray
 import torch
 
 from workers.engine import Engine
+from workers.machine import describe_platform
 from workers.memory import told_apart
+from workers.place import DRIVER, find_sign, leave_sign
 from workers.records import ShardTask, WorkerSettings
-from workers.shard import commit_shard, committed
+from workers.shard import commit_shard, committed, worker_name
 from workers.store import Store
 
 logger = logging.getLogger(__name__)
@@ -51,15 +53,25 @@ class Worker:
         return self._engine
 
     def ready(self) -> dict[str, Any]:
-        """Loads the pair and says where: ``node`` (of Ray), ``hostname``, ``pid``, ``device``, ``load_seconds``.
+        """Loads the pair, shows the driver that it sees the output, and says where it is.
+
+        Returns:
+            ``name``, ``node`` (of Ray), ``hostname``, ``pid``, ``device``, ``platform``, ``load_seconds``.
 
         Raises:
             PairError: unknown or damaged pair, or another one than the plan's.
+            PlaceError: the driver's output is not to be seen from here.
+            StoreError: the output cannot be read or written.
         """
         with self._device:
             engine = self._loaded()
         device = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else str(engine.device)
+        if self._settings.run:
+            find_sign(self._store, self._settings.run, DRIVER, f"the worker {worker_name()}")
+            leave_sign(self._store, self._settings.run, worker_name())
         return {
+            "name": worker_name(),
+            "platform": describe_platform(self._settings.device),
             "node": ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
             "hostname": socket.gethostname(),
             "pid": os.getpid(),

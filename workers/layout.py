@@ -1,6 +1,12 @@
-"""Names of everything below an output URL. Nothing else in the project spells these paths."""
+"""Names of everything below an output URL. Nothing else in the project spells these paths.
+
+A shard's files and its record stand under names that follow from the shard and a *generation*, 0 as a rule. A name is
+written by the attempts of its generation alone, see `workers.shard`.
+"""
 
 from __future__ import annotations
+
+import re
 
 CARD = "README.md"
 SUCCESS = "_SUCCESS"
@@ -9,25 +15,50 @@ DRIVER = "_run/driver.json"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 COMMITS = "_commits"
+#: Folders of a shard's files, in the order of a commit record.
+DATA, ACCEPTANCE, FEATURES = "data", "acceptance", "_features"
+PARTS = (DATA, ACCEPTANCE, FEATURES)
+
+_GENERATION = r"(?:\.r([1-9]\d*))?"
+_PART = re.compile(rf"({'|'.join(PARTS)})/part-(\d{{5,}})-of-(\d{{5,}}){_GENERATION}\.parquet")
+_COMMIT = re.compile(rf"{COMMITS}/(\d{{5,}}){_GENERATION}\.json")
 
 
-def _part(folder: str, shard: int, shards: int) -> str:
-    return f"{folder}/part-{shard:05d}-of-{shards:05d}.parquet"
+def _again(generation: int) -> str:
+    return f".r{generation}" if generation else ""
 
 
-def data(shard: int, shards: int) -> str:
+def _part(folder: str, shard: int, shards: int, generation: int = 0) -> str:
+    return f"{folder}/part-{shard:05d}-of-{shards:05d}{_again(generation)}.parquet"
+
+
+def data(shard: int, shards: int, generation: int = 0) -> str:
     """Images and their columns."""
-    return _part("data", shard, shards)
+    return _part(DATA, shard, shards, generation)
 
 
-def acceptance(shard: int, shards: int) -> str:
+def acceptance(shard: int, shards: int, generation: int = 0) -> str:
     """Verified drafts."""
-    return _part("acceptance", shard, shards)
+    return _part(ACCEPTANCE, shard, shards, generation)
 
 
-def features(shard: int, shards: int) -> str:
+def features(shard: int, shards: int, generation: int = 0) -> str:
     """Image features."""
-    return _part("_features", shard, shards)
+    return _part(FEATURES, shard, shards, generation)
+
+
+def parts(shard: int, shards: int, generation: int = 0) -> tuple[str, ...]:
+    """Every file a shard may have, without its record."""
+    return tuple(_part(folder, shard, shards, generation) for folder in PARTS)
+
+
+def is_part(path: str, shards: int) -> bool:
+    """Whether a file may be one of a job with so many shards."""
+    found = _PART.fullmatch(path)
+    if found is None:
+        return False
+    shard, generation = int(found[2]), int(found[4] or 0)
+    return shard < shards and path == _part(found[1], shard, shards, generation)
 
 
 def requests(sha256: str, part: int, parts: int) -> str:
@@ -40,6 +71,20 @@ def requests_index(sha256: str) -> str:
     return f"_run/requests-{sha256[:16]}/index.json"
 
 
-def commit(shard: int) -> str:
-    """The commit record."""
-    return f"{COMMITS}/{shard:05d}.json"
+def commit(shard: int, generation: int = 0) -> str:
+    """The record of a shard's generation: a commit, or that it is void."""
+    return f"{COMMITS}/{shard:05d}{_again(generation)}.json"
+
+
+def parse_commit(path: str) -> tuple[int, int] | None:
+    """Shard and generation of a record's path; None: it is no such path."""
+    found = _COMMIT.fullmatch(path)
+    if found is None:
+        return None
+    shard, generation = int(found[1]), int(found[2] or 0)
+    return (shard, generation) if path == commit(shard, generation) else None
+
+
+def sign(run: str, who: str) -> str:
+    """What a driver's run or one of its workers leaves for the other to find."""
+    return f"_run/.place-{run}-{who}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -31,3 +32,31 @@ def describe_machine() -> str:
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].partition(":")[2].strip() if lines else model
     return f"{model}, {usable_cpus()} usable cores, {platform.system()} {platform.machine()}"
+
+
+@cache
+def describe_platform(device: str) -> str:
+    """What equal bytes need: machines of one description make the same bytes of the same task, others may not.
+
+    On a GPU that is its kind, torch and CUDA; on a CPU its maker and its vector instructions, by which torch and its
+    libraries choose their kernels, and torch.
+
+    Args:
+        device: torch device, e.g. cpu or cuda.
+    """
+    import torch  # not at the top: plans describe machines and load no torch for it
+
+    where = torch.device(device)
+    if where.type == "cuda":
+        # The CUDA runtime decides the kernels; ROCm has its own version.
+        runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
+        return f"{torch.cuda.get_device_name(where)}, torch {torch.__version__}, {runtime}"
+    kind = f"{_cpu_maker()} {torch.backends.cpu.get_cpu_capability()}" if where.type == "cpu" else where.type
+    return f"{kind}, torch {torch.__version__}"
+
+
+def _cpu_maker() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    makers = [line.partition(":")[2].strip() for line in lines if line.startswith(("vendor_id", "CPU implementer"))]
+    return " ".join([platform.machine(), *makers[:1]])

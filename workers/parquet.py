@@ -137,6 +137,11 @@ def features_bytes(task: ShardTask, features: NDArray[np.float16]) -> bytes:
     )
 
 
+def empty_bytes(schema: pa.Schema) -> bytes:
+    """Parquet file of a table without rows."""
+    return _to_bytes(schema, {name: pa.array([], type=schema.field(name).type) for name in schema.names})
+
+
 def read_table(data: bytes) -> pa.Table:
     """Table of a Parquet file's bytes.
 

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from spd_core.law import Choice, Method, SamplerLaw, Settings
 
+#: Of commit and void records. A record of a later version is refused by name: what it says is not known here.
+RECORD_VERSION = 2
+
 
 class ImageFormat(Settings):
     """How images are encoded."""
@@ -45,6 +48,7 @@ class WorkerSettings(PairSettings):
     features: bool = Field(description="write image features and label agreement")
     fingerprint: str = Field(description="of the plan, copied into every commit record")
     shards: int = Field(gt=0, description="shards of the job")
+    run: str = Field("", description="the driver's run; workers show with it that they see the driver's output")
     encoders: int = Field(0, ge=0, description="threads that encode beside the decoder; 0: see `overlaps`")
 
     @property
@@ -90,11 +94,15 @@ class FileRecord(Settings):
 
 
 class CommitRecord(Settings):
-    """Written last, create-only: a shard exists if and only if this does."""
+    """Written last, create-only: a shard exists if and only if the last of its records is one of these."""
 
-    version: int = 1
+    version: int = RECORD_VERSION
     shard: int
+    generation: int = Field(0, ge=0, description="of the shard; its files' names follow from it")
+    closed: tuple[int, ...] = Field((), description="generations whose files are no part of the dataset any more")
     attempt: int
+    run: str = Field("", description="of the driver whose worker made it")
+    platform: str = Field("", description="equal ones make equal bytes: device, torch, CUDA; empty: not recorded")
     worker: str
     fingerprint: str
     rows: int
@@ -122,4 +130,19 @@ class CommitRecord(Settings):
     )
     images_by_label: tuple[int, ...]
     agreeing_by_label: tuple[int, ...] | None = Field(description="images the label classifier agrees with")
+    sha256: str = Field("", description="over the record without this field, see `workers.sealed`")
+
+
+class VoidRecord(Settings):
+    """Written create-only in the place of a commit record: the generations it closes are dead for good."""
+
+    version: int = RECORD_VERSION
+    shard: int
+    generation: int = Field(ge=0, description="whose record this is; the next one is open after it")
+    fingerprint: str
+    closed: tuple[int, ...] = Field(description="every generation of the shard whose files count no more")
+    attempt: int = Field(description="of the last attempt that is void; -1: it is not known")
+    reason: str
+    worker: str
+    void: Literal[True] = True
     sha256: str = Field("", description="over the record without this field, see `workers.sealed`")

@@ -9,7 +9,13 @@ import hashlib
 import json
 from typing import Any
 
+from workers.store import StoreError
+
 SEAL = "sha256"
+
+
+class UnknownVersion(StoreError):
+    """A record that is sound and of a version that this program does not know; it must not be touched."""
 
 
 def canonical_json(content: Any) -> bytes:
@@ -40,3 +46,21 @@ def unseal(raw: bytes) -> dict[str, Any]:
     if hashlib.sha256(bare).hexdigest() != content[SEAL] and canonical_json(seal(content)) != raw:
         raise ValueError("does not match its seal")
     return content
+
+
+def check_version(content: dict[str, Any], path: str, known: int) -> None:
+    """Refuses the unsealed content of a later program.
+
+    Args:
+        content: of the record.
+        path: where it lies.
+        known: latest version of its kind that this program reads; the first is 1.
+
+    Raises:
+        UnknownVersion: it is of another one.
+    """
+    version = content.get("version", 1)
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= known:
+        raise UnknownVersion(
+            f"output: {path} is of version {version!r}, allowed: 1 to {known}; a later spd wrote it, use that one"
+        )

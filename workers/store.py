@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -56,12 +58,16 @@ _FAULTS = frozenset({"500", "InternalError"})
 #: An object may be deleted while we look what lies there; a store that says so every time contradicts itself.
 _CREATE_TRIES = 5
 _PROBE = "_run/.probe-"
+_FIND_TRIES, _FIND_S = 3, 1.0
 _memory_lock = threading.Lock()
 _answered: set[str] = set()  #: URLs of the stores that have answered this process
 
 
 class StoreError(OSError):
     """The output cannot be reached, read or written; the message is one line for the user."""
+
+    #: Whether trying again is of no use before somebody has done something about it.
+    lasting = False
 
 
 class Conflict(StoreError):
@@ -143,7 +149,9 @@ class Store:
             fs, root = fsspec.core.url_to_fs(self.url, **{"use_listings_cache": False, **self._options})
         except Exception as error:  # a driver's constructor may raise anything
             raise self._failure("open", "", error) from error
-        return fs, str(root).rstrip("/")
+        root = str(root).rstrip("/")
+        # Listings of a local folder give its plain path.
+        return fs, os.path.normpath(root) if root and isinstance(fs, LocalFileSystem) else root
 
     def _key(self, path: str) -> str:
         root = self._opened[1]
@@ -156,7 +164,9 @@ class Store:
         if _error_code(error) == "NoSuchBucket":
             text = "there is no such bucket"
         where = f"{self._shown_url}/{path}" if path else self._shown_url
-        return StoreError(redact(f"output: cannot {action} {where}: {text}"))
+        failure = StoreError(redact(f"output: cannot {action} {where}: {text}"))
+        failure.lasting = not _is_transient(error)
+        return failure
 
     def _retry(self, action: str, path: str, call: Callable[[], T], deadline_s: float | None = None) -> T:
         """Runs ``call`` until it succeeds, fails for good, or the deadline has passed."""
@@ -365,13 +375,26 @@ class Store:
         Raises:
             StoreError: the output cannot be written.
         """
-        made = self._missing_folders()
+        made = self.missing_folders()
         probe = f"{_PROBE}{uuid.uuid4().hex}"
         try:
             self._create(probe, b"first", PROBE_DEADLINE_S)
+            self._find(probe)
             return self._refuses_overwriting(probe)
         finally:
-            self._remove_probe(probe, made)
+            self.withdraw(probe, made)
+
+    def _find(self, probe: str) -> None:
+        """Lists what was just written, which a URL with empty or dotted parts may hide."""
+        for look in range(_FIND_TRIES):
+            if look:
+                time.sleep(_FIND_S)  # a listing may lag behind
+            if probe in self.list("_run"):
+                return
+        raise StoreError(
+            f"output: what is written to {self._shown_url} does not show when it is listed, allowed: a URL without "
+            "empty or dotted parts"
+        )
 
     def _refuses_overwriting(self, probe: str) -> bool:
         fs = self._opened[0]
@@ -387,19 +410,20 @@ class Store:
             return True
         return False
 
-    def _missing_folders(self) -> tuple[Path, ...]:
-        """Local folders, deepest first, that a probe would make."""
+    def missing_folders(self) -> tuple[Path, ...]:
+        """Local folders, deepest first, that a first file below ``_run`` would make."""
         if not isinstance(self._opened[0], LocalFileSystem):
             return ()
         folder = Path(self._key("_run"))
         return tuple(path for path in (folder, *folder.parents) if not path.exists())
 
-    def _remove_probe(self, probe: str, made: tuple[Path, ...]) -> None:
+    def withdraw(self, path: str, made: tuple[Path, ...]) -> None:
+        """Deletes a file that was of use for a moment, and the folders that were made for it, unless they are used."""
         try:
-            self.delete(probe, TIDY_DEADLINE_S)
+            self.delete(path, TIDY_DEADLINE_S)
         except StoreError:
             # Nothing was written, or the write's own error is already on its way to the user.
-            logger.debug("no probe to delete below %s", self._shown_url)
+            logger.debug("%s cannot be deleted below %s", path, self._shown_url)
         for folder in made:
             try:
                 folder.rmdir()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 from pyarrow import BufferReader
 
+from jobs.leftovers import is_empty_part
 from workers.store import Store
 
 
@@ -35,10 +37,11 @@ def read_rows(store: Store) -> Rows:
     """Every row of every data file that lies there, committed or not."""
     rows = Rows({}, Counter(), {})
     for path in store.list():
-        if not path.endswith(".parquet"):
+        if not path.endswith(".parquet") or is_empty_part(raw := store.read(path)):
             continue
-        raw = store.read(path)
-        rows.files[path] = hashlib.sha256(raw).hexdigest()
+        # A shard that was made again has another name.
+        name = re.sub(r"\.r\d+\.parquet$", ".parquet", path)
+        rows.files[path if name in rows.files else name] = hashlib.sha256(raw).hexdigest()
         if path.startswith("data/"):
             table = pq.read_table(BufferReader(raw), columns=["request_id", "label", "seed", "image"])
             for row in table.to_pylist():

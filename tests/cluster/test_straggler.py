@@ -90,7 +90,7 @@ def test_a_second_copy_shortens_the_job(ray, tmp_path, monkeypatch, caplog):
     assert "other bytes" not in caplog.text, "the loser made the same"
     fleet.stop()
 
-    monkeypatch.setattr(Fleet, "_slowest", lambda _: None)
+    monkeypatch.setattr(Fleet, "_slowest", lambda *_: None)
     took, fleet, _ = make(ray, tmp_path / "without", Straggler, monkeypatch)
     assert took > SLOW_S
     fleet.stop()

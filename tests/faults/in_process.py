@@ -13,12 +13,13 @@ import workers.store as store_module
 from jobs import driver, presence
 from jobs.driver import generate
 from jobs.fleet import JobError
+from jobs.leftovers import is_empty_part
 from jobs.spec import Spec, SpecError, make_spec
 from jobs.status import status
 from jobs.validate import validate
 from tests.faults.filesystem import Bucket, Crash, Faulty, PowerCut, Script, register
 from tests.faults.inline_ray import inline_ray
-from workers import layout
+from workers import layout, place, shard
 from workers.store import Store, StoreError
 
 #: Where the job's output is: by default in memory.
@@ -44,6 +45,9 @@ def in_process(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("spd_core.quality.features.FeatureExtractor", Features)
     patch.setattr(store_module, "FIRST_WAIT_S", 0.0001)
     patch.setattr(store_module, "LONGEST_WAIT_S", 0.001)
+    patch.setattr(store_module, "_FIND_S", 0.001)
+    patch.setattr(place, "LOOK_S", 0.001)
+    patch.setattr(shard, "GRACE_S", 0.01)
     for name in ("RETRY_DEADLINE_S", "PROBE_DEADLINE_S", "TIDY_DEADLINE_S"):
         patch.setattr(store_module, name, 0.2)
     for name in ("WATCH_S", "_LOOK_S", "_SETTLE_S"):
@@ -70,7 +74,18 @@ def images() -> dict[str, bytes]:
     """Bytes by path of everything a sound dataset consists of but records and reports, which hold times."""
     assert validate(TARGET["url"], TARGET["options"]).problems == ()
     store = Store(TARGET["url"], TARGET["options"])
-    return {path: store.read(path) for path in store.list() if path.endswith(".parquet")}
+    return parts_of(store)
+
+
+def parts_of(store: Store) -> dict[str, bytes]:
+    """Bytes of every Parquet file that has rows, by its name in generation 0, whatever its generation is."""
+    found = {}
+    for path in store.list():
+        if path.endswith(".parquet") and not is_empty_part(raw := store.read(path)):
+            name = re.sub(r"\.r\d+\.parquet$", ".parquet", path)
+            assert name not in found, f"{path} is read beside another of its shard"
+            found[name] = raw
+    return found
 
 
 def explain() -> None:

@@ -124,7 +124,7 @@ def test_two_attempts_that_overwrite_each_other_are_found_at_the_end(pair, undis
     monkeypatch.setattr(presence, "BEAT_S", 0.0)
     failure = run(job(pair))
     assert isinstance(failure, JobError)
-    assert "shard 0 is not whole" in str(failure) and "the same command resumes" in str(failure)
+    assert "the dataset is not whole (data/part-00000" in str(failure) and "the same command resumes" in str(failure)
     Faulty.script.faults = []
     assert run(job(pair)) is None
     assert images() == undisturbed

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from jobs import commits
-from jobs.commits import drop_damaged, find_damage, find_missing, read_committed, read_record
+from jobs.commits import find_damage, find_missing, read_committed, read_record, void_damaged
 from jobs.plan import Plan, make_plan, parse_plan
 from jobs.spec import SpecError, make_spec
 from jobs.totals import Totals
@@ -13,7 +13,7 @@ from tests.tiny_pair import make_tiny_pair
 from workers import layout
 from workers.records import CommitRecord
 from workers.sealed import canonical_json, seal
-from workers.shard import DamagedCommit, read_commit, shard_paths
+from workers.shard import DamagedCommit, read_commit
 from workers.store import Store
 
 
@@ -96,14 +96,14 @@ def test_a_record_that_vanishes_meanwhile_is_not_there(store, monkeypatch):
 @pytest.mark.parametrize("file", [0, 1])
 def test_files_that_are_gone_or_short_are_found(store, find, what, file):
     committed = read_committed(store, plan_of(store))
-    path = shard_paths(1, 3)[file]
+    path = layout.parts(1, 3)[file]
     if what == "delete":
         store.delete(path)
     else:
         store.replace(path, store.read(path)[:-1])
     find(store, committed)
     assert list(committed.damaged) == [1] and committed.damaged[1].startswith(f"{path}: ")
-    assert drop_damaged(store, plan_of(store), committed) == {1: 1}
+    assert void_damaged(store, plan_of(store), committed) == {1: 1}
     assert list(committed.records) == [0, 2]
 
 
@@ -138,7 +138,7 @@ def test_little_stays_of_a_record(tmp_path):
     """O(shards) small state: a few hundred bytes a shard, whatever its record holds."""
     pair = str(make_tiny_pair(tmp_path / "pair"))
     plan = make_plan(make_spec({"pair": pair, "requests": {"count": 4000}, "shard_size": 4, "method": "null"}))
-    files = [{"path": path, "bytes": 9, "sha256": "a" * 64, "rows": 4} for path in shard_paths(0, 1000)[:2]]
+    files = [{"path": path, "bytes": 9, "sha256": "a" * 64, "rows": 4} for path in layout.parts(0, 1000)[:2]]
     content = {
         **{"attempt": 0, "worker": "w", "fingerprint": plan.fingerprint, "rows": 4, "first_id": "", "last_id": ""},
         **{"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0, "seconds": {}, "counts": {"rounds": 4}},
@@ -152,7 +152,7 @@ def test_little_stays_of_a_record(tmp_path):
     }
     store = Store(str(tmp_path / "out"))
     for shard in range(1000):
-        for file, path in zip(files, shard_paths(shard, 1000), strict=False):
+        for file, path in zip(files, layout.parts(shard, 1000), strict=False):
             file["path"] = path
         record = CommitRecord.model_validate({**content, "shard": shard})
         sealed = canonical_json(seal(record.model_dump(mode="json")))

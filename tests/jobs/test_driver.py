@@ -24,6 +24,7 @@ from jobs.spec import Spec, SpecError, Workers, make_spec
 from jobs.status import status
 from jobs.validate import validate
 from spd_core.pairs.pair import load_card
+from tests.faults.in_process import parts_of
 from tests.jobs.test_auto import auto_spec
 from tests.tiny_pair import make_tiny_pair
 from workers import layout
@@ -57,7 +58,7 @@ def job(pair: str, output: Path, count: int = 20, **workers: object) -> Spec:
 
 
 def data_files(output: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((Path(output) / "data").iterdir())}
+    return {path: raw for path, raw in parts_of(Store(output)).items() if path.startswith(layout.DATA)}
 
 
 def copy_of(finished: Spec, folder: Path) -> Spec:

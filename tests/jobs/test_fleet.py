@@ -63,6 +63,7 @@ class FakeRay:
     killed: list[int] = field(default_factory=list)
     tasks: list[ShardTask] = field(default_factory=list)
     room: int = 2
+    platforms: dict[int, str] = field(default_factory=dict)  #: by actor
     draining: set[str] = field(default_factory=set)
     cut_off: bool = False  #: the driver's own node died
     exceptions: SimpleNamespace = field(
@@ -92,7 +93,8 @@ class FakeRay:
 
         def ready() -> Ref:
             outcome = self.script(number, "ready", 0)
-            return Ref({"node": f"node{number}"} if outcome == "ok" else outcome)
+            facts = {"node": f"node{number}", "name": f"worker{number}", "platform": self.platforms.get(number, "one")}
+            return Ref(facts if outcome == "ok" else outcome)
 
         return SimpleNamespace(number=number, ready=SimpleNamespace(remote=ready), run=SimpleNamespace(remote=run))
 
@@ -259,7 +261,7 @@ def slow_first_actor(actor: int, call: str, _: int) -> float | str:
 @pytest.mark.parametrize("reissue", [True, False])
 def test_a_slow_shard_is_made_by_an_idle_actor_too(job, reissue, monkeypatch):
     if not reissue:
-        monkeypatch.setattr(Fleet, "_slowest", lambda _: None)
+        monkeypatch.setattr(Fleet, "_slowest", lambda *_: None)
     ray = FakeRay(job.make, slow_first_actor)
     began = time.monotonic()
     assert job.run(ray) == list(range(5))

@@ -12,16 +12,15 @@ import yaml
 from jobs.card import front_matter, render_card
 from jobs.finish import finish, rewrite_report
 from jobs.plan import read_plan, store_plan
-from jobs.report import render, write_report
+from jobs.report import render
 from jobs.spec import SpecError
 from jobs.status import status
 from jobs.validate import validate
 from tests.jobs.test_auto import auto_spec, planned
-from tests.jobs.tree import make_shards, make_tree
+from tests.jobs.tree import lose_shard, make_shards, make_tree
 from tests.tiny_pair import make_tiny_pair
 from workers import layout
 from workers.sealed import canonical_json, seal
-from workers.shard import drop_shard
 from workers.store import Store
 
 HOSTILE = '<script>alert("1")</script>'
@@ -207,19 +206,19 @@ def test_status_of_a_finished_job(output):
 def test_status_and_report_of_an_unfinished_job(tmp_path):
     store = make_tree(tmp_path)
     store.delete(layout.SUCCESS)
-    drop_shard(store, 1, 3)
+    lose_shard(store, 1, 3)
     found = status(store.url)
     assert not found.finished and (found.committed, found.committed_rows) == (2, 6)
     assert re.search(r"images/s, last commit [0-9.]+ s ago, .* left at that rate", "\n".join(found.lines()))
     assert found.next_step == ("stopped: no driver is at work; `spd generate` with the same spec and output resumes")
-    assert write_report(store.url)["partial"]
+    assert rewrite_report(store.url)["partial"]
     assert "Partial: 2 of 3 shards" in (Path(store.url) / layout.REPORT_HTML).read_text()
 
 
 def test_status_names_a_damaged_record_and_all_committed(tmp_path):
     store = make_tree(tmp_path)
     store.delete(layout.SUCCESS)
-    assert status(store.url).next_step.endswith("output writes the report, the only thing missing")
+    assert status(store.url).next_step.endswith("output writes the report and _SUCCESS, all that is missing")
     store.replace(layout.commit(2), b"{}")
     assert any(line.startswith(f"damaged: {layout.commit(2)}") for line in status(store.url).lines())
     assert "resumes" in status(store.url).next_step
@@ -235,7 +234,7 @@ def test_status_names_a_damaged_record_and_all_committed(tmp_path):
 def test_status_tells_a_driver_at_work_from_a_killed_one(age_s, line, tmp_path):
     store = make_tree(tmp_path)
     store.delete(layout.SUCCESS)
-    drop_shard(store, 1, 3)
+    lose_shard(store, 1, 3)
     seen = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age_s)
     mark = {"driver": "me-1", "run": "1", "seen": seen.isoformat()}
     store.replace(layout.DRIVER, canonical_json(seal(mark)))
@@ -246,7 +245,7 @@ def test_status_of_a_job_that_never_started(tmp_path):
     store = make_tree(tmp_path)
     store.delete(layout.SUCCESS)
     for shard in range(3):
-        drop_shard(store, shard, 3)
+        lose_shard(store, shard, 3)
     assert status(store.url).next_step.startswith("never started: there is a plan and no shard; `spd generate`")
     with pytest.raises(SpecError, match="never started"):
         status(str(tmp_path / "nowhere"))
@@ -255,6 +254,6 @@ def test_status_of_a_job_that_never_started(tmp_path):
 def test_report_of_a_job_without_any_shard(tmp_path):
     store = make_tree(tmp_path)
     for shard in range(3):
-        drop_shard(store, shard, 3)
+        lose_shard(store, shard, 3)
     report = rewrite_report(store.url)
     assert report["partial"] and "Partial: 0 of 3 shards" in (Path(store.url) / layout.REPORT_HTML).read_text()

@@ -19,7 +19,7 @@ from workers import layout
 from workers.encode import encode_image
 from workers.records import CommitRecord, FileRecord, ImageFormat
 from workers.sealed import canonical_json, seal
-from workers.shard import parse_commit, read_commit
+from workers.shard import parse_record, read_commit
 from workers.store import Store
 
 SHARDS = range(3)
@@ -38,7 +38,7 @@ def plan_of(store: Store) -> Plan:
 
 def kept_of(store: Store) -> list[Kept]:
     raws = [store.read(layout.commit(shard)) for shard in SHARDS]
-    return [Kept.of(parse_commit(raw, shard), raw, len(SHARDS)) for shard, raw in zip(SHARDS, raws, strict=True)]
+    return [Kept.of(parse_record(raw, shard, 0), raw, len(SHARDS)) for shard, raw in zip(SHARDS, raws, strict=True)]
 
 
 def named(store: Store) -> set[str]:

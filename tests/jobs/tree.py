@@ -58,3 +58,9 @@ def make_tree(folder: Path, **fields: object) -> Store:
         store.create(path, f"stands for {path}\n".encode())
     store.create(layout.SUCCESS, build_manifest(store, plan, read_committed(store, plan).records.values()))
     return store
+
+
+def lose_shard(store: Store, shard: int, shards: int) -> None:
+    """Deletes a shard as no attempt would: its records and its files."""
+    for path in (layout.commit(shard), *layout.parts(shard, shards)):
+        store.delete(path)
