@@ -234,7 +234,7 @@ class Job:
 def make_job(folder: Path, patch: pytest.MonkeyPatch) -> Job:
     """The job, and the program made to give the same bytes in every execution."""
     fsspec.register_implementation("turns", Turns, clobber=True)
-    spec = tree_spec(folder, method="null", requests={"count": 4}, output=URL)
+    spec = tree_spec(folder, requests={"count": 4}, output=URL)
     plan = make_plan(spec)
     settings = worker_settings(spec, plan)
     task = task_of(plan, 0, 0)

@@ -35,6 +35,7 @@ REAL = (
     "two repairs of it, of two platforms",
     "two repairs of a damaged record, of two platforms",
 )
+LATE = "an attempt and a driver of another platform"
 
 
 @pytest.fixture(scope="module")
