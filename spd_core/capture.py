@@ -39,6 +39,10 @@ Function = Callable[..., tuple[Tensor, ...]]
 Replay = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 
 
+#: Of the function that is being recorded; a captured function that it calls becomes a part of it.
+_RECORDING: list[str] = []
+
+
 class Captured:
     """A function of tensors, recorded once for every key: its constants, and the arguments' shapes and dtypes.
 
@@ -64,14 +68,18 @@ class Captured:
             inputs: at least one tensor; all on one device.
             constants: whatever else decides what the function does.
         """
-        if not recorded(inputs[0].device):
+        if _RECORDING or not recorded(inputs[0].device):
             return self.function(*inputs, **constants)
         key = (inputs[0].device, *((x.shape, x.dtype) for x in inputs), *sorted(constants.items()))
         replay = self._graphs.get(key)
         if replay is None:
             if len(self._graphs) == self.most:
                 return self.function(*inputs, **constants)
-            replay = self._graphs[key] = record(self.name, partial(self.function, **constants), inputs)
+            _RECORDING.append(self.name)
+            try:
+                replay = self._graphs[key] = record(self.name, partial(self.function, **constants), inputs)
+            finally:
+                _RECORDING.pop()
         return replay(inputs)
 
     def fresh(self, *inputs: Tensor, **constants: Hashable) -> tuple[Tensor, ...]:

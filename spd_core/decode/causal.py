@@ -193,7 +193,7 @@ def decode_causal_plain(
     """
     meter, batch, length = Meter(labels_B.device), len(labels_B), target.config.seq_len
     path = PathLaw(law, length)
-    reader, head = ContextReader(target, law, labels_B), LawHead(target.head, law)
+    reader, head = ContextReader(target, law, labels_B), LawHead.of(target.head, law)
     canvas = Canvas.empty(target, batch, reader.copies)
     image = torch.arange(batch, device=labels_B.device)
     for own_path, positions in path.stretches(DRAWN_AHEAD):

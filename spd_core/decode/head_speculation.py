@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from spd_core.accept import accept, change_noise, first_refusal, reflect, sample_residual
+from spd_core.capture import recorded
+from spd_core.decode.head_rounds import Plan, run_rounds
 from spd_core.decode.path import (
     PROPOSALS,
     BoundHead,
@@ -55,7 +57,7 @@ class Lookahead:
     @staticmethod
     def of(head: DiffusionHead, law: SamplerLaw, windows: tuple[int, ...]) -> Lookahead | None:
         """None without windows: one head call a step."""
-        return Lookahead(LawHead(head, law), windows) if windows else None
+        return Lookahead(LawHead.of(head, law), windows) if windows else None
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,12 @@ def speculate_head(
     rows, dims = y_RD.shape
     device, at_law = y_RD.device, head.at_law
     learned = at_law.learned_variance
-    length_S, worth_S = _plan(windows, at_law.law.head_steps, at_law.law.start_level, last, learned, device)
-    longest = int(length_S.max())
+    length_S, worth_S, longest = _plan(windows, at_law.law.head_steps, at_law.law.start_level, last, learned, device)
+    if recorded(device):
+        plan = Plan(at_law, length_S, worth_S, longest, first, last, noise.offset, trace)
+        x0 = head.prior_mean() if held_x0_RD is None else held_x0_RD
+        ends, newest, kept, calls = run_rounds(plan, head, y_RD, x0, noise, draws, windows)
+        return _paths(head, first, last, ends, newest, kept, calls, calls * rows * longest, trace)
     uniform_RS = draws.uniforms()
     head.hoist(first, last)
 
@@ -172,10 +178,24 @@ def speculate_head(
             ends[done], newest[done] = y[~going], x0[~going]
             row, k_A, y, x0 = row[going], k_A[going], y[going], x0[going]
             v = None if v is None else v[going]
-    columns = [column[:, :steps] for column in kept]
-    log_stds = LogStds(torch.zeros_like(y_RD), torch.zeros_like(y_RD))
-    if learned:
-        log_std = head.log_std(steps_down(first, last, device), columns.pop(0))
+    return _paths(head, first, last, ends, newest, kept, calls, evaluations, trace)
+
+
+def _paths(
+    head: BoundHead,
+    first: int,
+    last: int,
+    ends: Tensor,
+    newest: Tensor,
+    kept: list[Tensor],
+    calls: int,
+    evaluations: int,
+    trace: bool,
+) -> tuple[Path, LogStds]:
+    columns = [column[:, : first - last + 1] for column in kept]
+    log_stds = LogStds(torch.zeros_like(ends), torch.zeros_like(ends))
+    if head.at_law.learned_variance:
+        log_std = head.log_std(steps_down(first, last, ends.device), columns.pop(0))
         log_stds = LogStds(log_std[:, -1], log_std[:, : first - max(last, 1) + 1].sum(dim=1))
     return Path(ends, newest, calls, evaluations, Trace(*columns) if trace else None), log_stds
 
@@ -183,8 +203,10 @@ def speculate_head(
 @lru_cache(maxsize=256)
 def _plan(
     windows: tuple[int, ...], steps: int, start_level: int, last: int, learned: bool, device: torch.device
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, int]:
     """Of each step k: the steps of a window begun there, int64 [S], and whether its prediction is worth holding.
+
+    And the longest of the windows.
 
     A window ends at ``last``. Where the variance is learned, a singular step is made alone, and not worth it.
     """
@@ -192,7 +214,8 @@ def _plan(
         windows_by_step(windows, steps, device), torch.arange(1 - last, steps + 1 - last, device=device)
     )
     singular = step_table(steps, start_level, device).sqrt_recip >= SINGULAR if learned else length < 0
-    return torch.where(singular, 1, length), ~singular
+    length = torch.where(singular, 1, length)
+    return length, ~singular, int(length.max())
 
 
 def _evaluated(

@@ -10,7 +10,7 @@ D token dims, Z context dims, W head width, L steps of a window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spd_core.capture import Captured, kept_by, recorded
 from spd_core.diffusion import diffusion, step_table
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
@@ -77,6 +78,9 @@ class LawHead:
         self.head = head = at_precision(head, law.dtype)
         self.law = law
         self._by_steps: dict[int, LawHead] = {law.head_steps: self} if of is None else of._by_steps
+        #: functions recorded of it, and how many rounds of head self-speculation its last call needed
+        self.captured: dict[Hashable, Captured] = {}
+        self.expected: dict[Hashable, int] = {}
         self.learned_variance = head.out_channels == 2 * head.in_channels
         self.table = step_table(law.head_steps, law.start_level, head.cond_embed.weight.device)
         self.step_embeddings = head.step_embeddings(self.table.timesteps)
@@ -92,6 +96,13 @@ class LawHead:
         self.gain_per_variance = (
             law.temperature * self.table.noisy * self.table.c_x0 / self.table.fixed_std * self.table.noise.square()
         )
+
+    @classmethod
+    def of(cls, head: DiffusionHead, law: SamplerLaw) -> LawHead:
+        """The head at a law; where functions are recorded always the same one, with what was recorded of it."""
+        if not recorded(head.cond_embed.weight.device):
+            return cls(head, law)
+        return kept_by(at_precision(head, law.dtype), ("law", law), lambda: cls(head, law))
 
     def at(self, law: SamplerLaw) -> LawHead:
         """The head at a law that differs in the number of head steps only; built once for each number."""

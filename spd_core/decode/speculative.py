@@ -193,7 +193,7 @@ class _Decoding:
         self.made = torch.zeros_like(self.active)  # [A] tokens decided
         self.seated = len(self.active)  # images that have been given a slot
         self.reader, self.draft_reader = (ContextReader(model, law, labels[:slots]) for model in (target, draft))
-        self.head, self.draft_head = LawHead(target.head, law), LawHead(draft.head, law)
+        self.head, self.draft_head = LawHead.of(target.head, law), LawHead.of(draft.head, law)
         self.canvas = Canvas.empty(target, len(self.active), self.reader.copies)  # by slot
         self.left = self.active[:0]  # [E] images still to be finished
         self.left_canvas = _of_rows(self.canvas, self.left)

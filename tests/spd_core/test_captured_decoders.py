@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from spd_core.decode import decode
+from spd_core.decode import decode, head_rounds, head_speculation, path
 from spd_core.draws import Draws
 from spd_core.law import Cspd, Plain, SamplerLaw
 from spd_core.pairs.pair import Pair, load_pair
@@ -45,7 +45,7 @@ def test_plain_mar_from_graphs(mar: Pair, changes: dict):
     ids=["released", "released on its own noise", "paper"],
 )
 def test_cspd_from_graphs(mar: Pair, method: Cspd):
-    here = law(mar)
+    here = law(mar, head_steps=5)
     directly = decode(mar, here, method, LABELS, Draws(SEEDS))
     with cpu_graphs():
         replayed = decode(mar, here, method, LABELS, Draws(SEEDS))
@@ -53,3 +53,37 @@ def test_cspd_from_graphs(mar: Pair, method: Cspd):
     assert torch.equal(replayed.drafts.accepted, directly.drafts.accepted)
     assert torch.equal(replayed.drafts.token, directly.drafts.token)
     assert torch.equal(replayed.rounds, directly.rounds)
+
+
+@pytest.mark.parametrize("method", [Plain(head_window=(4,)), Cspd(gamma=4, head_window=(3, 2))], ids=lambda m: m.name)
+def test_head_windows_from_graphs(mar: Pair, method: Plain | Cspd):
+    """Rounds of all rows make what rounds of the rows still open make, in a few times as many head calls."""
+    here = law(mar, head_steps=20)
+    directly = decode(mar, here, method, LABELS, Draws(SEEDS))
+    with cpu_graphs():
+        replayed = decode(mar, here, method, LABELS, Draws(SEEDS))
+    assert torch.allclose(replayed.tokens, directly.tokens, atol=1e-3)
+    assert torch.equal(replayed.drafts.accepted, directly.drafts.accepted)
+    calls, fewest = (x.counts["target_head_calls"] for x in (replayed, directly))
+    assert fewest <= calls <= 4 * fewest
+
+
+def test_head_windows_of_fixed_variance_from_graphs():
+    pair = load_pair("fashion-ar")
+    here = pair.card.law.model_copy(update={"head_steps": 20, "handoff_level": 100})
+    labels, seeds = LABELS[:2], SEEDS[:2]
+    directly = decode(pair, here, Plain(head_window=(4, 3)), labels, Draws(seeds)).tokens
+    with cpu_graphs():
+        replayed = decode(pair, here, Plain(head_window=(4, 3)), labels, Draws(seeds)).tokens
+    assert torch.allclose(replayed, directly, atol=1e-3)
+
+
+def test_rows_that_need_many_proposals_get_them(mar: Pair, monkeypatch: pytest.MonkeyPatch):
+    """With two proposals a block nearly every refusal waits for the next block."""
+    for module in (path, head_speculation, head_rounds):
+        monkeypatch.setattr(module, "PROPOSALS", 2)
+    here = law(mar, head_steps=12, num_iter=4)
+    directly = decode(mar, here, Plain(head_window=(4,)), LABELS, Draws(SEEDS)).tokens
+    with cpu_graphs():
+        replayed = decode(mar, here, Plain(head_window=(4,)), LABELS, Draws(SEEDS)).tokens
+    assert torch.allclose(replayed, directly, atol=1e-3)
