@@ -242,7 +242,8 @@ def _quality_batch(bench: Bench, entry: Entry, start: int, count: int) -> Qualit
 
     pair = loaded(bench)
     decoded, _ = _decode(pair, entry, bench.seed, start, count, count)
-    images, labels = pair.to_images(decoded.tokens), requests(pair, bench.seed, start, count)[0]
+    images = pair.to_images(decoded.tokens, entry.law.dtype)
+    labels = requests(pair, bench.seed, start, count)[0]
     return QualityBatch(
         FeatureExtractor(bench.device)(images).cpu(),
         label_agreement(images, labels.cpu(), pair.card.reference).cpu(),

@@ -90,7 +90,7 @@ def run(
     seeds = torch.tensor([image_seed(seed, request_id(index)) for index in range(n)], device=device)
     began = time.perf_counter()
     tokens = decode(loaded, spec.law, spec.method, labels, Draws(seeds), spec.batch).tokens
-    images = loaded.to_images(tokens).numpy()
+    images = loaded.to_images(tokens, spec.law.dtype).numpy()
     log.info("%d images in %.1f s", n, time.perf_counter() - began)
     if path.suffix == ".png":
         columns = classes if label is None and classes <= n <= 50 * classes else math.ceil(math.sqrt(n))

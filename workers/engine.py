@@ -137,7 +137,7 @@ class Engine:
                     return _waited(seeds_B, self.card.image_shape, method.images_per_s)
                 return null_images(seeds_B, self.card.image_shape)
         with timed(seconds, "codec"):
-            images = self._pair.images(tokens_BND)
+            images = self._pair.images(tokens_BND, self.settings.law.dtype)
             return images if self._threads else images.cpu()
 
     def _agreement(self, images_BHWC: Tensor, labels_B: Tensor) -> Tensor:

@@ -95,5 +95,5 @@ class Trier:
             labels, seeds = (torch.tensor(column, device=self._device) for column in (task.labels, task.seeds))
             decoded = decode(pair, self._settings.law, method, labels, Draws(seeds), batch)
             for tokens in decoded.tokens.split(batch):
-                pair.to_images(tokens)
+                pair.to_images(tokens, self._settings.law.dtype)
         return Trial(len(labels), time.perf_counter() - began)

@@ -247,6 +247,9 @@ class KlCodec(BaseModel):
     def decode(self, tokens_BND: Tensor, vae: KlVae) -> Tensor:
         """uint8 images [B, H, W, C]."""
         latents = unpatchify(tokens_BND.float(), self.patch_size) / self.latent_scale
+        if latents.is_cuda:
+            # The order of tensor cores' convolutions; what follows keeps it.
+            latents = latents.contiguous(memory_format=torch.channels_last)
         parts = []
         for part in latents.split(DECODE_IMAGES):
             x = (vae.decode(part) + 1.0) / 2.0 * 255.0

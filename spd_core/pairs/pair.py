@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from spd_core.alike import did_you_mean
 from spd_core.codec import PixelCodec
 from spd_core.complaints import one_line
-from spd_core.law import HEAD_WINDOWS, HeadWindow, SamplerLaw, Settings
+from spd_core.law import HEAD_WINDOWS, HeadWindow, Precision, SamplerLaw, Settings
 from spd_core.models.causal import Causal, CausalConfig
 from spd_core.models.llamagen import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
 from spd_core.models.mar import Mar, MarConfig
 from spd_core.models.vae import KlCodec, KlVae
 from spd_core.models.variance import PosteriorVariance
 from spd_core.models.vq import Vq, VqCodec
+from spd_core.precision import arithmetic
 
 BUNDLED = Path(__file__).parent
 Codec = Annotated[PixelCodec | KlCodec | VqCodec, Field(discriminator="kind")]
@@ -127,16 +128,25 @@ class Pair:
     eagle: EagleDraft | None = None
     vq: Vq | None = None
 
-    def to_images(self, tokens: Tensor) -> Tensor:
+    def to_images(self, tokens: Tensor, precision: Precision = "float32") -> Tensor:
         """`images` on the CPU."""
-        return self.images(tokens).cpu()
+        return self.images(tokens, precision).cpu()
 
-    def images(self, tokens: Tensor) -> Tensor:
+    def images(self, tokens: Tensor, precision: Precision = "float32") -> Tensor:
         """uint8 images [B, H, W, C] on the pair's device of tokens [B, N, D] or codes [B, N].
+
+        Args:
+            tokens: of the images.
+            precision: of the tokens' law. float32 gives IEEE convolutions; any other gives TF32 on a GPU: autoencoders
+                are a small part of the work, and in bfloat16 their rounding would reach the pixels.
 
         Raises:
             PairError: if images need an autoencoder or tokenizer and the pair was made without one.
         """
+        with arithmetic("float32" if precision == "float32" else "tf32"):
+            return self._decoded(tokens)
+
+    def _decoded(self, tokens: Tensor) -> Tensor:
         codec = self.card.codec
         if isinstance(codec, PixelCodec):
             return codec.decode(tokens)

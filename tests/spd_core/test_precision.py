@@ -77,3 +77,11 @@ def test_arithmetic_is_set_and_put_back():
             assert not products.allow_tf32 and not torch.backends.cudnn.allow_tf32
         assert products.allow_tf32
     assert (products.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_the_codec_of_a_float32_law_is_ieee_and_of_any_other_tf32(pair: Pair, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(Pair, "_decoded", lambda self, tokens: seen.append(torch.backends.cudnn.allow_tf32) or tokens)
+    for precision in ("float32", "tf32", "bfloat16"):
+        pair.images(torch.zeros(1), precision)
+    assert seen == [False, True, True]
