@@ -10,6 +10,8 @@ from typing import TypeVar
 
 #: Packages whose lines are named.
 PROJECT = ("spd_core", "workers", "jobs")
+#: Their lines ask on behalf of those that call them.
+PASSED_OVER = ("spd_core.capture",)
 
 Key = TypeVar("Key")
 
@@ -23,7 +25,7 @@ def asking_line() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
-        if module.partition(".")[0] in PROJECT:
+        if module.partition(".")[0] in PROJECT and module not in PASSED_OVER:
             return f"{module}:{frame.f_code.co_qualname}:{frame.f_lineno}"
         frame = frame.f_back
     return "elsewhere"
