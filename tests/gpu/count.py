@@ -35,14 +35,13 @@ def main() -> None:
     if not wanted:
         parser.error(f"parts: got {' '.join(arguments.parts)!r}, allowed: parts of {'; '.join(COUNTED)}")
     torch.set_num_threads(1)
-    counted = {}
     with pretend_cuda(), torch.inference_mode():
         for name in wanted:
             RECORDER.regions.clear()
-            counted[name] = COUNTED[name].count()
-            _show(name, counted[name], arguments.top)
-    if arguments.write:
-        write_budgets(counted)
+            counts = COUNTED[name].count()
+            _show(name, counts, arguments.top)
+            if arguments.write:
+                write_budgets({name: counts})
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 #: Channels per attention head of a narrow model.
 NARROW = 4
+#: KL-16 and VQ-16 at their depth, narrow.
+NARROW_VAE = KlVaeConfig(ch=32)
+NARROW_VQ = VqConfig(ch=32, codebook_size=64)
 
 
 def mar_config(name: str, *, narrow: bool = False, grid: int = 16) -> MarConfig:
@@ -73,12 +76,11 @@ def causal(config: CausalConfig, device: torch.device, seed: int = 0) -> Causal:
 
 
 def kl16(device: torch.device, *, narrow: bool = False) -> KlVae:
-    return _filled(lambda: KlVae(KlVaeConfig(ch=32) if narrow else KlVaeConfig()), device, 0)
+    return _filled(lambda: KlVae(NARROW_VAE if narrow else KlVaeConfig()), device, 0)
 
 
 def vq16(device: torch.device, *, narrow: bool = False) -> Vq:
-    sizes = {"ch": 32, "codebook_size": 64} if narrow else {}
-    return _filled(lambda: Vq(VqConfig(**sizes)), device, 0)
+    return _filled(lambda: Vq(NARROW_VQ if narrow else VqConfig()), device, 0)
 
 
 def _filled(make: Callable[[], Module], device: torch.device, seed: int) -> Module:

@@ -12,8 +12,8 @@ import torch
 from spd_core.decode import Decoded, decode
 from spd_core.draws import Draws
 from spd_core.law import Cspd, Plain, Speculative
-from spd_core.models.vae import KlCodec, KlVaeConfig
-from spd_core.models.vq import VqCodec, VqConfig
+from spd_core.models.vae import KlCodec
+from spd_core.models.vq import VqCodec
 from spd_core.pairs.convert import convert
 from spd_core.pairs.convert_llamagen import convert_llamagen
 from spd_core.pairs.pair import Pair, load_card, load_pair
@@ -28,8 +28,6 @@ from workers.records import ImageFormat, ShardTask, WorkerSettings
 CPU = torch.device("cpu")
 #: Tokens per image side where images are made.
 GRID = 4
-VAE = KlVaeConfig(ch=32)
-VQ = VqConfig(ch=32, codebook_size=64)
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,12 @@ class Work:
 
 def _kl16(folder: Path) -> Callable[[], object]:
     vae, tokens = models.kl16(CUDA, narrow=True), torch.randn(2, GRID * GRID, 16, device=CUDA)
-    return lambda: KlCodec(vae=VAE).decode(tokens, vae)
+    return lambda: KlCodec(vae=models.NARROW_VAE).decode(tokens, vae)
 
 
 def _vq16(folder: Path) -> Callable[[], object]:
     vq, codes = models.vq16(CUDA, narrow=True), torch.zeros(2, GRID * GRID, dtype=torch.int64, device=CUDA)
-    return lambda: VqCodec(vq=VQ, size=16 * GRID, padded=16 * GRID).decode(codes, vq)
+    return lambda: VqCodec(vq=models.NARROW_VQ, size=16 * GRID, padded=16 * GRID).decode(codes, vq)
 
 
 def engine(folder: Path, pair: Path, method: Plain | Cspd | Speculative, device: str = "cuda:0") -> Engine:
@@ -100,7 +98,7 @@ def converted_mar(folder: Path) -> Path:
         torch.save({"model" if part == "vae" else "model_ema": model.state_dict()}, folder / f"{part}.pth")
     convert(
         folder / "target.pth", folder / "draft.pth", folder / "vae.pth", folder / "mar", "converted",
-        target_config=target, draft_config=draft, vae_config=VAE,
+        target_config=target, draft_config=draft, vae_config=models.NARROW_VAE,
     )  # fmt: skip
     return folder / "mar"
 
@@ -117,7 +115,7 @@ def converted_codes(folder: Path) -> Path:
         torch.save({"model": model.state_dict()}, folder / f"{part}.pt")
     convert_llamagen(
         folder / "target.pt", folder / "draft.pt", folder / "vq.pt", folder / "codes", "converted", 16 * GRID,
-        target_config=target, draft_config=draft, vq_config=VQ,
+        target_config=target, draft_config=draft, vq_config=models.NARROW_VQ,
     )  # fmt: skip
     return folder / "codes"
 

@@ -39,17 +39,18 @@ KINDS: dict[str, Callable[[Oracle], dict[str, Tensor]]] = {
 }
 
 
-def check(path: Path) -> list[Finding]:
-    """One finding per output of the oracle at ``path``.
+def check(path: Path, device: torch.device | str = "cpu") -> list[Finding]:
+    """One finding per output of the oracle at ``path``, made on a device.
 
     Raises:
         OracleError: not an oracle of a known kind, or one that does not fit together; one line.
     """
-    oracle = load_oracle(path)
+    oracle = load_oracle(path).to(device)
     kind = select(KINDS, oracle.name)
     try:
-        with torch.no_grad():
-            return compare(oracle, KINDS[kind](oracle))
+        with torch.no_grad(), torch.device(device):
+            made = KINDS[kind](oracle)
+        return compare(oracle, {key: value.cpu() for key, value in made.items()})
     except OracleError:
         raise
     except ValidationError as error:

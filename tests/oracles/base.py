@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +69,14 @@ class Oracle:
     inputs: Named
     expected: Named
     rules: dict[str, Rule]
+
+    def to(self, device: torch.device | str) -> Oracle:
+        """With weights and inputs on a device; what is expected stays on the CPU, where it is compared."""
+        weights, inputs = (
+            Named(part.where, {key: value.to(device) for key, value in part.items()})
+            for part in (self.weights, self.inputs)
+        )
+        return replace(self, weights=weights, inputs=inputs)
 
 
 @dataclass(frozen=True)
