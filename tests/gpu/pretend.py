@@ -301,7 +301,7 @@ def _local_scalar_dense(func: Any, tensor: Tensor) -> Any:
 def _attention(
     func: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> Tensor:
-    """Attention, computed in float32; a mask costs its expansion, and its padding where its rows are not aligned."""
+    """Attention, computed in float32; a Boolean mask costs its conversion, one of rows not aligned its padding."""
     mask = kwargs.pop("attn_mask", mask)
     tensors = [tensor for tensor in (q, k, v, mask) if tensor is not None]
     if not isinstance(q, PretendTensor):
@@ -310,8 +310,10 @@ def _attention(
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"attention of {q.dtype}, {k.dtype}, {v.dtype}, at {asking_line()}")
     wide = (_held(tensor).float() for tensor in (q, k, v))
-    made = F.scaled_dot_product_attention(*wide, _held(mask), *args, **kwargs).to(q.dtype)
-    _launched("attention", 1 if mask is None else 2 if mask.shape[-1] % 16 == 0 else 4)
+    added = mask is None or mask.dtype is not torch.bool
+    seen = _held(mask) if mask is None or not added else _held(mask).float()
+    made = F.scaled_dot_product_attention(*wide, seen, *args, **kwargs).to(q.dtype)
+    _launched("attention", 1 + (not added) + 2 * (mask is not None and mask.shape[-1] % 16 != 0))
     return PretendTensor(made)
 
 
