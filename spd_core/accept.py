@@ -256,16 +256,19 @@ def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tenso
     open_rows, attempt = torch.arange(len(rows_R), device=rows_R.device), 0  # as places in rows_R
     while len(open_rows):
         values, log_ratio, uniforms = propose(rows_R[open_rows], attempt)
-        if bool(log_ratio.isnan().any()):
-            raise FloatingPointError("residual: the log ratio of a proposal is not a number")
         kept = -torch.expm1((-log_ratio).clamp(max=0.0)) > uniforms
         # Ties of argmax go to the first maximum: the first kept proposal of the row.
         found, choice = kept.to(torch.uint8).max(dim=1)
-        done = found.nonzero()[:, 0]
+        # The one wait of an attempt: how many rows are done, and whether all could be.
+        states = torch.where(log_ratio.isnan().any(dim=1), 2, found).tolist()
+        if 2 in states:
+            raise FloatingPointError("residual: the log ratio of a proposal is not a number")
+        done = torch.nonzero_static(found, size=sum(states))[:, 0]
         if result is None:
             result = values.new_empty(len(rows_R), *values.shape[2:])
         result[open_rows[done]] = values[done, choice[done]]
-        open_rows, attempt = open_rows[found == 0], attempt + 1
+        open_rows = open_rows[torch.nonzero_static(found == 0, size=len(states) - len(done))[:, 0]]
+        attempt += 1
     if result is None:
         raise ValueError("residual: got no row, allowed: at least one")
     return result

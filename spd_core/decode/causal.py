@@ -17,13 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spd_core.capture import Captured
 from spd_core.decode.head_speculation import speculate_head
+from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, by_steps, walk
+from spd_core.decode.reader import CachedReader
 from spd_core.diffusion import handoff_step
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
 from spd_core.models.causal import Causal
+from spd_core.models.kv import reach_of
 from spd_core.precision import at_precision
 
 #: Tokens of an image whose noise plain decoding draws at once.
@@ -79,33 +83,30 @@ class PathLaw:
         return (1.0 + (self.law.cfg - 1.0) * share)[..., None]
 
 
-class ContextReader:
+class ContextReader(CachedReader):
     """A causal model's context network at a law, with the cache of a batch."""
 
-    def __init__(self, model: Causal, law: SamplerLaw, labels_B: Tensor) -> None:
+    def __init__(self, model: Causal, law: SamplerLaw, labels_A: Tensor) -> None:
+        super().__init__(law, labels_A, model.cache)
         self.model = at_precision(model, law.dtype)
-        self.low_precision = law.dtype == "bfloat16"
-        self.copies = 1 + (law.cfg != 1.0)
-        self.labels = torch.cat([labels_B, torch.full_like(labels_B, -1)]) if self.copies == 2 else labels_B
-        self.cache = model.cache(len(self.labels), torch.bfloat16 if self.low_precision else torch.float32)
+        self.context = Captured(self._read, "causal.context")
 
-    def read(self, previous_BMD: Tensor, first_B: Tensor) -> Tensor:
-        """Contexts [G, B, M, Z] of positions first, first + 1, ...; each reads the token before it."""
-        previous, first = previous_BMD.repeat(self.copies, 1, 1), first_B.repeat(self.copies)
+    def read(self, previous_AMD: Tensor, first_A: Tensor, furthest: int | None = None) -> Tensor:
+        """Contexts [G, A, M, Z] of positions first, first + 1, ...; each reads the token before it.
+
+        Args:
+            previous_AMD: the tokens before.
+            first_A: int64.
+            furthest: where the last of these positions lies, as far as the host knows; None: anywhere.
+        """
+        reach = self.cache.slots if furthest is None else reach_of(furthest + 1, first_A.device)
+        return self.context(previous_AMD, first_A, reach=reach)[0]
+
+    def _read(self, previous_AMD: Tensor, first_A: Tensor, reach: int) -> tuple[Tensor, ...]:
+        previous, first = (self.of_rows(of) for of in (previous_AMD, first_A))
         with torch.autocast(previous.device.type, dtype=torch.bfloat16, enabled=self.low_precision):
-            z = self.model(previous, self.labels, first, self.cache).float()
-        return z.unflatten(0, (self.copies, -1))
-
-    def restart(self, rows: Tensor, labels_R: Tensor) -> None:
-        """Gives ``rows`` to other images, which begin at position 0; what the cache still holds is never read."""
-        self.labels = self.labels.index_copy(0, rows, labels_R)
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops the images that are not in ``rows``."""
-        count = len(self.labels) // self.copies
-        rows = torch.cat([rows + count * copy for copy in range(self.copies)])
-        self.labels = self.labels[rows]
-        self.cache.keep(rows)
+            z = self.model(previous, self.labels.flatten(), first, self.cache, reach).float()
+        return (self.of_copies(z),)
 
 
 def previous_tokens(states_BND: Tensor, image_A: Tensor, first_A: Tensor, count: int) -> Tensor:
@@ -134,6 +135,41 @@ def path_above(
     if not windows:
         return walk(head, noise.start, *steps, noise, trace)
     return speculate_head(head, noise.start, *steps, noise, draws, windows, trace=trace)[0]
+
+
+class TokenPaths:
+    """A causal model at a law: contexts of a batch, and paths of its tokens down to the hand-off.
+
+    Args:
+        model: the model.
+        law: what is sampled.
+        labels_A: of the images that are decoded together.
+    """
+
+    def __init__(self, model: Causal, law: SamplerLaw, labels_A: Tensor) -> None:
+        self.reader, self.head = ContextReader(model, law, labels_A), LawHead.of(model.head, law)
+        self._walked = Captured(self._walk, "causal.path")
+
+    def above(
+        self,
+        path: PathLaw,
+        z_GAZ: Tensor,
+        position_A: Tensor,
+        noise: PathNoise,
+        draws: HeadDraws,
+        windows: tuple[int, ...],
+    ) -> Path:
+        """The paths of one token of every image, as `path_above`; one head call a step is recorded as a whole."""
+        z, scale, head = z_GAZ.flatten(0, 1), path.scale(position_A), self.head.at(path.law)
+        if windows:
+            return path_above(head.bind(z, scale), path, noise, draws, windows)
+        end, x0 = self._walked(z, scale, noise.start, noise.step, path=path)
+        return Path(end, x0, path.above, path.above * len(end), None)
+
+    def _walk(self, z: Tensor, scale: Tensor, start: Tensor, step: Tensor, path: PathLaw) -> tuple[Tensor, ...]:
+        head, noise = self.head.at(path.law).bind(z, scale), PathNoise(start, step, path.handoff + 1)
+        made = walk(head, start, path.first, path.handoff + 1, noise)
+        return made.end, made.x0
 
 
 @dataclass
@@ -192,32 +228,32 @@ def decode_causal_plain(
         windows: of head self-speculation; none: one head call a step.
     """
     meter, batch, length = Meter(labels_B.device), len(labels_B), target.config.seq_len
-    path = PathLaw(law, length)
-    reader, head = ContextReader(target, law, labels_B), LawHead.of(target.head, law)
-    canvas = Canvas.empty(target, batch, reader.copies)
-    image = torch.arange(batch, device=labels_B.device)
+    path, image = PathLaw(law, length), torch.arange(batch, device=labels_B.device)
+    key = ("causal, plain", at_precision(target, law.dtype), law, batch, labels_B.device)
+    work = kept(key, labels_B.device, lambda: TokenPaths(target, law, labels_B))
+    work.reader.start(labels_B)
+    canvas = Canvas.empty(target, batch, work.reader.copies)
     for own_path, positions in path.stretches(DRAWN_AHEAD):
         block = torch.arange(positions.start, positions.stop, device=labels_B.device)
         images, tokens = image.repeat(len(block)), block.repeat_interleave(batch)
         drawn = noise_above(draws, images, tokens, own_path, canvas.x0.shape[-1])
-        own, own_head = own_draws(draws, images, tokens, own_path.law), head.at(own_path.law)
+        own = own_draws(draws, images, tokens, own_path.law)
         own = own.ahead() if windows else own
-        for place, position in enumerate(block.unbind()):
+        for place, position in enumerate(positions):
             rows = slice(place * batch, (place + 1) * batch)
-            at = position.expand(batch)
+            before = canvas.states[:, max(position - 1, 0), None].contiguous()
             with meter.span("context"):
-                z = reader.read(previous_tokens(canvas.states, image, at, 1), at)[:, :, 0]
+                z = work.reader.read(before, tokens[rows], position)[:, :, 0]
             with meter.span("head"):
                 noise = PathNoise(drawn.start[rows], drawn.step[rows], drawn.offset)
-                bound = own_head.bind(z.flatten(0, 1), path.scale(at))
-                made = path_above(bound, own_path, noise, own.of(rows), windows)
+                made = work.above(own_path, z, tokens[rows], noise, own.of(rows), windows)
             canvas.states[:, position], canvas.x0[:, position], canvas.z[:, :, position] = made.end, made.x0, z
             meter.add(
                 target_context_calls=1,
-                target_context_rows=batch * reader.copies,
+                target_context_rows=batch * work.reader.copies,
                 target_head_calls=made.calls,
-                target_head_rows=made.rows * reader.copies,
+                target_head_rows=made.rows * work.reader.copies,
             )
-    clean = finish(head, path, canvas, draws, windows, meter)
+    clean = finish(work.head, path, canvas, draws, windows, meter)
     rounds = torch.full((batch,), length)
     return Decoded(clean, rounds, DraftRecords.concatenate([]), dict(meter.counts), meter.seconds())

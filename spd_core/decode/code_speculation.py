@@ -189,7 +189,7 @@ class _Decoding:
 
     def _round(self) -> None:
         work, made_A = self.work, self.slots.made
-        tree, reach = self._tree(), reach_of(self.slots.furthest + 1 + len(work.tree.parents))
+        tree, reach = self._tree(), reach_of(self.slots.furthest + 1 + len(work.tree.parents), made_A.device)
         own_AM, drafting_AT, testing_AT = self._of_nodes(tree)
         codes_AT, q_AIV = newest(self.codes, made_A), own_AM.new_zeros(len(made_A), 0, 0)
         with self.meter.span("draft"):

@@ -15,7 +15,7 @@ from spd_core.accept_codes import pick, probabilities
 from spd_core.capture import Captured
 from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded, DraftRecords, Meter
-from spd_core.decode.slots import Change, moved
+from spd_core.decode.reader import CachedReader
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
 from spd_core.models.kv import reach_of
@@ -33,8 +33,8 @@ def guidance(law: SamplerLaw, position: Tensor, length: int) -> Tensor:
     return scale
 
 
-class LawReader:
-    """A model of codes at a law, with the cache of a batch; the rows of an image lie next to each other.
+class LawReader(CachedReader):
+    """A model of codes at a law, with the cache of a batch.
 
     Args:
         model: a `LlamaGen`, or an `EagleDraft` of ``head``.
@@ -45,36 +45,13 @@ class LawReader:
     """
 
     def __init__(self, model: CodeReader, head: LlamaGen, law: SamplerLaw, labels_A: Tensor, nodes: int) -> None:
-        self.low_precision = law.dtype == "bfloat16"
+        super().__init__(law, labels_A, lambda rows, dtype: model.cache(rows, nodes, dtype))
         self.model, self.head, self.law = model, head, law
         if self.low_precision:
             self.model = at_precision(model, law.dtype)
             self.head = self.model if isinstance(self.model, LlamaGen) else at_precision(head, law.dtype)
-        self.copies = 1 + (law.cfg != 1.0)
-        rows = self.copies * len(labels_A)
-        self.cache = model.cache(rows, nodes, torch.bfloat16 if self.low_precision else torch.float32)
-        self._labels_AG = labels_A.new_full((len(labels_A), self.copies), -1)
-        self.start(labels_A)
         self.context = Captured(self._read, "codes.context")
         self.head_of_one = Captured(self._pick, "codes.head")
-
-    def start(self, labels_A: Tensor) -> None:
-        """Gives every slot to an image, which begins at position 0; what the cache still holds is never read."""
-        self._labels_AG[:, 0] = labels_A
-        self.labels = self._labels_AG
-        self.cache.shrink(self.labels.numel())
-
-    def change(self, change: Change, labels: Tensor) -> None:
-        """Gives slots to other images, of ``labels`` [newcomers], and moves or gives up slots."""
-        self.restart(change.taken, labels)
-        self.labels = moved(self.labels, change)
-        if len(change.source):
-            self.cache.copy_rows(self._rows(change.source), self._rows(change.goal))
-        self.cache.shrink(self.labels.numel())
-
-    def restart(self, slots: Tensor, labels: Tensor) -> None:
-        """Gives ``slots`` to images of other labels."""
-        self.labels[slots, 0] = labels
 
     def read(
         self,
@@ -86,7 +63,7 @@ class LawReader:
         reach: int | None = None,
     ) -> Tensor:
         """Features [G, A, M, d] of the positions; arguments as for `LlamaGen` and, with features, `EagleDraft`."""
-        previous, first = (self._of_rows(of) for of in (previous_AM, first_A))
+        previous, first = (self.of_rows(of) for of in (previous_AM, first_A))
         with torch.autocast(previous.device.type, dtype=torch.bfloat16, enabled=self.low_precision):
             if isinstance(self.model, EagleDraft):
                 if features_GAMd is None:
@@ -95,7 +72,7 @@ class LawReader:
                 made = self.model(codes, features, first, self.cache, tree, nodes, reach)
             else:
                 made = self.model(previous, self.labels.flatten(), first, self.cache, tree, nodes, reach)
-        return made.float().unflatten(0, (-1, self.copies)).transpose(0, 1)
+        return self.of_copies(made.float())
 
     def distribution(self, features_GAMd: Tensor, position_AM: Tensor) -> Tensor:
         """Of the code at each position, [A, M, V]."""
@@ -114,22 +91,13 @@ class LawReader:
             return  # they are there
         source = made_A[:, None] + path_AM
         goal = made_A[:, None] + torch.arange(path_AM.shape[1], device=made_A.device)
-        self.cache.move(self._of_rows(source), self._of_rows(goal))
+        self.cache.move(self.of_rows(source), self.of_rows(goal))
 
     def _read(self, previous_AM: Tensor, first_A: Tensor, reach: int) -> tuple[Tensor, ...]:
         return (self.read(previous_AM, first_A, reach=reach),)
 
     def _pick(self, features_GA1d: Tensor, position_A: Tensor, uniform_A: Tensor) -> tuple[Tensor, ...]:
         return (pick(self.distribution(features_GA1d, position_A[:, None])[:, 0], uniform_A),)
-
-    def _of_rows(self, of_slots: Tensor) -> Tensor:
-        """What belongs to the slots, once for each of their rows."""
-        if self.copies == 1:
-            return of_slots
-        return of_slots[:, None].expand(-1, self.copies, *of_slots.shape[1:]).flatten(0, 1)
-
-    def _rows(self, slots: Tensor) -> Tensor:
-        return (slots[:, None] * self.copies + torch.arange(self.copies, device=slots.device)).flatten()
 
 
 def own_uniforms(draws: Draws, image_R: Tensor, length: int) -> Tensor:
@@ -155,7 +123,9 @@ def decode_codes_plain(target: LlamaGen, law: SamplerLaw, labels_B: Tensor, draw
     codes = torch.zeros(batch, length, dtype=torch.int64, device=labels_B.device)
     for position, of_all in enumerate(torch.arange(length, device=labels_B.device)[:, None].expand(-1, batch)):
         with meter.span("context"):
-            (features,) = reader.context(codes[:, position - 1, None], of_all, reach=reach_of(position + 1))
+            (features,) = reader.context(
+                codes[:, position - 1, None], of_all, reach=reach_of(position + 1, codes.device)
+            )
         with meter.span("head"):
             (code,) = reader.head_of_one(features, of_all, uniforms[:, position])
             codes[:, position] = code

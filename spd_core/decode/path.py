@@ -104,6 +104,11 @@ class LawHead:
             return cls(head, law)
         return kept_by(at_precision(head, law.dtype), ("law", law), lambda: cls(head, law))
 
+    @cached_property
+    def fixed_std_list(self) -> list[float]:
+        """`fixed_std` as the host knows it; a device is asked once."""
+        return list(self.fixed_std.tolist())
+
     def at(self, law: SamplerLaw) -> LawHead:
         """The head at a law that differs in the number of head steps only; built once for each number."""
         if law.head_steps not in self._by_steps:
@@ -389,7 +394,7 @@ def walk(head: BoundHead, y_RD: Tensor, first: int, last: int, noise: PathNoise,
     """
     law = head.at_law.law
     coefficients = diffusion(law.head_steps, law.start_level).path[law.head_steps - 1 - first : law.head_steps - last]
-    std = head.at_law.fixed_std.tolist()
+    std = head.at_law.fixed_std_list
     y, x0, states, predictions = y_RD, y_RD, [], []
     for step, modulation in zip(coefficients, _modulations(head, first, last), strict=True):
         out = head.at_law.head.apply_step(y, modulation)

@@ -30,6 +30,7 @@ class Change:
     source: Tensor  #: slots whose image moves, ...
     goal: Tensor  #: ... and where to
     count: int  #: slots that go on
+    gone: list[int]  #: `images` as the host knows them
 
 
 #: The tensors of a `Change`.
@@ -68,12 +69,17 @@ class Slots:
         """Most tokens decided of an image that is not done."""
         return max(self.known[slot] for slot in self.working)
 
-    def advance(self, made_A: Tensor) -> None:
-        """Counts a round; the one place where the host waits for the device."""
+    def advance(self, made_A: Tensor, known: list[int] | None = None) -> None:
+        """Counts a round.
+
+        Args:
+            made_A: tokens decided of every slot now.
+            known: the same, where the host knows; None: it waits for the device.
+        """
         for slot in self.working:
             self.rounds[self.images[slot]] += 1
         self.made = made_A
-        self.known = made_A.tolist()
+        self.known = made_A.tolist() if known is None else known
 
     def change(self) -> Change | None:
         """Who leaves, comes and moves after a round; None: nobody. The slots are changed by it."""
@@ -90,7 +96,7 @@ class Slots:
             self.images[slot], self.known[slot] = image, 0
         source, goal, count = self._moves()
         lists = (ended, gone, taken, newcomers, source, goal)
-        change = Change(**dict(zip(CHANGED, self._tensors(*lists), strict=True)), count=count)
+        change = Change(**dict(zip(CHANGED, self._tensors(*lists), strict=True)), count=count, gone=gone)
         self.image.index_copy_(0, change.taken, change.newcomers)
         self.made = self.made.index_fill(0, change.taken, 0)
         for old, new in zip(source, goal, strict=True):

@@ -46,12 +46,17 @@ from spd_core.decode.causal import (
     path_above,
     previous_tokens,
 )
-from spd_core.decode.log import Decoded, DraftRecords, Meter
+from spd_core.decode.kept import kept
+from spd_core.decode.log import Decoded, Meter, TestLog
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, Trace, steps_down
+from spd_core.decode.slots import Change, Slots, moved
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw, Speculative
 from spd_core.models.causal import Causal
+from spd_core.precision import at_precision
 
+#: Types of a `Verdict`: accepted, log ratio, excess.
+TESTED = (torch.bool, torch.float32, torch.float32)
 #: Most residual proposals of one token at once; attempts go on until one is kept.
 MOST_PROPOSALS = 256
 
@@ -93,7 +98,7 @@ def decode_speculative(
     return _Decoding(target, draft, law, method, labels_B, draws, slots or len(labels_B)).run()
 
 
-def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> Tensor:
     """What follows from the tests of a round.
 
     Args:
@@ -102,13 +107,17 @@ def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> tuple[Tens
         room_A: tokens that each image still lacked before the round.
 
     Returns:
-        slot and place [T] of the tokens that the target draws itself, the first refused or else the one after the last
-        draft, and how many tokens each image advances.
+        int64 [3, A]: how many drafts of each image stand; 1 where the target draws the token after them itself, the
+        first refused one or else the one after the last draft; how many tokens the image advances.
     """
     kept_A = torch.minimum(first_refusal(accepted_AG), drafted_A)
-    draws_A = kept_A < room_A
-    row = draws_A.nonzero()[:, 0]
-    return row, kept_A[row], kept_A + draws_A.long()
+    draws_A = (kept_A < room_A).long()
+    return torch.stack([kept_A, draws_A, kept_A + draws_A])
+
+
+def places_of(mask_R: Tensor, count: int) -> Tensor:
+    """int64 [count]: where a mask is true, which is known to be so in ``count`` places; no device is asked."""
+    return torch.nonzero_static(mask_R, size=count)[:, 0]
 
 
 def draft_walk(head: BoundHead, y_TD: Tensor, path: PathLaw, noise: PathNoise, stride: int) -> Path:
@@ -189,100 +198,110 @@ class _Decoding:
         self.meter = Meter(labels.device)
         self.length, self.dims = target.config.seq_len, target.config.token_dim
         self.path = PathLaw(law, self.length)
-        self.active = torch.arange(len(labels), device=labels.device)[:slots]  # [A] image of each slot
-        self.made = torch.zeros_like(self.active)  # [A] tokens decided
-        self.seated = len(self.active)  # images that have been given a slot
-        self.reader, self.draft_reader = (ContextReader(model, law, labels[:slots]) for model in (target, draft))
+        self.books = Slots(len(labels), slots, self.length, labels.device)
+        first = labels[: len(self.books)]
+        models = tuple(at_precision(model, law.dtype) for model in (target, draft))
+        key = ("causal, speculative", *models, law, len(first), labels.device)
+        readers = kept(key, labels.device, lambda: [ContextReader(model, law, first) for model in models])
+        self.reader, self.draft_reader = readers
+        for reader in readers:
+            reader.start(first)
         self.head, self.draft_head = LawHead.of(target.head, law), LawHead.of(draft.head, law)
-        self.canvas = Canvas.empty(target, len(self.active), self.reader.copies)  # by slot
-        self.left = self.active[:0]  # [E] images still to be finished
-        self.left_canvas = _of_rows(self.canvas, self.left)
+        self.canvas = Canvas.empty(target, len(first), self.reader.copies)  # by slot
+        self.left: list[int] = []  # [E] images still to be finished
+        self.left_canvas = _of_rows(self.canvas, self.books.image[:0])
         self.tokens = torch.zeros(len(labels), self.length, self.dims, device=labels.device)
-        self.rounds = torch.zeros_like(labels)
-        self.records: list[DraftRecords] = []
+        self.log = TestLog()
+
+    @property
+    def active(self) -> Tensor:
+        """int64 [A], image of each slot."""
+        return self.books.image
+
+    @property
+    def made(self) -> Tensor:
+        """int64 [A], tokens decided."""
+        return self.books.made
 
     def run(self) -> Decoded:
-        while len(self.active):
+        while self.books.working:
             self._round()
-            ended = (self.made == self.length).nonzero()[:, 0]
-            if len(ended):
-                self._leave(ended)
-                self._refill(ended)
-        while len(self.left):
+            change = self.books.change()
+            if change is not None:
+                self._change(change)
+        while self.left:
             self._finish()
-        drafts = DraftRecords.concatenate(self.records)
-        return Decoded(self.tokens, self.rounds.cpu(), drafts, dict(self.meter.counts), self.meter.seconds())
+        rounds, counts = torch.tensor(self.books.rounds), dict(self.meter.counts)
+        return Decoded(self.tokens, rounds, self.log.records(), counts, self.meter.seconds())
 
-    def _leave(self, ended: Tensor) -> None:
-        """Takes the images of slots ``ended`` out; once as many as there are slots have left, they are finished."""
-        self.left = torch.cat([self.left, self.active[ended]])
-        self.left_canvas = _joined(self.left_canvas, _of_rows(self.canvas, ended))
+    def _change(self, change: Change) -> None:
+        """Step 5."""
+        self.left += change.gone
+        self.left_canvas = _joined(self.left_canvas, _of_rows(self.canvas, change.ended))
         if len(self.left) >= self.slots:
             self._finish()
+        for reader in (self.reader, self.draft_reader):
+            reader.change(change, self.labels[change.newcomers])
+        canvas = self.canvas
+        self.canvas = Canvas(moved(canvas.states, change), moved(canvas.x0, change), moved(canvas.z, change, dim=1))
 
     def _finish(self) -> None:
         """Finishes those images that have left, in request order, as many as there are slots."""
-        order = torch.argsort(self.left)
+        order = sorted(range(len(self.left)), key=lambda at: self.left[at])
         now, later = order[: self.slots], order[self.slots :]
-        images, canvas = self.left[now], _of_rows(self.left_canvas, now)
-        draws = Draws(self.draws.seeds[images])
+        at, images, rest = (
+            torch.tensor(of, dtype=torch.int64).to(self.tokens.device)
+            for of in (now, [self.left[place] for place in now], later)
+        )
+        canvas, draws = _of_rows(self.left_canvas, at), Draws(self.draws.seeds[images])
         self.tokens[images] = finish(self.head, self.path, canvas, draws, self.method.head_window, self.meter)
-        self.left, self.left_canvas = self.left[later], _of_rows(self.left_canvas, later)
-
-    def _refill(self, free: Tensor) -> None:
-        """Gives the slots ``free`` to the next images that wait; drops those that nobody waits for."""
-        taken = free[: len(self.labels) - self.seated]
-        images = torch.arange(self.seated, self.seated + len(taken), device=free.device)
-        self.seated += len(taken)
-        self.active[taken], self.made[taken] = images, 0
-        for reader in (self.reader, self.draft_reader):
-            reader.restart(taken, self.labels[images])
-        if len(taken) < len(free):
-            going = (self.made < self.length).nonzero()[:, 0]
-            self.active, self.made, self.canvas = self.active[going], self.made[going], _of_rows(self.canvas, going)
-            for reader in (self.reader, self.draft_reader):
-                reader.keep(going)
+        self.left, self.left_canvas = [self.left[place] for place in later], _of_rows(self.left_canvas, rest)
 
     def _round(self) -> None:
-        room_A = self.length - self.made
-        drafted_A = room_A.clamp(max=self.method.gamma)
-        widest = int(drafted_A.max())
+        """Steps 1 to 4; the host waits once for the tests, and once for every try of the residuals."""
+        books, gamma = self.books, self.method.gamma
+        room_A, room = self.length - self.made, [self.length - made for made in books.known]
+        drafted_A, drafted = room_A.clamp(max=gamma), [min(gamma, lacking) for lacking in room]
+        widest = max(drafted)
         noise = _Noise(self.draws, self.path, self.active, self.made, widest + 1, self.dims)
         with self.meter.span("draft"):
-            drafts = self._draft(drafted_A, widest, noise) if widest else []
+            drafts = self._draft(drafted_A, drafted, noise) if widest else []
         with self.meter.span("context"):
-            z = self._contexts(widest + 1)
-        accepted_AG = torch.ones(len(self.active), widest, dtype=torch.bool, device=room_A.device)
+            z = self._contexts(widest + 1, room)
         known: dict[PathLaw, tuple[Drafted, Path | None]] = {}
-        verdicts = []
-        for drafted in drafts:
+        tests = Verdict(*(torch.ones(len(books), widest, dtype=of, device=z.device) for of in TESTED))
+        for part in drafts:
             with self.meter.span("head"):
-                verdict, own = self._verify(drafted, z, noise)
-            accepted_AG[drafted.row, drafted.place] = verdict.accepted
-            known[drafted.path] = drafted, own
-            verdicts.append(verdict)
-        row_T, place_T, advance_A = settle(accepted_AG, drafted_A, room_A)
-        for drafted, verdict in zip(drafts, verdicts, strict=True):
-            self._record(drafted, verdict, first_refusal(accepted_AG))
+                verdict, own = self._verify(part, z, noise)
+            known[part.path], at = (part, own), (part.row, part.place)
+            for column, found in zip(vars(tests).values(), vars(verdict).values(), strict=True):
+                column[at] = found
+        outcome = settle(tests.accepted, drafted_A, room_A)
+        kept, draws, advance = outcome.tolist()
+        self._record(tests, outcome[0], drafted_A)
         with self.meter.span("residual"):
-            for path, at in self.path.parts(self.made[row_T] + place_T) if len(row_T) else ():
-                self._own_tokens(path, row_T[at], place_T[at], known.get(path), z, noise)
-        self.rounds[self.active] += 1
-        self.made = self.made + advance_A
+            row_T = places_of(outcome[1], sum(draws))
+            refused = sum(stood < count for stood, count in zip(kept, drafted, strict=True))
+            for path, those in self.path.parts(self.made[row_T] + outcome[0][row_T]) if len(row_T) else ():
+                rows = row_T[those]
+                self._own_tokens(path, rows, outcome[0][rows], refused, known.get(path), z, noise)
+        now = [made + step for made, step in zip(books.known, advance, strict=True)]
+        books.advance(self.made + outcome[2], now)
 
     def _previous(self, first_A: Tensor, count: int) -> Tensor:
         slot = torch.arange(len(self.active), device=first_A.device)
         return previous_tokens(self.canvas.states, slot, first_A, count)
 
-    def _draft(self, drafted_A: Tensor, widest: int, noise: _Noise) -> list[Drafted]:
+    def _draft(self, drafted_A: Tensor, drafted: list[int], noise: _Noise) -> list[Drafted]:
         """Step 1; the drafts also go to the canvas, where both context networks read them."""
         parts: list[Drafted] = []
-        for place in range(widest):
+        for place in range(max(drafted)):
             # The first pass also reads the position before: after a round without refusal the draft has not seen it.
             first = self.made + place if place else (self.made - 1).clamp(min=0)
             count = 1 if place else 2
-            z_read = self.draft_reader.read(self._previous(first, count), first)
-            row = (drafted_A > place).nonzero()[:, 0]
+            furthest = self.books.furthest + max(place, 1)
+            z_read = self.draft_reader.read(self._previous(first, count), first, furthest)
+            row = places_of(drafted_A > place, sum(count > place for count in drafted))
             z_all = z_read[:, row, self.made[row] + place - first[row]]
             self.meter.add(draft_context_calls=1, draft_context_rows=len(self.made) * count * self.reader.copies)
             for path, which in self.path.parts(self.made[row] + place):
@@ -300,11 +319,12 @@ class _Decoding:
             alike.setdefault(part.path, []).append(part)
         return [_drafted(group) for group in alike.values()]
 
-    def _contexts(self, places: int) -> Tensor:
+    def _contexts(self, places: int, room: list[int]) -> Tensor:
         """Step 2a: the target's contexts [G, A, places, Z] of the drafts and of the token after them."""
-        z = self.reader.read(self._previous(self.made, places), self.made)
+        z = self.reader.read(self._previous(self.made, places), self.made, self.books.furthest + places - 1)
         position = self.made[:, None] + torch.arange(places, device=z.device)
-        row, place = (position < self.length).nonzero(as_tuple=True)
+        inside = sum(min(places, lacking) for lacking in room)
+        row, place = torch.nonzero_static(position < self.length, size=inside).unbind(dim=1)
         # Later drafts may fall; their contexts are then written again in a later round.
         self.canvas.z[:, row, position[row, place]] = z[:, row, place]
         rows = len(self.active) * places * self.reader.copies
@@ -341,28 +361,37 @@ class _Decoding:
         path: PathLaw,
         row_T: Tensor,
         place_T: Tensor,
+        refused: int,
         known: tuple[Drafted, Path | None] | None,
         z: Tensor,
         noise: _Noise,
     ) -> None:
         """Step 4: tokens at ``place_T`` of slots ``row_T`` from the target itself, written to the canvas.
 
-        ``path`` is theirs, and so are the drafts and, by the coupled rule, the target's own paths, if there are any.
+        ``path`` is theirs, and so are the drafts and, by the coupled rule, the target's own paths, if there are any. Of
+        the round's tokens ``refused`` were drafted in vain.
         """
         drafted, coupled = known or (None, None)
         index = torch.full((len(self.active), z.shape[2]), -1, device=row_T.device)
         if drafted is not None:
             index[drafted.row, drafted.place] = torch.arange(len(drafted.row), device=row_T.device)
         draft_T = index[row_T, place_T]  # -1: there was no draft
-        if drafted is not None and coupled is not None:
-            refused = draft_T >= 0
-            self._write(row_T[refused], place_T[refused], coupled.end[draft_T[refused]], coupled.x0[draft_T[refused]])
-            row_T, place_T, draft_T = row_T[~refused], place_T[~refused], draft_T[~refused]
+        if path.law.falls:  # these are some of the round's tokens only
+            refused = int((draft_T >= 0).sum())
+        with_draft, without = places_of(draft_T >= 0, refused), places_of(draft_T < 0, len(row_T) - refused)
+        if coupled is not None:
+            row, place, draft = row_T[with_draft], place_T[with_draft], draft_T[with_draft]
+            self._write(row, place, coupled.end[draft], coupled.x0[draft])
+            row_T, place_T, draft_T = row_T[without], place_T[without], draft_T[without]
+            with_draft, without = with_draft[:0], torch.arange(len(row_T), device=row_T.device)
         if not len(row_T):
             return
 
         def propose(open_T: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
-            return self._propose(path, row_T[open_T], place_T[open_T], draft_T[open_T], drafted, attempt, z, noise)
+            # A token without a draft takes its first proposal.
+            parts = (without, with_draft) if attempt == 0 else (without[:0], torch.arange(len(open_T), device=z.device))
+            of = (row_T[open_T], place_T[open_T], draft_T[open_T])
+            return self._propose(path, *of, *parts, drafted, attempt, z, noise)
 
         made = sample_residual(torch.arange(len(row_T), device=row_T.device), propose)
         self._write(row_T, place_T, *made.split(self.dims, dim=-1))
@@ -377,14 +406,18 @@ class _Decoding:
         row: Tensor,
         place: Tensor,
         draft: Tensor,
+        fresh: Tensor,
+        refused: Tensor,
         drafted: Drafted | None,
         attempt: int,
         z: Tensor,
         noise: _Noise,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Target paths for `sample_residual`: several for a refused draft, its own path for a token without one."""
+        """Target paths for `sample_residual`: several for a refused draft, its own path for a token without one.
+
+        ``fresh`` and ``refused`` are the places in ``row`` of those without and with a draft.
+        """
         image, token, device = self.active[row], self.made[row] + place, row.device
-        fresh, refused = (draft < 0).nonzero()[:, 0], (draft >= 0).nonzero()[:, 0]
         count = min(self.method.proposals * 4**attempt, MOST_PROPOSALS) if len(refused) else 1
         own = noise.of(path, row[fresh], place[fresh])
         dims = (1 + path.above) * self.dims
@@ -429,11 +462,14 @@ class _Decoding:
             )
         return values, log_ratio, keep
 
-    def _record(self, drafted: Drafted, verdict: Verdict, kept_A: Tensor) -> None:
-        tested = drafted.place <= kept_A[drafted.row]
-        row, place = drafted.row[tested], drafted.place[tested]
-        columns = (verdict.log_ratio[tested], verdict.accepted[tested], verdict.excess[tested])
-        self.records.append(DraftRecords(self.active[row], self.made[row] + place, place, *columns))
+    def _record(self, tests: Verdict, kept_A: Tensor, drafted_A: Tensor) -> None:
+        place = torch.arange(tests.accepted.shape[1], device=kept_A.device)
+        if not len(place):
+            return
+        counts = (place <= kept_A[:, None]) & (place < drafted_A[:, None])
+        depth = tuple(range(1, len(place) + 1))
+        columns = torch.stack([tests.log_ratio, tests.excess, tests.accepted, counts])
+        self.log.add(self.books.images, self.books.known, depth, columns)
 
 
 def _drafted(parts: list[Drafted]) -> Drafted:

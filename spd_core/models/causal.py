@@ -16,7 +16,6 @@ H attention heads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 
 from spd_core.models.grid import TokenGrid
 from spd_core.models.head import DiffusionHead
+from spd_core.models.kv import KvCache, LayerCache
 from spd_core.models.linear import Linear
 
 
@@ -47,23 +47,6 @@ class CausalConfig(TokenGrid):
         return self
 
 
-@dataclass
-class KvCache:
-    """Keys and values of every position, slot = position, plus one slot that takes what lies past the image.
-
-    A pass at position p reads slots 0..p only. So a row is rolled back by giving the next pass a smaller first
-    position: what lies beyond is never read before it is written again.
-    """
-
-    keys: list[Tensor]  #: per block [B, H, N + 1, d / H]
-    values: list[Tensor]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops the rows of the batch that are not in ``rows``."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
-
-
 class CausalBlock(nn.Module):
     """Pre-norm transformer block with a causal attention that can append to a cache."""
 
@@ -78,14 +61,13 @@ class CausalBlock(nn.Module):
         self.mlp = nn.Sequential(Linear(dims, hidden), nn.GELU(), Linear(hidden, dims))
 
     def forward(
-        self, x_BMd: Tensor, cache: tuple[Tensor, Tensor] | None, slots_BM: Tensor | None, mask: Tensor | None
+        self, x_BMd: Tensor, cache: LayerCache | None, index_BHMd: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        """Same shape as x; with a cache (keys, values), writes x's own at ``slots_BM`` and attends where ``mask``."""
+        """Same shape as x; with a cache, writes x's own keys and values at ``index_BHMd`` and adds ``mask``."""
         batch, length, dims = x_BMd.shape
         q, k, v = self.qkv(self.norm1(x_BMd)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if cache is not None and slots_BM is not None:
-            index = slots_BM[:, None, :, None].expand_as(k)
-            k, v = (old.scatter_(2, index, new.to(old.dtype)) for old, new in zip(cache, (k, v), strict=True))
+        if cache is not None and index_BHMd is not None:
+            k, v = cache.extend(index_BHMd, k, v)
             out = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask)
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -134,12 +116,15 @@ class Causal(nn.Module):
     def cache(self, batch: int, dtype: torch.dtype = torch.float32) -> KvCache:
         """An empty cache for ``batch`` rows."""
         c = self.config
-        shape = (batch, c.num_heads, c.seq_len + 1, c.embed_dim // c.num_heads)
-        keys, values = ([torch.zeros(shape, dtype=dtype, device=self.device) for _ in self.blocks] for _ in range(2))
-        return KvCache(keys, values)
+        return KvCache(c.depth, batch, c.num_heads, c.seq_len + 1, c.embed_dim // c.num_heads, dtype, self.device)
 
     def forward(
-        self, previous_BMD: Tensor, labels_B: Tensor, first_B: Tensor | None = None, cache: KvCache | None = None
+        self,
+        previous_BMD: Tensor,
+        labels_B: Tensor,
+        first_B: Tensor | None = None,
+        cache: KvCache | None = None,
+        reach: int | None = None,
     ) -> Tensor:
         """Context vectors z [B, M, d] of positions first, first + 1, ..., first + M - 1.
 
@@ -149,6 +134,7 @@ class Causal(nn.Module):
             first_B: int64, each row's first position; None: 0. Positions past the image's end are padding: their z
                 means nothing.
             cache: holds every row's positions before ``first_B``; gets these. None: there are none, and M <= N.
+            reach: slots of the cache that are read, at least all that positions of the image see; None: all.
         """
         count = previous_BMD.shape[1]
         length = self.config.seq_len
@@ -163,7 +149,10 @@ class Causal(nn.Module):
             for block in self._blocks:
                 x = block(x, None, None, None)
         else:
-            mask = torch.arange(length + 1, device=x.device) <= slots_BM[..., None]
-            for block, keys, values in zip(self._blocks, cache.keys, cache.values, strict=True):
-                x = block(x, (keys, values), slots_BM, mask[:, None])
+            reach = min(reach or cache.slots, cache.slots)
+            unseen = torch.arange(reach, device=x.device) > slots_BM[..., None]
+            mask = torch.zeros(unseen.shape, dtype=cache.dtype, device=x.device).masked_fill_(unseen, -torch.inf)
+            index = slots_BM[:, None, :, None].expand(cache.index_shape)
+            for block, layer in zip(self._blocks, cache.layers(reach), strict=True):
+                x = block(x, layer, index, mask[:, None])
         return self.norm(x)

@@ -1,18 +1,22 @@
 """The cache of keys and values of a batch of sequences, allocated once and never copied as a whole.
 
-A large batch is bound by reading it. So a pass reads the slots that anything may be in, in steps of `REACH` slots, and
-all of its positions share one reading; an image that leaves gives its row to another one; and a smaller batch is the
-first rows of the same cache.
+A large batch on a GPU is bound by reading it. So a pass reads the slots that anything may be in, in steps of `REACH`
+slots, and all of its positions share one reading; an image that leaves gives its row to another one; and a smaller
+batch is the first rows of the same cache. A CPU is bound by other things and reads all slots: how many there are moves
+the last bits of its sums.
 
 Shape legend: L layers, B rows, H attention heads, S slots, M positions of one pass, d model dims.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from spd_core import capture
 
 #: Slots that a pass reads are a multiple of this: few shapes, each of which a device records on its own, and at most
 #: so many slots too many.
@@ -21,9 +25,9 @@ REACH = 64
 ALIGNED = 16
 
 
-def reach_of(slots: int) -> int:
-    """How many slots a pass reads that must read the first ``slots``."""
-    return -(-slots // REACH) * REACH
+def reach_of(slots: int, device: torch.device) -> int:
+    """How many slots, or all that there are, a pass reads that must read the first ``slots``."""
+    return -(-slots // REACH) * REACH if device.type in capture.RECORDED else sys.maxsize
 
 
 class LayerCache(NamedTuple):
@@ -48,14 +52,15 @@ class KvCache:
     position: what lies beyond is never read before it is written again. The last slot takes what lies past the image.
 
     Args:
-        layers, rows, heads, slots, dims: L, B, H, S (rounded up) and d / H.
+        layers, rows, heads, slots, dims: L, B, H, S (a GPU has a few more) and d / H.
         dtype, device: of the keys and values.
     """
 
     def __init__(
         self, layers: int, rows: int, heads: int, slots: int, dims: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.slots = -(-slots // ALIGNED) * ALIGNED
+        aligned = ALIGNED if device.type in capture.RECORDED else 1
+        self.slots = -(-slots // aligned) * aligned
         self._whole = torch.zeros(layers, 2, rows, heads, self.slots, dims, dtype=dtype, device=device)
         self.shrink(rows)
 

@@ -76,7 +76,9 @@ def test_speculative_images_are_those_of_direct_calls(models, law, name):
             graphs = _speculate(models, law, METHODS[name], 11, 5, first)
             assert torch.equal(graphs.tokens, one.tokens)
             assert torch.equal(graphs.rounds, one.rounds)
-            assert _tests(graphs.drafts) == _tests(one.drafts)
+            ours, theirs = _tests(graphs.drafts), _tests(one.drafts)
+            assert [test[:-1] for test in ours] == [test[:-1] for test in theirs]
+            assert [test[-1] for test in ours] == pytest.approx([test[-1] for test in theirs], rel=1e-3, abs=1e-3)
     # Of five slots, two, one; trees cut at an image's end; steps 1, 2 and 3 with 4.
     assert max(Counter(_ours(recorded)).values()) <= 3 * (1 + METHODS[name].gamma)
 
@@ -87,7 +89,7 @@ def _ours(recorded):
 
 
 def _tests(drafts):
-    columns = (drafts.image, drafts.token, drafts.draft_index, drafts.accepted, drafts.log_ratio.round(decimals=4))
+    columns = (drafts.image, drafts.token, drafts.draft_index, drafts.accepted, drafts.log_ratio)
     return sorted(zip(*(column.tolist() for column in columns), strict=True))
 
 
@@ -107,13 +109,15 @@ def test_one_decoding_is_kept(models):
 def test_reading_fewer_slots_changes_no_image(models, name, reach, monkeypatch):
     whole = _speculate(models, GUIDED, METHODS[name], 7, 3)
     monkeypatch.setattr(kv, "REACH", reach)
-    assert torch.equal(_speculate(models, GUIDED, METHODS[name], 7, 3).tokens, whole.tokens)
-    assert torch.equal(_plain(models, GUIDED, 4).tokens, _speculate(models, GUIDED, METHODS["no drafts"], 4, 4).tokens)
+    with cpu_graphs():
+        assert torch.equal(_speculate(models, GUIDED, METHODS[name], 7, 3).tokens, whole.tokens)
+        alone = _speculate(models, GUIDED, METHODS["no drafts"], 4, 4).tokens
+        assert torch.equal(_plain(models, GUIDED, 4).tokens, alone)
 
 
 def test_reading_too_few_slots_is_noticed(models, monkeypatch):
     right = _plain(models, GUIDED, 4)
-    monkeypatch.setattr("spd_core.decode.codes.reach_of", lambda slots: max(1, slots - 1))
+    monkeypatch.setattr("spd_core.decode.codes.reach_of", lambda slots, device: max(1, slots - 1))
     assert not torch.equal(_plain(models, GUIDED, 4).tokens, right.tokens)
 
 
@@ -162,7 +166,8 @@ def test_a_device_that_records_gives_up_half_of_the_slots_at_a_time():
 
 
 def test_a_cache_gives_up_rows_without_a_copy():
-    cache = kv.KvCache(2, 4, 1, 6, 2, torch.float32, torch.device("cpu"))
+    with cpu_graphs():
+        cache = kv.KvCache(2, 4, 1, 6, 2, torch.float32, torch.device("cpu"))
     assert cache.slots == 16, "a multiple of what attention wants"
     address = cache.keys(0).data_ptr()
     cache.values(1)[3] = 5.0

@@ -9,6 +9,7 @@ import torch
 
 from spd_core.decode import decode, speculative
 from spd_core.decode.causal import ContextReader, finish
+from spd_core.decode.slots import Slots
 from spd_core.decode.speculative import decode_speculative
 from spd_core.draws import Draws
 from spd_core.law import Acceptance, Cspd, Plain, Speculative
@@ -82,20 +83,26 @@ def test_an_image_does_not_depend_on_its_slot(models, name):
     assert torch.equal(_slots(models, *CASES[name], slots=1).tokens, torch.cat([one.tokens for one in alone]))
 
 
-def _keeps_the_token_count(refill):
-    def mutant(self, free):
+def _keeps_the_token_count(change):
+    def mutant(self):
         made = self.made.clone()
-        refill(self, free)
+        changed = change(self)
         if len(self.made) == len(made):
             self.made = made
+            self.known = made.tolist()
+        return changed
 
     return mutant
 
 
-def _starts_one_late(refill):
-    def mutant(self, free):
-        refill(self, free)
-        self.made[free[free < len(self.made)]] += 1
+def _starts_one_late(change):
+    def mutant(self):
+        changed = change(self)
+        if changed is not None:
+            late = [slot for slot in changed.taken.tolist() if slot < len(self.known)]
+            self.made[late] += 1
+            self.known = self.made.tolist()
+        return changed
 
     return mutant
 
@@ -103,7 +110,7 @@ def _starts_one_late(refill):
 @pytest.mark.parametrize("mutant", [_keeps_the_token_count, _starts_one_late])
 def test_a_slot_that_keeps_its_token_count_is_noticed(models, mutant):
     alone = _alone(models)
-    with patch.object(speculative._Decoding, "_refill", mutant(speculative._Decoding._refill)):
+    with patch.object(Slots, "change", mutant(Slots.change)):
         assert not _same_images(_slots(models), alone)
 
 
@@ -139,7 +146,7 @@ def test_waiting_images_take_slots_in_request_order(models):
     decoding_round = speculative._Decoding._round
 
     def watched(self):
-        seen.append(self.active.tolist())
+        seen.append(list(self.books.images))
         decoding_round(self)
 
     with patch.object(speculative._Decoding, "_round", watched):

@@ -104,15 +104,15 @@ def _capped(rows, propose):
 
 
 def _no_stop(accepted, drafted, room):
-    row, place, advance = settle(accepted, drafted, room)
-    return row, place, torch.maximum(advance, drafted)
+    kept, draws, advance = settle(accepted, drafted, room)
+    return torch.stack([kept, draws, torch.maximum(advance, drafted)])
 
 
 def _each_token_for_itself(accepted, drafted, room):
     inside = torch.arange(accepted.shape[1]) < drafted[:, None]
-    row, place = (~accepted & inside).nonzero(as_tuple=True)
-    more = (drafted < room).nonzero()[:, 0]
-    return torch.cat([row, more]), torch.cat([place, drafted[more]]), drafted + (drafted < room).long()
+    kept = (accepted & inside).sum(dim=1)
+    draws = (kept < room).long()
+    return torch.stack([kept, draws, kept + draws])
 
 
 MUTANTS = {
@@ -195,9 +195,9 @@ def test_rounds_stop_at_the_first_refusal_and_make_a_token(model):
 
 def test_settle():
     accepted = torch.tensor([[1, 0, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1]], dtype=torch.bool)
-    row, place, advance = settle(accepted, torch.tensor([3, 3, 3, 1]), torch.tensor([5, 5, 3, 1]))
-    assert row.tolist() == [0, 1]
-    assert place.tolist() == [1, 3]
+    kept, draws, advance = settle(accepted, torch.tensor([3, 3, 3, 1]), torch.tensor([5, 5, 3, 1]))
+    assert kept.tolist() == [1, 3, 3, 1]
+    assert draws.tolist() == [1, 1, 0, 0]
     assert advance.tolist() == [2, 4, 3, 1]
 
 
