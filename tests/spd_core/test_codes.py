@@ -206,6 +206,37 @@ def test_mutants_are_rejected(tiny, name):
     assert _p_value(tokens, exact) < 1e-6
 
 
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_several_positions_have_the_distributions_of_each(tiny, law):
+    """A verification reads many positions at once: temperature, top-k, top-p and guidance act on each."""
+    reader = LawReader(tiny["target"], tiny["target"], law, torch.tensor([1, 2]), 4)
+    features = torch.randn(reader.copies, 2, 4, 16, generator=torch.Generator().manual_seed(0))
+    position = torch.arange(4).expand(2, 4)
+    together = reader.distribution(features, position)
+    alone = [reader.distribution(features[:, :, at : at + 1], position[:, at : at + 1]) for at in range(4)]
+    assert torch.allclose(together, torch.cat(alone, dim=1), atol=1e-6)
+    if law is FILTERED:
+        assert (together == 0).any(dim=-1).all()
+
+
+@pytest.mark.parametrize("field", ["top_p", "top_k", "temperature"])
+def test_a_law_that_several_positions_lose_is_caught(tiny, field):
+    plain = {"top_p": 1.0, "top_k": 0, "temperature": 2.0}
+    right = probabilities
+
+    def lost(logits, law):
+        return right(logits, law.model_copy(update={field: plain[field]}) if logits.shape[-2] > 1 else law)
+
+    sharp = {
+        "top_p": {"top_k": 0, "top_p": 0.5},
+        "top_k": {"top_k": 2, "top_p": 1.0},
+        "temperature": {"temperature": 1.0},
+    }
+    law = FILTERED.model_copy(update=sharp[field])
+    with patch("spd_core.decode.codes.probabilities", lost), pytest.raises(AssertionError):
+        test_several_positions_have_the_distributions_of_each(tiny, law)
+
+
 # Agreements without chance.
 
 

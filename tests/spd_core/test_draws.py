@@ -6,11 +6,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
 from scipy import stats
 
+from spd_core import draws as draws_module
 from spd_core.draws import Draws, Purpose, image_seed, philox
 from tests.cpu_graph import cpu_graphs
 
@@ -95,6 +97,51 @@ def test_every_argument_changes_the_numbers(changed):
         case "image":
             other["image_R"] = torch.tensor([1])
     assert not torch.equal(draws.uniforms(**base), draws.uniforms(**other))
+
+
+BITS = {"seed": 63, "token": 32, "round": 32, "attempt": 24}
+
+
+def _numbers(name, values):
+    """Eight numbers of each value of one argument, the others fixed."""
+    values = torch.tensor(values)
+    seeds = values if name == "seed" else torch.full_like(values, 77)
+    rows, fixed = torch.arange(len(values)), torch.full_like(values, 5)
+    token, number, attempt = (values if name == part else fixed for part in ("token", "round", "attempt"))
+    return Draws(seeds).uniforms(Purpose.STEP, rows, token, 8, number, attempt)
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_every_bit_of_an_argument_counts(name):
+    """Above all those past the eighth, the sixteenth and the thirty-second."""
+    values = [0, *(1 << bit for bit in range(BITS[name]))]
+    numbers = _numbers(name, values)
+    assert len({tuple(row) for row in numbers.tolist()}) == len(values)
+
+
+DRAWS_MUTANTS = {
+    "the seed's high 32 bits dropped": (
+        "seed",
+        lambda seed, token, number, tag: (seed & 0xFFFFFFFF, token, number, tag),
+    ),
+    "tokens mod 256": ("token", lambda seed, token, number, tag: (seed, token & 0xFF, number, tag)),
+    "rounds mod 65536": ("round", lambda seed, token, number, tag: (seed, token, number & 0xFFFF, tag)),
+    "attempts mod 256": ("attempt", lambda seed, token, number, tag: (seed, token, number, tag & ~0xFFFF00)),
+    "attempt left out": ("attempt", lambda seed, token, number, tag: (seed, token, number, tag & ~0xFFFFFF)),
+    "token and round swapped": ("token", lambda seed, token, number, tag: (seed, number, number, tag)),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS_MUTANTS)
+def test_counters_that_lose_bits_are_caught(name):
+    argument, wrong = DRAWS_MUTANTS[name]
+    right = draws_module._words_of
+
+    def words(seed, token, number, tag, blocks):
+        return right(*wrong(seed, token, number, tag), blocks)
+
+    with patch.object(draws_module, "_words_of", words), pytest.raises(AssertionError):
+        test_every_bit_of_an_argument_counts(argument)
 
 
 def test_round_may_differ_by_row():

@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from spd_core.decode import decode, head_speculation
@@ -126,6 +127,45 @@ def test_proposals_used_twice_are_caught():
     with patch.object(residuals, "draw", from_the_first):
         path, _ = _windowed(LAW, (12,))
     assert marginal_p_value(_plain(LAW), path.end) < 1e-6
+
+
+class _Wider(AnalyticHead):
+    """A head that says a variance far above the held one."""
+
+    def evaluate(self, y, abar):
+        return torch.cat([super().evaluate(y, abar)[:, :2], torch.ones_like(y)], dim=-1)
+
+
+def _one_step(count=50_000):
+    """Smallest p-value of one step's noise, made from a held prediction of another mean and std, against N(0, 1)."""
+    rows, zeros, k = torch.arange(count), torch.zeros(count, dtype=torch.int64), torch.ones(count, dtype=torch.int64)
+    draws, y = Draws(rows + 10**6), torch.full((count, 2), 0.3)
+    step = draws.normals(Purpose.STEP, rows, zeros, LAW.head_steps * 2).view(count, -1, 2)
+    bound = _Wider(LAW).bind(torch.zeros(count, 1), 1.0)
+    head_draws = HeadDraws(draws, rows, zeros, zeros, LAW.head_steps)
+    path, _ = head_speculation.speculate_head(
+        bound, y, 1, 1, PathNoise(y, step), head_draws, (4,), held_x0_RD=torch.full((count, 2), 0.45)
+    )
+    true = bound.predict(rows, k, y)
+    noise = (path.end - bound.mean(k, true.x0, y)) / bound.std(k, true.v)
+    tests = [(noise[:, 0], stats.norm), (noise[:, 1], stats.norm), (noise.square().sum(dim=1), stats.chi2(2))]
+    return min(stats.kstest(values.numpy(), law.cdf).pvalue for values, law in tests)
+
+
+def test_one_step_from_another_mean_and_std_has_its_law():
+    assert _one_step() > 1e-3
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_a_wrong_scale_in_the_residual_is_caught(factor):
+    residuals = head_speculation._Residuals
+    right = residuals.draw
+
+    def scaled(self, row, shift, log_scale):
+        return right(self, row, shift, factor * log_scale)
+
+    with patch.object(residuals, "draw", scaled):
+        assert _one_step() < 1e-6
 
 
 def test_the_fused_modulation_is_that_of_the_head():

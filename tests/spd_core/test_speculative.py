@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
 import torch
 
+from spd_core.accept import judge
 from spd_core.decode import speculative
 from spd_core.decode.causal import PathLaw, decode_causal_plain
+from spd_core.decode.path import LawHead
 from spd_core.decode.speculative import decode_speculative, settle
-from spd_core.draws import Draws
+from spd_core.draws import Draws, Purpose
 from spd_core.law import Acceptance, Guarantee, Speculative
 from spd_core.models.causal import CausalConfig
 from tests.tiny_causal import LAW, fitted_causal, perturbed, tiny_causal
@@ -244,3 +248,68 @@ def test_guarantees_and_settings():
         Acceptance(radius=1.0)
     with pytest.raises(ValueError, match="head_window"):
         Speculative(head_window=(0,))
+
+
+# Residual proposals, looked at when a draft that is the target itself is refused all the same.
+
+
+def _refused(log_ratio, log_relaxed, uniform):
+    return replace(judge(log_ratio, log_relaxed, uniform), accepted=torch.zeros_like(uniform, dtype=torch.bool))
+
+
+@torch.inference_mode()
+def _proposals(model, method):
+    """log p/q of each residual's first proposals, and the noise that they started from beside that of the tokens."""
+    ratios, starts = [], []
+    right = speculative.path_above
+
+    def path_above(bound, path, noise, draws, windows, trace=False):
+        starts.append((noise.start, draws.image, draws.token))
+        return right(bound, path, noise, draws, windows, trace)
+
+    def first(rows, propose):
+        values, log_ratio, _ = propose(rows, 0)
+        ratios.append(log_ratio[log_ratio.isfinite()])
+        return values[:, 0]
+
+    labels, draws = torch.arange(30) % 3, Draws(torch.arange(30))
+    with patch.multiple(speculative, judge=_refused, sample_residual=first, path_above=path_above):
+        decode_speculative(model, model, GUIDED, method, labels, draws)
+    shared = [draws.normals(Purpose.START, image, token, 4) for _, image, token in starts]
+    refused = [(start != own).any(dim=1) for (start, _, _), own in zip(starts, shared, strict=True)]
+    return torch.cat(ratios), [start for start, _, _ in starts], shared, torch.cat(refused)
+
+
+@pytest.mark.parametrize("windows", [(), (4, 2)], ids=["walk", "windows"])
+def test_residual_proposals_know_the_draft_s_law_and_are_new(model, windows):
+    """A draft that is the target: p = q on every proposal, also under guidance; and no start noise is the draft's."""
+    ratios, starts, shared, fresh = _proposals(model, Speculative(gamma=2, stride=1, head_window=windows))
+    assert len(ratios) > 100
+    assert ratios.abs().max() < 1e-3
+    assert fresh.float().mean() > 0.8, "but for tokens without a draft, proposals start from noise of their own"
+    both = torch.stack([torch.cat(starts)[fresh].flatten(), torch.cat(shared)[fresh].flatten()])
+    assert both.corrcoef()[0, 1].abs() < 0.05
+
+
+def test_a_residual_without_the_draft_s_guidance_is_caught(model):
+    right = LawHead.bind
+
+    def bind(self, z, scale):
+        # Only the draft's head is bound by the function that proposes.
+        lost = inspect.stack()[1].function == "_propose"
+        return right(self, z, torch.ones_like(scale) if lost else scale)
+
+    with patch.object(LawHead, "bind", bind), pytest.raises(AssertionError):
+        test_residual_proposals_know_the_draft_s_law_and_are_new(model, ())
+
+
+def test_proposals_from_the_draft_s_own_noise_are_caught(model):
+    right = Draws.proposals
+
+    def proposals(self, purpose, image, token, count, dims, round_R=0, attempt=0):
+        normals, uniforms = right(self, purpose, image, token, count, dims, round_R, attempt)
+        normals[:, :, :4] = self.normals(Purpose.START, image, token, 4)[:, None]
+        return normals, uniforms
+
+    with patch.object(Draws, "proposals", proposals), pytest.raises(AssertionError):
+        test_residual_proposals_know_the_draft_s_law_and_are_new(model, ())
