@@ -227,6 +227,19 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="LlamaGen: side of the images, if neither file nor name tells"
     )
+    parser.add_argument(
+        "--weights", metavar="ENTRY", help="which weights of the files, e.g. model; default: averaged ones if there are"
+    )
+    parser.add_argument(
+        "--heads",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="attention heads of target and draft of other than public widths",
+    )
+    parser.add_argument(
+        "--class-names", metavar="FILE", help="names of the classes, one a line; default: their numbers"
+    )
     parser.add_argument("--name", required=True, help="name of the pair")
     parser.add_argument("--out", required=True, metavar="DIR", help="the pair folder")
 

@@ -1,86 +1,66 @@
-"""Public checkpoint files in, the files of a pair folder out.
-
-The released files are pickles. They are read with PyTorch's restricted unpickler, which builds tensors and plain
-containers, plus ``argparse.Namespace`` for a trainer's arguments, and refuses everything else.
-"""
+"""Checked weights in, the files of a pair folder out."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import pickle
-import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spd_core.pairs.contents import Weights
 from spd_core.pairs.pair import PairCard, PairError
+from spd_core.pairs.pickles import one_line
 
 
-def read_file(path: Path) -> Any:
-    """What a checkpoint file holds; tensors of zip-format files are mapped, not read.
+@dataclass(frozen=True)
+class Take:
+    """What the files of a conversion cannot tell, or tell twice.
+
+    Attributes:
+        weights: entry of target and draft whose weights are taken; None: averaged ones if there are any.
+        target_heads, draft_heads: attention heads of models whose width is no public one.
+        class_names: one a label; None: their numbers.
+    """
+
+    weights: str | None = None
+    target_heads: int | None = None
+    draft_heads: int | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+TOLD = Take()  #: the files tell everything
+
+
+def class_names(given: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:
+    """Names of the classes.
 
     Raises:
-        PairError: a file that cannot be read, or holds anything but plain data.
+        PairError: another number of names than classes.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError as error:
-        raise PairError(f"checkpoint: cannot read {path}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        named = re.search(r"unsupported (?:global|class):? (?:global )?([\w.]+)", str(error), re.IGNORECASE)
-        reason = f"it asks for {named[1]}" if named else "it is no torch file"
-        raise PairError(f"checkpoint: refused {path}, {reason}; allowed: a torch file of plain tensors") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        # A restricted unpickler fed with damaged bytes fails in any of these ways.
-        raise PairError(f"checkpoint: {path} is no torch file: {_one_line(error)}; allowed: a checkpoint") from error
+    if given is not None and len(given) != classes:
+        raise PairError(f"class-names: got {len(given)}, allowed: {classes} (the target's classes)")
+    return given or tuple(str(label) for label in range(classes))
 
 
-def held(saved: Any) -> str:
-    """What a file holds, in a few words for an error."""
-    return (", ".join(sorted(map(str, saved))) if isinstance(saved, dict) else type(saved).__name__)[:120]
+def taken(files: Mapping[str, Path | None], found: Mapping[str, Weights]) -> dict[str, Any]:
+    """For the card: which weights of which file each part is."""
+    return {
+        part: {"file": path.name, "weights": found[part].words}
+        for part, path in files.items()
+        if path is not None and part in found
+    }
 
 
-def as_state(value: Any, without: str = "") -> dict[str, Tensor] | None:
-    """A state dict as float32, but for the entry ``without``; None if it is none."""
-    if not isinstance(value, Mapping) or not value or not all(isinstance(item, Tensor) for item in value.values()):
-        return None
-    return {str(name): item.float() for name, item in value.items() if name != without}
-
-
-def read_checkpoint(path: Path, key: str, without: str = "") -> dict[str, Tensor]:
-    """The state dict under ``key`` of a checkpoint file, as float32, but for the entry ``without``.
-
-    Raises:
-        PairError: a file that cannot be read, holds anything but plain data, or has no state dict of that name.
-    """
-    saved = read_file(path)
-    state = as_state(saved.get(key), without) if isinstance(saved, dict) else None
-    if state is None:
-        raise PairError(f"checkpoint: {path} holds {held(saved)}, allowed: a state dict under {key!r}")
-    return state
-
-
-def family_of(path: Path) -> Literal["mar", "llamagen"]:
-    """The family of a target's checkpoint: the trainer of MAR keeps averaged weights beside the raw ones.
-
-    Raises:
-        PairError: a file that cannot be read, or holds anything but plain data.
-    """
-    saved = read_file(path)
-    return "mar" if isinstance(saved, dict) and "model_ema" in saved else "llamagen"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+def as_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as a pair folder holds them."""
+    return {name: value.float() for name, value in state.items()}
 
 
 def require(path: Path, state: Mapping[str, Tensor], make: Callable[[], nn.Module]) -> None:
@@ -140,4 +120,4 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
-        raise PairError(f"out: cannot write {out}: {reason or _one_line(error)}; allowed: a writable folder") from error
+        raise PairError(f"out: cannot write {out}: {reason or one_line(error)}; allowed: a writable folder") from error

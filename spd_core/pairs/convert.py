@@ -1,51 +1,40 @@
-"""Makes a pair folder out of official MAR checkpoints and the KL-16 autoencoder.
+"""Makes a pair folder out of MAR checkpoints and their KL autoencoder.
 
-``checkpoint-last.pth`` holds ``model``, ``model_ema`` and trainer leftovers, ``kl16.ckpt`` holds ``model``.
+The public ``checkpoint-last.pth`` holds ``model``, ``model_ema`` and trainer leftovers, ``kl16.ckpt`` holds ``model``;
+other containers, sizes and grids are told from keys and shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor
 
 from spd_core.law import SamplerLaw
 from spd_core.models.mar import Mar, MarConfig, preset
 from spd_core.models.vae import KlCodec, KlVae, KlVaeConfig
-from spd_core.pairs.checkpoint import read_checkpoint, refuse_existing, require, write_pair
+from spd_core.pairs import sizes
+from spd_core.pairs.checkpoint import TOLD, Take, as_float32, class_names, refuse_existing, require, taken, write_pair
+from spd_core.pairs.contents import Weights, read_weights
 from spd_core.pairs.pair import PairCard, PairError
+from spd_core.pairs.sizes import mar_config
 
 #: Guidance the public README samples each model with; its other settings are 256 iterations, 100 steps, linear.
 README_GUIDANCE = {"base": 2.9, "large": 3.0, "huge": 3.2}
 README_ITERATIONS = 256
-WEIGHTS_KEY = {"target": "model_ema", "draft": "model_ema", "vae": "model"}
 
 
-def preset_of(path: Path, state: Mapping[str, Tensor]) -> str:
-    """Name of the public model whose keys and shapes are exactly those of ``state``.
-
-    Raises:
-        PairError: names the first difference to the preset of the same width, or the widths there are.
-    """
-    widths = {preset(name).encoder_embed_dim: name for name in README_GUIDANCE}
-    fake = state.get("fake_latent")
-    width = fake.shape[-1] if fake is not None else None
-    if width not in widths:
-        known = ", ".join(f"{d} ({name})" for d, name in widths.items())
-        raise PairError(f"checkpoint: {path} has encoder width {width or 'none'}, allowed: {known}")
-    require(path, state, lambda: Mar(preset(widths[width])))
-    return widths[width]
+def preset_of(config: MarConfig) -> str | None:
+    """Name of the public model that has these sizes; None: none has."""
+    return next((name for name in README_GUIDANCE if preset(name) == config), None)
 
 
-def _mar_part(path: Path, part: str, config: MarConfig | None) -> tuple[dict[str, Tensor], MarConfig, str | None]:
-    """Checked weights, their configuration, and the preset's name if it is one."""
-    state = read_checkpoint(path, WEIGHTS_KEY[part])
-    if config is not None:
-        require(path, state, lambda: Mar(config))
-        return state, config, None
-    name = preset_of(path, state)
-    return state, preset(name), name
+def _part(
+    path: Path, config: MarConfig | None, vae: KlVaeConfig, asked: str | None, heads: int | None
+) -> tuple[Weights, MarConfig]:
+    """Checked weights and their configuration."""
+    found = read_weights(path, "mar", asked)
+    config = config or mar_config(path, found.state, heads, vae)
+    require(path, found.state, lambda: Mar(config))
+    return found, config
 
 
 def readme_law(name: str | None, config: MarConfig) -> SamplerLaw:
@@ -72,50 +61,54 @@ def convert(
     out: Path,
     name: str,
     *,
+    take: Take = TOLD,
     target_config: MarConfig | None = None,
     draft_config: MarConfig | None = None,
     vae_config: KlVaeConfig | None = None,
 ) -> PairCard:
-    """Writes a pair folder from official checkpoints; nothing is written before everything has been checked.
+    """Writes a pair folder from MAR checkpoints; nothing is written before everything has been checked.
 
     Args:
-        target, draft: ``checkpoint-last.pth`` of the two models.
-        vae: ``kl16.ckpt``; without it the pair decodes tokens but makes no images.
+        target, draft: checkpoints of the two models, in whatever container.
+        vae: of the autoencoder, such as ``kl16.ckpt``; without it the pair decodes tokens but makes no images.
         out: the pair's folder; must not hold a pair yet.
         name: the pair's name.
-        target_config, draft_config: configurations of checkpoints that are no preset; None: base, large or huge,
-            told from the shapes.
-        vae_config: None: KL-16.
+        take: what files cannot tell.
+        target_config, draft_config, vae_config: sizes; None: told from the shapes. Without a ``vae`` it is KL-16.
 
     Raises:
         PairError: one line: a file that cannot be read or does not fit, models that do not fit each other.
     """
     refuse_existing(out)
-    weights: dict[str, dict[str, Tensor]] = {}
-    weights["target"], target_config, target_preset = _mar_part(target, "target", target_config)
+    found: dict[str, Weights] = {}
+    if vae is not None:
+        found["vae"] = read_weights(vae, "vae")
+        vae_config = vae_config or sizes.vae_config(vae, found["vae"].state)
+        checked_vae = vae_config
+        require(vae, found["vae"].state, lambda: KlVae(checked_vae))
+    vae_config = vae_config or KlVaeConfig()
+    found["target"], target_config = _part(target, target_config, vae_config, take.weights, take.target_heads)
     if draft is not None:
-        weights["draft"], draft_config, _ = _mar_part(draft, "draft", draft_config)
+        found["draft"], draft_config = _part(draft, draft_config, vae_config, take.weights, take.draft_heads)
         _check_same_tokens(draft, target_config, draft_config)
     else:
         draft_config = None
-    vae_config = vae_config or KlVaeConfig()
     _check_latents(target_config, vae_config)
-    if vae is not None:
-        weights["vae"] = read_checkpoint(vae, WEIGHTS_KEY["vae"])
-        require(vae, weights["vae"], lambda: KlVae(vae_config))
+    known = preset_of(target_config)
     card = PairCard(
         name=name,
         family="mar",
         target=target_config,
         draft=draft_config,
         codec=KlCodec(vae=vae_config, patch_size=target_config.patch_size),
-        class_names=tuple(str(label) for label in range(target_config.class_num)),
-        law=readme_law(target_preset, target_config),
-        licence="MIT",
-        data="ImageNet-1k training set" if target_preset else "not stated by the checkpoint",
+        class_names=class_names(take.class_names, target_config.class_num),
+        law=readme_law(known, target_config),
+        licence="MIT" if known else "not stated by the checkpoint",
+        data="ImageNet-1k training set" if known else "not stated by the checkpoint",
         sha256={},
+        training=taken({"target": target, "draft": draft, "vae": vae}, found),
     )
-    return write_pair(out, weights, card)
+    return write_pair(out, {part: as_float32(weights.state) for part, weights in found.items()}, card)
 
 
 def _check_same_tokens(path: Path, target: MarConfig, draft: MarConfig) -> None:

@@ -12,23 +12,21 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from spd_core.law import SamplerLaw
 from spd_core.models.llamagen import PRESETS, LlamaGen, LlamaGenConfig
 from spd_core.models.vq import Vq, VqCodec, VqConfig
-from spd_core.pairs.checkpoint import as_state, held, read_checkpoint, read_file, refuse_existing, require, write_pair
+from spd_core.pairs import sizes
+from spd_core.pairs.checkpoint import TOLD, Take, as_float32, class_names, refuse_existing, require, taken, write_pair
+from spd_core.pairs.contents import Weights, find_weights, read_weights
 from spd_core.pairs.pair import PairCard, PairError
+from spd_core.pairs.pickles import read_file
+from spd_core.pairs.sizes import llamagen_config
 
 #: Guidance the public evaluation samples each model with; its other settings are temperature 1 and no filter.
 README_GUIDANCE = {"B": 2.0, "L": 2.0, "XL": 1.75, "XXL": 1.75, "3B": 1.65}
-CONTAINERS = ("model", "module", "state_dict")
-ROTARY = "freqs_cis"
-CODES_USED = "quantize.codebook_used"
 IMAGE_SIZES = (256, 384, 512)
 
 
@@ -37,20 +35,11 @@ def readme_law(name: str | None) -> SamplerLaw:
     return SamplerLaw(cfg=README_GUIDANCE[name] if name else 1.0, cfg_schedule="constant", dtype="bfloat16")
 
 
-def preset_of(path: Path, state: Mapping[str, Tensor]) -> str:
-    """Name of the public model whose keys and shapes are exactly those of ``state``.
-
-    Raises:
-        PairError: names the first difference to the preset of the same width, or the widths there are.
-    """
-    widths = {sizes["dim"]: name for name, sizes in PRESETS.items()}
-    codes = state.get("tok_embeddings.weight")
-    width = codes.shape[-1] if codes is not None and codes.dim() else None
-    if width not in widths:
-        known = ", ".join(f"{d} ({name})" for d, name in widths.items())
-        raise PairError(f"checkpoint: {path} has width {width or 'none'}, allowed: {known}")
-    require(path, state, lambda: LlamaGen(LlamaGenConfig(**PRESETS[widths[width]])))
-    return widths[width]
+def preset_of(config: LlamaGenConfig) -> str | None:
+    """Name of the public model that has these sizes, whatever the size of its images; None: none has."""
+    shape = {"n_layer": config.n_layer, "n_head": config.n_head, "dim": config.dim}
+    rest = LlamaGenConfig(**shape, block_size=config.block_size)
+    return next((name for name, public in PRESETS.items() if public == shape and rest == config), None)
 
 
 def image_size(path: Path, saved: Any, asked: int | None, stride: int) -> int:
@@ -78,24 +67,15 @@ def image_size(path: Path, saved: Any, asked: int | None, stride: int) -> int:
 
 
 def _part(
-    path: Path, config: LlamaGenConfig | None, asked: int | None, stride: int
-) -> tuple[dict[str, Tensor], LlamaGenConfig, str | None]:
-    """Checked weights, their configuration, and the preset's name if it is one."""
+    path: Path, config: LlamaGenConfig | None, side: int | None, stride: int, asked: str | None, heads: int | None
+) -> tuple[Weights, LlamaGenConfig]:
+    """Checked weights and their configuration."""
     saved = read_file(path)
-    containers = (saved.get(key) for key in CONTAINERS) if isinstance(saved, dict) else ()
-    state = next((state for value in (*containers, saved) if (state := as_state(value, ROTARY))), None)
-    if state is None:
-        raise PairError(
-            f"checkpoint: {path} holds {held(saved)}, allowed: weights, or a state dict under {', '.join(CONTAINERS)}"
-        )
-    name = None
-    if config is None:
-        name = preset_of(path, state)
-        config = LlamaGenConfig(**PRESETS[name])
-    else:
-        require(path, state, lambda: LlamaGen(config))
-    side = image_size(path, saved, asked, stride)
-    return state, config.model_copy(update={"block_size": (side // stride) ** 2}), name
+    found = find_weights(path, saved, "llamagen", asked)
+    config = config or llamagen_config(path, found.state, heads)
+    config = config.model_copy(update={"block_size": (image_size(path, saved, side, stride) // stride) ** 2})
+    require(path, found.state, lambda: LlamaGen(config))
+    return found, config
 
 
 def convert_llamagen(
@@ -106,53 +86,57 @@ def convert_llamagen(
     name: str,
     size: int | None = None,
     *,
+    take: Take = TOLD,
     target_config: LlamaGenConfig | None = None,
     draft_config: LlamaGenConfig | None = None,
     vq_config: VqConfig | None = None,
 ) -> PairCard:
-    """Writes a pair folder from public checkpoints; nothing is written before everything has been checked.
+    """Writes a pair folder from LlamaGen checkpoints; nothing is written before everything has been checked.
 
     Args:
-        target, draft: checkpoints of the two models.
-        vq: ``vq_ds16_c2i.pt``; without it the pair decodes codes but makes no images.
+        target, draft: checkpoints of the two models, in whatever container.
+        vq: of the tokenizer, such as ``vq_ds16_c2i.pt``; without it the pair decodes codes but makes no images.
         out: the pair's folder; must not hold a pair yet.
         name: the pair's name.
         size: side in pixels of the images that both models were trained on; None: told from the files.
-        target_config, draft_config: configurations of checkpoints that are no preset, whose block_size is not looked
-            at; None: B, L, XL, XXL or 3B, told from the shapes.
-        vq_config: None: VQ-16.
+        take: what else files cannot tell.
+        target_config, draft_config: sizes, whose block_size is not looked at; None: told from the shapes.
+        vq_config: None: told from the shapes; without a ``vq`` it is VQ-16.
 
     Raises:
         PairError: one line: a file that cannot be read or does not fit, models that do not fit each other.
     """
     refuse_existing(out)
+    found: dict[str, Weights] = {}
+    if vq is not None:
+        found["vq"] = read_weights(vq, "vq")
+        checked_vq = vq_config = vq_config or sizes.vq_config(vq, found["vq"].state)
+        require(vq, found["vq"].state, lambda: Vq(checked_vq))
     vq_config = vq_config or VqConfig()
-    weights: dict[str, dict[str, Tensor]] = {}
-    weights["target"], target_config, preset = _part(target, target_config, size, vq_config.stride)
+    stride = vq_config.stride
+    found["target"], target_config = _part(target, target_config, size, stride, take.weights, take.target_heads)
     if draft is not None:
-        weights["draft"], draft_config, _ = _part(draft, draft_config, size, vq_config.stride)
+        found["draft"], draft_config = _part(draft, draft_config, size, stride, take.weights, take.draft_heads)
         _check_same_codes(draft, target_config, draft_config)
     else:
         draft_config = None
     if vq_config.codebook_size != target_config.vocab_size:
         raise PairError(f"vq: has {vq_config.codebook_size} codes, allowed: {target_config.vocab_size} (the target's)")
-    if vq is not None:
-        weights["vq"] = read_checkpoint(vq, "model", CODES_USED)
-        require(vq, weights["vq"], lambda: Vq(vq_config))
-    side = target_config.grid * vq_config.stride
+    side, known = target_config.grid * stride, preset_of(target_config)
     card = PairCard(
         name=name,
         family="llamagen",
         target=target_config,
         draft=draft_config,
         codec=VqCodec(vq=vq_config, size=side, padded=side),
-        class_names=tuple(str(label) for label in range(target_config.num_classes)),
-        law=readme_law(preset),
-        licence="MIT",
-        data=_data(side) if preset else "not stated by the checkpoint",
+        class_names=class_names(take.class_names, target_config.num_classes),
+        law=readme_law(known),
+        licence="MIT" if known else "not stated by the checkpoint",
+        data=_data(side) if known else "not stated by the checkpoint",
         sha256={},
+        training=taken({"target": target, "draft": draft, "vq": vq}, found),
     )
-    return write_pair(out, weights, card)
+    return write_pair(out, {part: as_float32(weights.state) for part, weights in found.items()}, card)
 
 
 def _data(side: int) -> str:
