@@ -20,6 +20,10 @@ from spd_core.law import Acceptance
 
 #: Proposals per row of one round of `resample_modified`; the last round picks by weight, so the loop always ends.
 PROPOSAL_ROUNDS = (1, 4, 16, 64, 256, 1024)
+#: Refused proposals of a row after which `sample_residual` takes the next one.
+LAST_RESORT = 2**20
+#: Of a path's log ratio in float32: four times the largest that a draft which is the target itself was seen to have.
+ROUNDING = 2.0**-14
 #: Attempts of the released resampler.
 RELEASED_ATTEMPTS = 100
 
@@ -212,15 +216,19 @@ def excess(log_ratio_R: Tensor, log_relaxed_R: Tensor) -> Tensor:
     return (relaxed - log_ratio_R.clamp(max=0.0).exp()).clamp(min=0.0)
 
 
-def judge(log_ratio_R: Tensor, log_relaxed_R: Tensor, uniform_R: Tensor) -> Verdict:
+def judge(log_ratio_R: Tensor, log_relaxed_R: Tensor, uniform_R: Tensor, rounding: float = 0.0) -> Verdict:
     """Keeps each draft with probability min(1, relaxed ratio); the lossless rule relaxes nothing.
 
     Args:
         log_ratio_R: log p/q of the draft.
         log_relaxed_R: what the rule makes of it, never less.
         uniform_R: of the test.
+        rounding: error of the log ratio; one that is no farther below 0 counts as 0. The law then is off by no more
+            than this times the share of drafts with such a ratio. Without it a draft that equals the target but for
+            rounding is refused now and then, and hardly any proposal is ever kept in its place.
     """
-    return Verdict(accept(log_relaxed_R, uniform_R), log_ratio_R, excess(log_ratio_R, log_relaxed_R))
+    accepted = accept(log_relaxed_R, uniform_R) | (log_relaxed_R > -rounding)
+    return Verdict(accepted, log_ratio_R, excess(log_ratio_R, log_relaxed_R))
 
 
 def judge_coupled(rule: Acceptance, drafted_RD: Tensor, coupled_RD: Tensor) -> Verdict:
@@ -239,8 +247,10 @@ def judge_coupled(rule: Acceptance, drafted_RD: Tensor, coupled_RD: Tensor) -> V
 def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """A sample [R, ...] of the residual Norm[(p - q)_+] of each row: propose from p, keep with (1 - q/p)_+.
 
-    Never capped: a capped loop returns p in its place, which puts back what the draft has already given. One draft
-    costs one proposal in expectation (probability of a refusal times proposals until one is kept). A row without a
+    Not capped where that could be seen: a capped loop returns p in its place, which puts back what the draft has
+    already given. One draft costs one proposal in expectation (probability of a refusal times proposals until one is
+    kept). A row that has refused `LAST_RESORT` proposals takes the next: a refusal happens with probability TV(p, q),
+    and so do that many more with less than 1 / (e `LAST_RESORT`) = 4e-7 in all, whatever TV(p, q) is. A row without a
     draft has q = 0 and takes its first proposal.
 
     Args:
@@ -252,11 +262,14 @@ def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tenso
         FloatingPointError: if a log ratio is not a number; the loop would not end.
         ValueError: if there is no row.
     """
-    result = None
+    result, made = None, 0
     open_rows, attempt = torch.arange(len(rows_R), device=rows_R.device), 0  # as places in rows_R
     while len(open_rows):
         values, log_ratio, uniforms = propose(rows_R[open_rows], attempt)
         kept = -torch.expm1((-log_ratio).clamp(max=0.0)) > uniforms
+        if made >= LAST_RESORT:
+            kept |= log_ratio > -torch.inf
+        made += log_ratio.shape[1]
         # Ties of argmax go to the first maximum: the first kept proposal of the row.
         found, choice = kept.to(torch.uint8).max(dim=1)
         # The one wait of an attempt: how many rows are done, and whether all could be.

@@ -270,7 +270,13 @@ class Speculative(Settings):
     stride: int = Field(
         15, ge=1, le=1000, description="paths: steps for which the draft holds each prediction of its head"
     )
-    proposals: int = Field(4, ge=1, le=4096, description="paths: residual proposals of a refused token made at once")
+    proposals: int = Field(
+        4,
+        ge=1,
+        le=256,
+        description="paths: residual proposals of a refused token made at once; four times as many in each further "
+        "attempt, up to 256",
+    )
     acceptance: Acceptance = Acceptance()
     head_window: HeadWindow = ()
 

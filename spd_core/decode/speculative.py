@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spd_core.accept import (
+    ROUNDING,
     Verdict,
     annealed_log_weights,
     first_refusal,
@@ -59,6 +60,8 @@ from spd_core.precision import at_precision
 TESTED = (torch.bool, torch.float32, torch.float32)
 #: Most residual proposals of one token at once; attempts go on until one is kept.
 MOST_PROPOSALS = 256
+#: Most proposed paths at once: they and their traces are what a residual's memory goes to.
+MOST_PATHS = 4096
 
 
 @dataclass(frozen=True)
@@ -354,7 +357,7 @@ class _Decoding:
         self.canvas.x0[row, token] = x0[:, -1] + news
         log_ratio = path_log_ratio(trace.noise, shift)
         uniform = self.draws.uniforms(Purpose.ACCEPT, image, token)[:, 0]
-        return judge(log_ratio, log_ratio + annealed_log_weights(rule, place), uniform), None
+        return judge(log_ratio, log_ratio + annealed_log_weights(rule, place), uniform, ROUNDING), None
 
     def _own_tokens(
         self,
@@ -389,9 +392,23 @@ class _Decoding:
 
         def propose(open_T: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
             # A token without a draft takes its first proposal.
-            parts = (without, with_draft) if attempt == 0 else (without[:0], torch.arange(len(open_T), device=z.device))
-            of = (row_T[open_T], place_T[open_T], draft_T[open_T])
-            return self._propose(path, *of, *parts, drafted, attempt, z, noise)
+            fresh, again = (
+                (without, with_draft) if attempt == 0 else (without[:0], torch.arange(len(open_T), device=z.device))
+            )
+            row, place, draft = row_T[open_T], place_T[open_T], draft_T[open_T]
+            count = min(self.method.proposals * 4**attempt, MOST_PROPOSALS) if len(again) else 1
+            most = max(1, MOST_PATHS // count)
+            if len(open_T) <= most:
+                return self._propose(path, row, place, draft, fresh, again, drafted, attempt, count, z, noise)
+            made = []
+            for first in range(0, len(open_T), most):
+                of = slice(first, first + most)
+                new, old = (x[(first <= x) & (x < first + most)] - first for x in (fresh, again))
+                made.append(
+                    self._propose(path, row[of], place[of], draft[of], new, old, drafted, attempt, count, z, noise)
+                )
+            values, log_ratio, keep = (torch.cat(column) for column in zip(*made, strict=True))
+            return values, log_ratio, keep
 
         made = sample_residual(torch.arange(len(row_T), device=row_T.device), propose)
         self._write(row_T, place_T, *made.split(self.dims, dim=-1))
@@ -410,15 +427,15 @@ class _Decoding:
         refused: Tensor,
         drafted: Drafted | None,
         attempt: int,
+        count: int,
         z: Tensor,
         noise: _Noise,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Target paths for `sample_residual`: several for a refused draft, its own path for a token without one.
+        """Target paths for `sample_residual`: ``count`` for a refused draft, its own path for a token without one.
 
         ``fresh`` and ``refused`` are the places in ``row`` of those without and with a draft.
         """
         image, token, device = self.active[row], self.made[row] + place, row.device
-        count = min(self.method.proposals * 4**attempt, MOST_PROPOSALS) if len(refused) else 1
         own = noise.of(path, row[fresh], place[fresh])
         dims = (1 + path.above) * self.dims
         normals, uniforms = self.draws.proposals(

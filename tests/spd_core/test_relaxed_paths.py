@@ -132,8 +132,8 @@ def test_a_wrong_residual_is_caught(models, known, residual):
 
 
 def _spoilt(change):
-    def judge(log_ratio, log_relaxed, uniform):
-        verdict = accept.judge(log_ratio, log_relaxed, uniform)
+    def judge(*tested):
+        verdict = accept.judge(*tested)
         return replace(verdict, excess=change(verdict))
 
     return judge

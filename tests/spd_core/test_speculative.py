@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from spd_core.accept import judge
+from spd_core.accept import LAST_RESORT, ROUNDING, judge, sample_residual
 from spd_core.decode import speculative
 from spd_core.decode.causal import PathLaw, decode_causal_plain
 from spd_core.decode.path import LawHead
@@ -253,7 +253,7 @@ def test_guarantees_and_settings():
 # Residual proposals, looked at when a draft that is the target itself is refused all the same.
 
 
-def _refused(log_ratio, log_relaxed, uniform):
+def _refused(log_ratio, log_relaxed, uniform, rounding):
     return replace(judge(log_ratio, log_relaxed, uniform), accepted=torch.zeros_like(uniform, dtype=torch.bool))
 
 
@@ -313,3 +313,53 @@ def test_proposals_from_the_draft_s_own_noise_are_caught(model):
 
     with patch.object(Draws, "proposals", proposals), pytest.raises(AssertionError):
         test_residual_proposals_know_the_draft_s_law_and_are_new(model, ())
+
+
+# Bounds of a residual.
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("windows", [(), (4, 2)], ids=["walk", "windows"])
+def test_a_residual_s_paths_are_made_in_parts(model, windows):
+    """However many tokens are refused at once, no more than `MOST_PATHS` paths exist; nothing else changes."""
+    draft, method = perturbed(model, 0.02), Speculative(gamma=2, stride=1, proposals=2, head_window=windows)
+    whole = decode_speculative(model, draft, LAW, method, *_inputs(9))
+    seen = []
+    right = speculative.path_above
+
+    def path_above(bound, path, noise, *rest, **named):
+        seen.append(len(noise.start))
+        return right(bound, path, noise, *rest, **named)
+
+    with patch.multiple(speculative, MOST_PATHS=8, path_above=path_above):
+        parts = decode_speculative(model, draft, LAW, method, *_inputs(9))
+    assert max(seen) <= 8 or max(seen) <= 256, "one token's proposals are made together"
+    assert [count for count in seen if count > 8] == [count for count in seen if count in (32, 128, 256)]
+    assert torch.allclose(whole.tokens, parts.tokens, atol=1e-3)
+    assert torch.equal(whole.rounds, parts.rounds)
+
+
+def test_a_ratio_of_one_within_rounding_is_one():
+    below = torch.tensor([-ROUNDING / 2, -ROUNDING * 2, 0.0])
+    never = torch.full((3,), 1 - 2.0**-24)
+    assert judge(below, below, never).accepted.tolist() == [False, False, True]
+    assert judge(below, below, never, ROUNDING).accepted.tolist() == [True, False, True]
+
+
+def test_a_residual_of_next_to_nothing_ends():
+    """p = q but for rounding: after a million refused proposals the next one is taken, though never padding."""
+    attempts = []
+
+    def propose(rows, attempt):
+        attempts.append(attempt)
+        values = torch.arange(2**16).float().expand(len(rows), -1)
+        log_ratio = torch.zeros(len(rows), 2**16).index_fill(1, torch.tensor([0]), -torch.inf)
+        return values, log_ratio, torch.full((len(rows), 2**16), 0.5)
+
+    assert sample_residual(torch.arange(2), propose).tolist() == [1.0, 1.0]
+    assert len(attempts) == LAST_RESORT // 2**16 + 1
+
+
+def test_proposals_above_their_most_are_refused():
+    with pytest.raises(ValueError, match="less than or equal to 256"):
+        Speculative(proposals=257)
