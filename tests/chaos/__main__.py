@@ -38,7 +38,7 @@ def main() -> int:
         sys.stdout.write(text)
         if args.out:
             args.out.write_text(text)
-    if harness.tally.wrong or harness.tally.complaints:
+    if harness.tally.wrong or harness.tally.complaints or harness.tally.holes:
         sys.stderr.write(f"logs are in {folder}\n")
         return 1
     shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import signal
+import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,12 +16,15 @@ from pathlib import Path
 
 import yaml
 
+from jobs.commits import find_missing, read_committed
+from jobs.leftovers import is_empty_part
+from jobs.plan import read_plan
 from jobs.spec import SpecError
 from jobs.status import status
 from jobs.validate import validate
 from tests.chaos import drivers
 from tests.chaos.dataset import Difference, Rows, compare, read_rows
-from tests.chaos.kills import CAUSES, Kill, next_kill
+from tests.chaos.kills import CAUSES, PAUSED, Kill, next_kill
 from tests.chaos.nodes import ADDRESSES, Nodes
 from tests.seaweed import BUCKET, SeaweedFS
 from tests.tiny_pair import make_tiny_pair
@@ -30,10 +34,11 @@ from workers.store import Store, StoreError
 logger = logging.getLogger(__name__)
 
 SHARDS, SHARD_SIZE = 60, 8
-EARLY_KILLS, LATE_KILLS = 2, 5  #: of each dataset
+EARLY_KILLS, LATE_KILLS, REPAIR_KILLS = 2, 5, 3  #: of each dataset
 _PATIENCE_S = 90.0  #: for an order that nobody comes by
 _RUN_S = 900.0  #: longest time a driver may take to end when nothing is killed any more
 _POLL_S = 0.05
+_THROTTLED, _SECOND = 0.2, 0.6  #: share of the kills before which, and of a driver's pauses in which
 
 
 @dataclass
@@ -41,6 +46,13 @@ class Tally:
     """What was killed and what came of it."""
 
     kills: Counter[str] = field(default_factory=Counter)  #: by cause
+    pauses: Counter[str] = field(default_factory=Counter)  #: by cause
+    paused_s: list[float] = field(default_factory=list)
+    throttled: int = 0  #: times in which the store refused half of everything for a while
+    second: int = 0  #: drivers that were started while another one was paused
+    repairs: int = 0  #: finished datasets that were damaged and mended
+    looked: int = 0  #: times that what `_SUCCESS` stands over was looked at
+    holes: list[str] = field(default_factory=list)  #: what was missing below it
     at: Counter[tuple[str, str]] = field(default_factory=Counter)  #: by cause and moment
     resumes: Counter[str] = field(default_factory=Counter)  #: drivers started again, by the last kill before
     datasets: Counter[str] = field(default_factory=Counter)  #: datasets that a cause struck
@@ -83,6 +95,8 @@ class Harness:
         os.environ["RAY_ADDRESS"] = self._nodes.address
         self._pair = make_tiny_pair(folder / "pair")
         self._driver: drivers.Driver | None = None
+        self._others: list[drivers.Driver] = []  #: started while the driver was paused
+        self._phase_is = ""  #: "repair" while a damaged dataset is mended
         self._met: set[str] = set()  #: causes of the kills since the driver started
         self.tally = Tally()
 
@@ -92,8 +106,9 @@ class Harness:
         self._nodes.start()
 
     def stop(self) -> None:
-        if self._driver is not None and self._driver.exit_code is None:
-            os.kill(self._driver.pid, signal.SIGKILL)
+        for driver in [*self._others, *([self._driver] if self._driver else [])]:
+            if driver.exit_code is None:
+                os.kill(driver.pid, signal.SIGKILL)
         self._nodes.stop()
         self._weed.kill()
 
@@ -108,6 +123,7 @@ class Harness:
             name = f"run-{number:03d}"
             began, before = time.monotonic(), self.tally.total
             self._dataset(name, kills, undisturbed)
+            self._repair_dataset(name, kills, undisturbed)
             seconds = time.monotonic() - began
             logger.info(
                 "%s: %d kills in %.0f s, %d of %d", name, self.tally.total - before, seconds, self.tally.total, kills
@@ -115,14 +131,33 @@ class Harness:
 
     def _dataset(self, name: str, kills: int, undisturbed: Rows | None) -> Rows:
         """Makes one dataset, killing as long as there are kills left; its rows."""
-        spec = self._write_spec(name)
-        log = self._folder / f"{name}.log"
-        late, cause, began, ended = 0, "", 0, False
+        self._write_spec(name)
         self.tally.struck[name] = set()
-        early = EARLY_KILLS
+        self._work(name, kills, {"early": EARLY_KILLS, "late": LATE_KILLS})
+        return self._check(name, undisturbed)
+
+    def _repair_dataset(self, name: str, kills: int, undisturbed: Rows) -> None:
+        """Damages a finished dataset and has it mended, killing."""
+        if self.tally.total >= kills:
+            return
+        store = self._store(name)
+        kept = [path for path in store.list("data") if not is_empty_part(store.read(path))]
+        for number, path in enumerate(self._draw.sample(kept, 2)):
+            raw = store.read(path)
+            store.delete(path) if number else store.replace(path, raw[:99] + bytes([raw[99] ^ 1]) + raw[100:])
+        self.tally.repairs += 1
+        self._phase_is = "repair"
+        self._work(name, kills, {"repair": REPAIR_KILLS})
+        self._phase_is = ""
+        self._check(name, undisturbed)
+
+    def _work(self, name: str, kills: int, left: dict[str, int]) -> None:
+        """Runs drivers until one ends as it should; ``left`` are the kills of each phase that is short."""
+        spec, log = self._folder / f"{name}.yaml", self._folder / f"{name}.log"
+        cause, began, ended = "", 0, False
         while not ended:
-            phase = self._phase(name, early)
-            over = self.tally.total >= kills or (phase == "late" and late >= LATE_KILLS)
+            phase = self._phase(name, left)
+            over = self.tally.total >= kills or left.get(phase, 1) <= 0
             kill = None if over else next_kill(self._draw, self.tally.kills, self.tally.at, kills, phase)
             if kill is not None and kill.step is not None:
                 self._give_order(kill)
@@ -132,18 +167,52 @@ class Harness:
                 began += 1
             if kill is None:
                 self._driver.wait(_RUN_S)
-            elif self._carry_out(kill):
-                cause = kill.cause
-                logger.info("%s: killed %s, %s", name, cause, kill.name)
-                self._count(name, kill)
-                late += phase == "late"
-                early -= phase == "early"
-                self._repair(kill)
+            else:
+                self._throttle()
+                if self._carry_out(kill):
+                    cause = kill.cause
+                    self._count(name, kill)
+                    left[phase] = left.get(phase, 1 << 30) - 1
+                    self._repair(name, kill)
             self._order.unlink(missing_ok=True)
             ended = self._take_in(name, kill)
-        return self._check(name, undisturbed)
+            self._look_for_holes(name)
+        self._wait_for_others(name)
 
-    def _write_spec(self, name: str) -> Path:
+    def _throttle(self) -> None:
+        """Now and then the store refuses half of everything for some seconds."""
+        if self._draw.random() < _THROTTLED:
+            self.tally.throttled += 1
+            self._order.with_name("throttle.json").write_text(str(time.time() + self._draw.uniform(1.0, 15.0)))
+
+    def _look_for_holes(self, name: str) -> None:
+        """What `_SUCCESS` stands over is there, whoever has died or sleeps."""
+        if self._phase_is:
+            return  # it was damaged here, not by the job
+        try:
+            store = self._store(name)
+            if not store.exists(layout.SUCCESS):
+                return
+            plan = read_plan(store)
+            committed = read_committed(store, plan)
+            find_missing(store, committed)
+            if not store.exists(layout.SUCCESS):
+                return
+        except (SpecError, StoreError):
+            return  # the store is away
+        self.tally.looked += 1
+        if committed.damaged or len(committed.records) < plan.shards:
+            self.tally.holes.append(f"{name}: {committed.damaged or len(committed.records)}")
+
+    def _wait_for_others(self, name: str) -> None:
+        """A second driver ends in order too, late as it may be."""
+        for driver in self._others:
+            code = driver.wait(_RUN_S)
+            if code and not self._met & {"driver", "raylet", "store"}:
+                self.tally.complaints.append(f"{name}: a second driver ended with {code}: {driver.last_line()}")
+        self._others = []
+
+    def _write_spec(self, name: str) -> None:
         spec = {
             "output": f"chaos://{BUCKET}/{name}",
             "storage_options": {"order": str(self._order)},
@@ -153,17 +222,19 @@ class Harness:
             "shard_size": SHARD_SIZE,
             "requests": {"count": SHARDS * SHARD_SIZE},
             # A killed actor blames its shard, and here that is nobody's fault.
-            "workers": {"count": 2, "max_attempts": 1000, "shard_timeout_s": 120.0},
+            # Half a core, so that there is room for a second driver's.
+            "workers": {"count": 2, "num_cpus": 0.5, "max_attempts": 1000, "shard_timeout_s": 120.0},
         }
         path = self._folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(spec))
-        return path
 
     def _store(self, name: str) -> Store:
         return Store(f"s3://{BUCKET}/{name}")
 
-    def _phase(self, name: str, early: int) -> str:
-        if self._driver is None and early > 0:
+    def _phase(self, name: str, left: dict[str, int]) -> str:
+        if self._phase_is:
+            return self._phase_is
+        if self._driver is None and left["early"] > 0:
             return "early"
         return "late" if len(self._store(name).list(layout.COMMITS)) >= SHARDS else "middle"
 
@@ -178,6 +249,7 @@ class Harness:
             "path": kill.step.path,
             "when": kill.when,
             "victim": victim,
+            "pause": kill.pause_s,
             "store": self._weed.pid,
         }
         self._order.with_suffix(".taken").unlink(missing_ok=True)
@@ -189,7 +261,7 @@ class Harness:
         """Waits for the order to be carried out, or kills after the delay; False: the driver ended before."""
         assert self._driver is not None
         if kill.step is None:
-            return self._driver.wait(kill.delay_s) is None and self._shoot(kill.cause)
+            return self._driver.wait(kill.delay_s) is None and self._shoot(kill)
         deadline = time.monotonic() + _PATIENCE_S
         while self._order.exists() and time.monotonic() < deadline:
             if self._driver.wait(_POLL_S) is not None:
@@ -200,29 +272,62 @@ class Harness:
             return False
         return True
 
-    def _shoot(self, cause: str) -> bool:
+    def _shoot(self, kill: Kill) -> bool:
         assert self._driver is not None
         pids = {
             "actor": self._nodes.actors,
             "raylet": lambda: [pid for pid in map(self._nodes.raylet, ADDRESSES) if pid],
             "driver": lambda: [self._driver.pid],
             "store": lambda: [self._weed.pid],
-        }[cause]()
+        }[kill.cause]()
         if not pids:
             return False
-        os.kill(self._draw.choice(pids), signal.SIGKILL)
+        pid = self._draw.choice(pids)
+        try:
+            os.kill(pid, signal.SIGSTOP if kill.pause_s else signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        self._order.with_suffix(".taken").write_text(str(pid))
         return True
 
     def _count(self, name: str, kill: Kill) -> None:
-        self.tally.kills[kill.cause] += 1
-        self.tally.at[kill.cause, kill.name] += 1
-        self._met.add(kill.cause)
-        if kill.cause not in self.tally.struck[name]:
-            self.tally.struck[name].add(kill.cause)
-            self.tally.datasets[kill.cause] += 1
+        how = f"paused {kill.label[:-7]} for {kill.pause_s:.0f} s" if kill.pause_s else f"killed {kill.cause}"
+        logger.info("%s: %s, %s", name, how, kill.name)
+        self.tally.at[kill.label, kill.name] += 1
+        if kill.pause_s:
+            self.tally.pauses[kill.cause] += 1
+            self.tally.paused_s.append(kill.pause_s)
+        else:
+            self.tally.kills[kill.cause] += 1
+            self._met.add(kill.cause)
+        if kill.label not in self.tally.struck[name]:
+            self.tally.struck[name].add(kill.label)
+            self.tally.datasets[kill.label] += 1
 
-    def _repair(self, kill: Kill) -> None:
-        """Brings back what was killed, after a while."""
+    def _pause(self, name: str, kill: Kill) -> None:
+        """Waits as long as the victim stands still; in the place of a driver another one may go on."""
+        taken = self._order.with_suffix(".taken")
+        deadline = time.monotonic() + 5.0
+        while not taken.exists() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        if not taken.exists():
+            return
+        pid = int(taken.read_text())
+        if kill.cause == "driver" and self._draw.random() < _SECOND:
+            log = self._folder / f"{name}-second-{self.tally.second}.log"
+            self._others.append(drivers.Driver(self._folder / f"{name}.yaml", log))
+            self.tally.second += 1
+            self._others[-1].wait(kill.pause_s)
+        else:
+            time.sleep(kill.pause_s)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+    def _repair(self, name: str, kill: Kill) -> None:
+        """Brings back what was killed or stopped, after a while."""
+        if kill.pause_s:
+            self._pause(name, kill)
+            return
         if kill.cause == "store":
             time.sleep(self._draw.uniform(0.0, 1.5))
             self._weed.kill()
@@ -293,10 +398,17 @@ def table(tally: Tally, seconds: float) -> str:
             f"| {cause} | {tally.kills[cause]} | {tally.kills[cause] - moments} | {moments} | {tally.resumes[cause]} "
             f"| {wrong.lost} | {wrong.doubled} | {wrong.differing} | {wrong.files} |"
         )
+    for cause in PAUSED:
+        label = f"{cause} paused"
+        moments, wrong = tally.at[label, "any moment"], tally.of(label)
+        lines.append(
+            f"| {cause}, paused only | {tally.pauses[cause]} | {tally.pauses[cause] - moments} | {moments} | "
+            f"| {wrong.lost} | {wrong.doubled} | {wrong.differing} | {wrong.files} |"
+        )
     moments = sum(tally.at[cause, "any moment"] for cause in CAUSES)
     whole = Difference(*(sum(v) for v in zip(*(vars(d).values() for d in tally.wrong.values()), strict=True)))
     lines.append(
-        f"| all | {tally.total} | {tally.total - moments} | {moments} | {sum(tally.resumes.values())} "
+        f"| all kills | {tally.total} | {tally.total - moments} | {moments} | {sum(tally.resumes.values())} "
         f"| {whole.lost} | {whole.doubled} | {whole.differing} | {whole.files} |"
     )
     steps: Counter[str] = Counter()
@@ -307,6 +419,12 @@ def table(tally: Tally, seconds: float) -> str:
         "",
         f"{len(tally.struck) - 1} datasets of {SHARDS} shards with {SHARD_SIZE} images, {seconds / 60:.0f} minutes. "
         f"Steps hit, before or after: {hit}.",
+        "",
+        f"Pauses: {sum(tally.pauses.values())}, of {statistics.fmean(tally.paused_s or [0]):.0f} s on average and "
+        f"{max(tally.paused_s, default=0):.0f} s at most; in {tally.second} of them a second driver went on. Times that "
+        f"the store refused half of everything: {tally.throttled}. Finished datasets damaged and mended: "
+        f"{tally.repairs}. `_SUCCESS` looked below: {tally.looked} times, holes: {len(tally.holes)}.",
+        *(f"- {hole}" for hole in tally.holes),
         "",
         f"Ended without a kill, or not explained by `spd status`: {len(tally.complaints)}.",
         *(f"- {complaint}" for complaint in tally.complaints),

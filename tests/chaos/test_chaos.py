@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.dataset import Difference, compare, read_rows
-from tests.chaos.kills import CAUSES, next_kill
+from tests.chaos.kills import CAUSES, PAUSED, next_kill
 from tests.jobs.tree import make_tree
 from workers import layout
 from workers.parquet import read_table
@@ -55,8 +55,16 @@ def test_a_second_file_of_a_shard_is_counted(store, tmp_path):
 def test_kills_keep_their_shares():
     draw, done = random.Random(0), Counter()
     for number in range(200):
-        done[next_kill(draw, done, {}, 200, ("early", "middle", "middle", "late")[number % 4]).cause] += 1
-    assert all(done[cause] >= 20 for cause in CAUSES)
+        kill = next_kill(draw, done, {}, 200, ("early", "middle", "middle", "late", "repair")[number % 5])
+        done[kill.label] += 1
+    assert all(done[cause] >= 15 for cause in CAUSES)
+    assert all(done[f"{cause} paused"] >= 5 for cause in PAUSED)
+
+
+def test_pauses_last_up_to_a_minute():
+    draw = random.Random(1)
+    pauses = [next_kill(draw, {}, {}, 200, "middle").pause_s for _ in range(400)]
+    assert 50 < max(pauses) <= 60 and any(0 < pause < 3 for pause in pauses) and pauses.count(0.0) > 250
 
 
 @pytest.mark.slow
@@ -74,5 +82,5 @@ def test_nothing_is_lost(tmp_path: Path):
     ]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    last = (tmp_path / "table.md").read_text().splitlines()[6].split("|")
+    last = (tmp_path / "table.md").read_text().splitlines()[8].split("|")
     assert int(last[2]) >= 12 and [int(count) for count in last[6:10]] == [0, 0, 0, 0]
