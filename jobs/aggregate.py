@@ -218,6 +218,7 @@ def aggregate(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals) 
         "shards": {"planned": plan.shards, "committed": len(shards)},
         "bytes": totals.bytes,
         "attempts": totals.attempts,
+        "platforms": {name or "not recorded": images for name, images in sorted(totals.platforms.items())},
         "law": spec["law"],
         "method": spec["method"],
         "guarantee": plan.guarantee,

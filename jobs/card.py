@@ -68,6 +68,12 @@ def _choice(plan: Plan) -> list[str]:
     return [f"- Chosen by `method: auto`: {how}"]
 
 
+def _platforms(report: Json) -> list[str]:
+    found = [f"{_line(name)} ({images:,} images)" for name, images in report["platforms"].items()]
+    mixed = "; equal bytes hold for each of them alone" if len(found) > 1 else ""
+    return [f"- Made on: {', '.join(found)}{mixed}"] if found else []
+
+
 def render_card(plan: Plan, report: Json) -> str:
     """The card as Markdown."""
     spec, pair, codes = plan.spec, report["pair"], words.of_codes(plan.pair_sha256)
@@ -96,6 +102,7 @@ def render_card(plan: Plan, report: Json) -> str:
             f"- Guarantee `{plan.guarantee}`: {words.GUARANTEES[plan.guarantee]}",
             f"- Pair: {_line(pair['name'])}",
             *hashes,
+            *_platforms(report),
             f"- Licence of the weights: {_line(pair['licence'])}",
             f"- Trained on: {_line(pair['data'])}",
             f"- Job seed {spec['seed']}; fingerprint {_line(plan.fingerprint)}",
@@ -123,8 +130,8 @@ def render_card(plan: Plan, report: Json) -> str:
             "",
             "## Reproduce",
             "",
-            "With the pair above, `spd generate spec.yaml` on the same kind of machine and versions "
-            f"({_line(versions)}) gives the same image bytes. `spec.yaml`:",
+            "With the pair above, `spd generate spec.yaml` on the same platform (kind of device, torch, CUDA) and the "
+            f"same versions ({_line(versions)}) gives the same image bytes. `spec.yaml`:",
             "",
             f"{fence}yaml",
             f"{reproduce}{fence}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from jobs.aggregate import Json
@@ -9,7 +10,7 @@ from jobs.card import render_card
 from jobs.commits import Committed, DamagedPart, find_missing, last_generations, list_parts, read_committed
 from jobs.fleet import JobError
 from jobs.leftovers import put_empty_parts, stray_parts
-from jobs.manifest import build_manifest, check_manifest
+from jobs.manifest import build_manifest, check_manifest, read_manifest
 from jobs.plan import Plan, read_plan
 from jobs.report import make_report
 from jobs.totals import Totals
@@ -30,6 +31,7 @@ def finish(url: str, storage_options: dict[str, Any] | None = None) -> Json:
     """
     store = Store(url, storage_options)
     plan, totals = read_plan(store), Totals()
+    _refuse_later_manifest(store)
     committed = read_committed(store, plan, totals.add)
     listed = list_parts(store)
     find_missing(store, committed, listed)
@@ -50,6 +52,12 @@ def finish(url: str, storage_options: dict[str, Any] | None = None) -> Json:
         raise JobError(f"{error}: the dataset changed while it was finished; the same command resumes") from error
     _look_again(store, plan, committed)
     return report
+
+
+def _refuse_later_manifest(store: Store) -> None:
+    """What a later program published is not replaced; what is missing or damaged is."""
+    with contextlib.suppress(ValueError):
+        read_manifest(store)
 
 
 def check_whole(plan: Plan, committed: Committed) -> None:

@@ -21,9 +21,11 @@ from workers import layout
 from workers.machine import describe_machine
 from workers.records import ShardTask
 from workers.redact import public_url
-from workers.sealed import canonical_json, seal, unseal
+from workers.sealed import canonical_json, check_version, seal, unseal
 from workers.store import Conflict, Store, StoreError
 
+#: Of stored plans. A plan of a later version is refused by name: a new field that decides bytes needs a new one.
+PLAN_VERSION = 1
 _PACKAGES = ("torch", "ray", "pyarrow")
 
 
@@ -39,7 +41,7 @@ class PairFacts(Settings):
 class Plan(Settings):
     """Everything that decides a byte of the dataset, and where and when it was decided."""
 
-    version: int = 1
+    version: int = PLAN_VERSION
     spec: dict[str, Any] = Field(description="every field of the spec except storage_options, which are never stored")
     fingerprint: str = Field(description="sha256 over the spec's fixed fields, the pair's weights and the results")
     results: int = Field(1, ge=1, le=2, description="version of what a request gives: `jobs.spec.results_of`")
@@ -187,9 +189,15 @@ def task_of(plan: Plan, shard: int, attempt: int) -> ShardTask:
 
 
 def parse_plan(raw: bytes) -> Plan | None:
-    """The plan, or None if the bytes are not a plan as it was stored."""
+    """The plan, or None if the bytes are not a plan as it was stored.
+
+    Raises:
+        UnknownVersion: a later program stored it.
+    """
     try:
-        return Plan.model_validate(unseal(raw))
+        content = unseal(raw)
+        check_version(content, layout.PLAN, PLAN_VERSION)
+        return Plan.model_validate(content)
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -100,7 +100,7 @@ class Presence:
         other = read_mark(self._store)
         if self._exclusive:
             logger.warning(
-                "%s ignores create-only writes: one driver at a time, which takes a lease (%s)",
+                "%s does not refuse to create what is there already: one driver at a time, which takes a lease (%s)",
                 public_url(self._store.url),
                 layout.DRIVER,
             )

@@ -41,6 +41,7 @@ class Totals:
     images: int = 0
     bytes: int = 0
     attempts: int = 0
+    platforms: Counter[str] = field(default_factory=Counter)  #: images by platform; "": not recorded
     counts: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     workers: dict[str, dict[str, int]] = field(default_factory=dict)  #: shards and images by worker
@@ -74,6 +75,7 @@ class Totals:
         self.images += record.rows
         self.bytes += sum(file.bytes for file in record.files)
         self.attempts += record.attempt + 1
+        self.platforms[record.platform] += record.rows
         self.counts.update(record.counts)
         for name, seconds in record.seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds

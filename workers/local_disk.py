@@ -1,11 +1,13 @@
 """Whole files on a local disk: complete or absent, and one winner among creators.
 
 A file is written and synced under a hidden name in its final folder first; a crash leaves at most that name, which
-listings skip.
+listings skip. The name "unless it exists" is given by a hard link, or where there are none (gcsfuse, s3fs-fuse, BeeGFS)
+by an exclusive rename; a file system with neither cannot refuse the second of two creators.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
@@ -13,6 +15,9 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+#: What file systems without hard links, or without exclusive renames, answer.
+_UNABLE = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{32}\.tmp")
 
 
@@ -30,8 +35,57 @@ def create(path: Path, data: bytes) -> None:
     Raises:
         FileExistsError: it does.
     """
-    # link() is the atomic "unless it exists".
-    _publish(path, data, lambda temporary: path.hardlink_to(temporary))
+    _publish(path, data, lambda temporary: _give_name(temporary, path))
+
+
+def refuses_second(path: Path) -> bool:
+    """Whether the second creator of a file that is there is refused, also if both come at once."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.touch()
+    try:
+        return _link(temporary, path) is not None or _rename(temporary, path) is not None
+    except FileExistsError:
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    if _link(temporary, path) is None and _rename(temporary, path) is None:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        temporary.replace(path)
+
+
+def _link(temporary: Path, path: Path) -> bool | None:
+    """Links a file to a name; None: there are no links here.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _UNABLE:
+            raise
+        return None
+    return True
+
+
+def _rename(temporary: Path, path: Path) -> bool | None:
+    """Renames a file to a name that is free; None: that cannot be asked for here.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return None
+    if not renameat2(_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(path), _RENAME_NOREPLACE):
+        return True
+    if (code := ctypes.get_errno()) in _UNABLE:
+        return None
+    raise OSError(code, os.strerror(code), str(path))
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -52,7 +52,8 @@ def find_sign(store: Store, run: str, who: str, looker: str) -> None:
                 return
         except FileNotFoundError:
             continue
+    writer = "the driver" if who == DRIVER else f"the worker {who}"
     raise PlaceError(
-        f"output: {looker} does not see what {who} wrote to {public_url(store.url)}, allowed: a place that the "
+        f"output: {looker} does not see what {writer} wrote to {public_url(store.url)}, allowed: a place that the "
         "driver and every node reach, an object store or a shared folder"
     )

@@ -399,7 +399,7 @@ class Store:
     def _refuses_overwriting(self, probe: str) -> bool:
         fs = self._opened[0]
         if isinstance(fs, LocalFileSystem):
-            return True
+            return local_disk.refuses_second(Path(self._key(probe)))
         try:
             self._retry(
                 "write", probe, lambda: fs.pipe_file(self._key(probe), b"second", mode="create"), PROBE_DEADLINE_S

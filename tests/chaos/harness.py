@@ -421,8 +421,8 @@ def table(tally: Tally, seconds: float) -> str:
         f"Steps hit, before or after: {hit}.",
         "",
         f"Pauses: {sum(tally.pauses.values())}, of {statistics.fmean(tally.paused_s or [0]):.0f} s on average and "
-        f"{max(tally.paused_s, default=0):.0f} s at most; in {tally.second} of them a second driver went on. Times that "
-        f"the store refused half of everything: {tally.throttled}. Finished datasets damaged and mended: "
+        f"{max(tally.paused_s, default=0):.0f} s at most; in {tally.second} of them a second driver went on. Times "
+        f"that the store refused half of everything: {tally.throttled}. Finished datasets damaged and mended: "
         f"{tally.repairs}. `_SUCCESS` looked below: {tally.looked} times, holes: {len(tally.holes)}.",
         *(f"- {hole}" for hole in tally.holes),
         "",

@@ -103,7 +103,7 @@ def test_a_crash_before_publication_leaves_no_object(tmp_path, monkeypatch):
     def crash(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "hardlink_to", crash)
+    monkeypatch.setattr(os, "link", crash)
     # A killed process runs no clean-up either.
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
     with pytest.raises(KeyboardInterrupt):
@@ -367,3 +367,60 @@ def test_an_object_of_several_parts_is_created_once(s3_options):
     assert store_module._is_taken(caught.value)
     assert store.list() == {"large": len(data)}
     store.delete("large")
+
+
+@pytest.fixture(params=[errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
+def without_links(request, monkeypatch):
+    """gcsfuse, s3fs-fuse and BeeGFS answer like this when they are asked for a hard link."""
+
+    def link(*_args, **_options):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.parametrize("rename", [True, False], ids=["exclusive-rename", "no-exclusive-rename"])
+def test_a_file_system_without_hard_links_is_written_to(without_links, rename, tmp_path, monkeypatch):
+    if not rename:
+        monkeypatch.setattr(store_module.local_disk, "_rename", lambda *_: None)
+    store = Store(str(tmp_path / "out"))
+    assert store.check_writable() is rename, "without either, the driver takes a lease"
+    assert not (tmp_path / "out").exists()
+    store.create("data/a", b"one")
+    store.create("data/a", b"one")
+    with pytest.raises(Conflict):
+        store.create("data/a", b"two")
+    assert store.list() == {"data/a": 3} and list((tmp_path / "out/data").iterdir()) == [tmp_path / "out/data/a"]
+
+
+def test_an_exclusive_rename_has_one_winner(without_links, tmp_path):
+    store, won = Store(str(tmp_path)), []
+
+    def create(number: int) -> None:
+        try:
+            store.create("a", bytes([number]))
+        except Conflict:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and store.read("a") == bytes(won)
+
+
+@pytest.mark.parametrize("url", ["file://{}/./x", "{}/y/../x", "file://{}//x"])
+def test_a_local_path_with_dots_lists_what_it_holds(url, tmp_path):
+    store = Store(url.format(tmp_path))
+    assert store.check_writable()
+    store.create("_commits/0.json", b"x")
+    assert store.list("_commits") == {"_commits/0.json": 1}
+
+
+@pytest.mark.parametrize("path", ["/p", "a//b"])
+def test_a_url_that_hides_what_is_written_is_refused(path, s3_options, monkeypatch):
+    monkeypatch.setattr(store_module, "_FIND_S", 0.0)
+    with pytest.raises(StoreError, match="does not show when it is listed, allowed: a URL without empty or dotted"):
+        Store(f"s3://tests/{path}", s3_options).check_writable()
