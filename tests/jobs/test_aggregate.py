@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from jobs.aggregate import acceptance, aggregate, certificate, classes, cost, counts, quality, throughput
+from jobs.commits import DamagedPart, read_committed
 from jobs.plan import make_plan
 from jobs.spec import make_spec
 from jobs.totals import Totals
@@ -137,7 +138,8 @@ def test_nothing_committed_is_a_partial_report(plan):
 def test_quality_reads_the_features_that_were_written(tmp_path):
     spec = tree_spec(tmp_path, method="null", requests={"count": 60}, shard_size=25, features=True)
     plan, store = make_plan(spec), Store(spec.output)
-    shards = [record.shard for record in make_shards(store, spec, plan)]
+    make_shards(store, spec, plan)
+    shards = list(read_committed(store, plan).records.values())
     compared = plan.model_copy(update={"pair": plan.pair.model_copy(update={"reference": "fashion-mnist"})})
     found = quality(store, compared, shards, 60)
     assert found["n"] == 60 and found["frechet"] > found["floor"] > 0
@@ -145,10 +147,25 @@ def test_quality_reads_the_features_that_were_written(tmp_path):
     assert [row["images"] for row in found["classes"]] == [20] * 3 + [0] * 7
 
 
+def test_a_flipped_bit_of_a_feature_is_no_distance(tmp_path):
+    """It moved one from 3,940 to 28,138."""
+    spec = tree_spec(tmp_path, method="null", requests={"count": 60}, shard_size=25, features=True)
+    plan, store = make_plan(spec), Store(spec.output)
+    make_shards(store, spec, plan)
+    shards = list(read_committed(store, plan).records.values())
+    path = shards[1].paths[2]
+    raw = store.read(path)
+    store.replace(path, raw[:999] + bytes([raw[999] ^ 64]) + raw[1000:])
+    compared = plan.model_copy(update={"pair": plan.pair.model_copy(update={"reference": "fashion-mnist"})})
+    with pytest.raises(DamagedPart, match=r"_features/part-00001-of-00003\.parquet: sha256"):
+        quality(store, compared, shards, 60)
+
+
 def test_quality_is_of_the_first_images(tmp_path, monkeypatch):
     spec = tree_spec(tmp_path, method="null", requests={"count": 80}, shard_size=25, features=True)
     plan, store = make_plan(spec), Store(spec.output)
-    shards = [record.shard for record in make_shards(store, spec, plan)]
+    make_shards(store, spec, plan)
+    shards = list(read_committed(store, plan).records.values())
     compared = plan.model_copy(update={"pair": plan.pair.model_copy(update={"reference": "fashion-mnist"})})
     monkeypatch.setattr("jobs.aggregate.QUALITY_IMAGES", 60)
     some = quality(store, compared, shards, 80)
@@ -159,6 +176,6 @@ def test_quality_is_of_the_first_images(tmp_path, monkeypatch):
 
 def test_quality_says_why_it_is_skipped(plan):
     store = Store("memory://nothing")
-    assert "no reference" in quality(store, plan, [0], 10)["skipped"]
+    assert "no reference" in quality(store, plan, [], 10)["skipped"]
     compared = plan.model_copy(update={"pair": plan.pair.model_copy(update={"reference": "fashion-mnist"})})
-    assert "10 images are too few" in quality(store, compared, [0], 10)["skipped"]
+    assert "10 images are too few" in quality(store, compared, [], 10)["skipped"]

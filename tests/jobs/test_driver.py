@@ -28,6 +28,7 @@ from tests.faults.in_process import parts_of
 from tests.jobs.test_auto import auto_spec
 from tests.tiny_pair import make_tiny_pair
 from workers import layout
+from workers.place import PlaceError
 from workers.sealed import canonical_json, seal, unseal
 from workers.shard import read_commit
 from workers.store import Store
@@ -196,6 +197,20 @@ def test_auto_refuses_before_it_measures(pair, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot read"):
         generate(auto_spec(str(folder), tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("output", ["memory://nobody/else", "file://{}/a/./x"])
+def test_an_output_that_only_the_driver_sees_is_refused(output, pair, tmp_path):
+    """A store in the memory of one process; a path with dots, which is a place like any other."""
+    spec = job(pair, tmp_path).model_copy(update={"output": output.format(tmp_path)})
+    if output.startswith("file"):
+        assert generate(spec)["made"] == 20 and validate(spec.output).problems == ()
+        return
+    with pytest.raises(
+        PlaceError, match=r"output: the worker .* does not see what the driver wrote to memory://nobody"
+    ):
+        generate(spec)
+    assert Store(spec.output).list() == {}
 
 
 def test_killing_an_actor_loses_nothing(finished, pair, tmp_path):

@@ -20,6 +20,7 @@ from spd_core.pairs.pair import PairError
 from tests.jobs.tree import tree_spec, worker_settings
 from workers.engine import Engine
 from workers.memory import OutOfMemory
+from workers.place import PlaceError
 from workers.records import ShardTask
 from workers.shard import UnequalCommit, commit_shard, read_commit
 from workers.store import Store, StoreError
@@ -268,6 +269,29 @@ def test_a_slow_shard_is_made_by_an_idle_actor_too(job, reissue, monkeypatch):
     took = time.monotonic() - began
     assert took < 0.7 if reissue else took > 0.95
     assert read_commit(job.store, 0).attempt == int(reissue)
+
+
+def test_an_idle_actor_of_another_platform_makes_no_copy(job):
+    """Its bytes may differ, and then its work would be for nothing."""
+    ray = FakeRay(job.make, slow_first_actor, platforms={1: "another"})
+    began = time.monotonic()
+    assert job.run(ray) == list(range(5))
+    assert time.monotonic() - began > 0.95
+    assert {task.attempt for task in ray.tasks} == {0}
+
+
+def test_a_node_that_sees_another_place_ends_a_job_only_before_the_first_shard(job, caplog):
+    elsewhere = PlaceError("output: the worker b-2 does not see what the driver wrote")
+
+    def script(actor: int, call: str, _: int) -> Any:
+        return RayTaskError(elsewhere) if call == "ready" and actor == 0 else "ok"
+
+    with pytest.raises(PlaceError, match="the worker b-2 does not see"):
+        job.run(FakeRay(job.make, lambda *_: RayTaskError(elsewhere)))
+    fleet = job.fleet(FakeRay(job.make, script), 2)
+    fleet._made = True  # a shard of this run is committed
+    assert sorted(record.shard for record in fleet.run(dict.fromkeys(range(5), 0)) if record) == list(range(5))
+    assert "a worker did not come up and is replaced: output: the worker b-2 does not see" in caplog.text
 
 
 def test_the_loser_of_two_copies_compares_what_it_made(job, caplog):
