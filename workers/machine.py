@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def describe_platform(device: str) -> str:
     """What equal bytes need: machines of one description make the same bytes of the same task, others may not.
 
     On a GPU that is its kind, torch and CUDA; on a CPU its maker and its vector instructions, by which torch and its
-    libraries choose their kernels, and torch.
+    libraries choose their kernels, and torch. Pillow and pyarrow spell the files.
 
     Args:
         device: torch device, e.g. cpu or cuda.
@@ -47,12 +48,13 @@ def describe_platform(device: str) -> str:
     import torch  # not at the top: plans describe machines and load no torch for it
 
     where = torch.device(device)
+    libraries = f"torch {torch.__version__}, " + ", ".join(f"{name} {version(name)}" for name in ("pillow", "pyarrow"))
     if where.type == "cuda":
         # The CUDA runtime decides the kernels; ROCm has its own version.
         runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
-        return f"{torch.cuda.get_device_name(where)}, torch {torch.__version__}, {runtime}"
+        return f"{torch.cuda.get_device_name(where)}, {runtime}, {libraries}"
     kind = f"{_cpu_maker()} {torch.backends.cpu.get_cpu_capability()}" if where.type == "cpu" else where.type
-    return f"{kind}, torch {torch.__version__}"
+    return f"{kind}, {libraries}"
 
 
 def _cpu_maker() -> str:
