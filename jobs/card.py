@@ -77,6 +77,7 @@ def _platforms(report: Json) -> list[str]:
 def render_card(plan: Plan, report: Json) -> str:
     """The card as Markdown."""
     spec, pair, codes = plan.spec, report["pair"], words.of_codes(plan.pair_sha256)
+    promise = words.guarantee_in_words(plan.guarantee, spec["law"]["dtype"], pair["name"])
     front = yaml.safe_dump(front_matter(plan, pair["licence"]), sort_keys=False, allow_unicode=True)
     hashes = [f"- {_line(part)}: sha256 {_line(digest)}" for part, digest in sorted(pair["sha256"].items())]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(plan.versions.items()))
@@ -99,7 +100,7 @@ def render_card(plan: Plan, report: Json) -> str:
             f"- Law: {_line(words.law_in_words(spec['law'], codes))}",
             f"- Method: {_line(words.method_in_words(spec['method'], codes))}",
             *_choice(plan),
-            f"- Guarantee `{plan.guarantee}`: {words.GUARANTEES[plan.guarantee]}",
+            f"- Guarantee `{plan.guarantee}`: {_line(promise)}",
             f"- Pair: {_line(pair['name'])}",
             *hashes,
             *_platforms(report),

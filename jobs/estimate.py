@@ -16,7 +16,7 @@ from jobs.auto import choices_of, measured_in_words
 from jobs.encoding import encoding_cost, encoding_in_words
 from jobs.progress import duration
 from jobs.spec import FixedSpec, Spec
-from jobs.words import law_in_words, method_in_words, number, of_codes, size
+from jobs.words import law_in_words, method_in_words, number, of_codes, rounding_in_words, size
 from spd_core.decode.ceilings import Ceilings, known_ceilings
 from spd_core.decode.predict import images_per_s
 from spd_core.law import Choice, SamplerLaw, Settings
@@ -166,6 +166,7 @@ def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
         f"images       {guess.rows:,} of {len(card.class_names)} classes, {guess.shards:,} shards",
         f"law          {law_in_words(spec.law.model_dump(), of_codes(card.sha256))}",
         *_method_lines(card, spec),
+        *([f"rounding     {rounding}"] if (rounding := rounding_in_words(spec.law.dtype, card.name)) else []),
         f"bytes        at most about {size(guess.bytes_at_most)} before compression",
         f"workers      {guess.workers}",
         f"time         {f'unknown: {unknown}' if guess.seconds is None else basis + duration(guess.seconds)}",

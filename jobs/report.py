@@ -80,7 +80,7 @@ def render(report: Json, grid: dict[int, list[str]]) -> str:
         grid=grid,
         codes=words.of_codes(report["pair"]["sha256"]),
         names=names,
-        guarantees=words.GUARANTEES,
+        promise=words.guarantee_in_words(report["guarantee"], report["law"]["dtype"], report["pair"]["name"]),
         certified=words.certificate_in_words(report.get("certificate")),
         split=_time_split(report),
         calibrated=_fastest_first(report["calibration"]),

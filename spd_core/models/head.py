@@ -64,7 +64,11 @@ class ResBlock(nn.Module):
 
     def modulation(self, silu_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(gain, bias, gate) for SiLU(time + condition), the LayerNorm's affine folded in."""
-        shift, scale, gate = _last_linear(self.adaLN_modulation)(silu_y).chunk(3, dim=-1)
+        return self.modulation_of(_last_linear(self.adaLN_modulation)(silu_y))
+
+    def modulation_of(self, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from what the layer made, [R, 3 W]."""
+        shift, scale, gate = made.chunk(3, dim=-1)
         gain = 1 + scale.float()
         return gain * self.in_ln.weight, torch.addcmul(shift, gain, self.in_ln.bias), gate
 
@@ -79,7 +83,11 @@ class FinalLayer(nn.Module):
 
     def modulation(self, silu_y: Tensor) -> tuple[Tensor, Tensor]:
         """(gain, bias) for SiLU(time + condition)."""
-        shift, scale = _last_linear(self.adaLN_modulation)(silu_y).chunk(2, dim=-1)
+        return self.modulation_of(_last_linear(self.adaLN_modulation)(silu_y))
+
+    def modulation_of(self, made: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from what the layer made, [R, 2 W]."""
+        shift, scale = made.chunk(2, dim=-1)
         return 1 + scale.float(), shift
 
 
@@ -154,26 +162,38 @@ class DiffusionHead(nn.Module):
 
         Each gain, bias and gate is affine in SiLU(y), the LayerNorms' own affine included, so all of them fit into one
         matrix: a dozen small products and sums a call become one. Up to rounding the results are those of `forward`.
+        In bfloat16 the matrix holds the layers as they are, for what is rounded must be what `forward` rounds: near
+        pure noise a step's mean is moved by hundreds of times an error of the head.
         """
+        layers = [*(_last_linear(block.adaLN_modulation) for block in self._blocks)]
+        layers.append(_last_linear(self.final_layer.adaLN_modulation))
+        weights: list[Tensor] = [layer.weight for layer in layers]
+        biases: list[Tensor] = [layer.bias for layer in layers]
+        if weights[0].dtype is not torch.bfloat16:
+            weights, biases = self._folded(layers)
+        with torch.device("meta"):
+            fused = Linear(self.width, sum(map(len, biases)))
+        fused.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
+        fused.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+        return fused
+
+    def _folded(self, layers: Sequence[nn.Linear]) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases that give gain, bias and gate where the layers give shift, scale and gate."""
         weights, biases = [], []
-        for block in self._blocks:
-            layer = _last_linear(block.adaLN_modulation)
+        for block, layer in zip(self._blocks, layers[:-1], strict=True):
             gain, offset = block.in_ln.weight, block.in_ln.bias
-            shift_w, scale_w, gate_w = layer.weight.float().chunk(3)
-            shift_b, scale_b, gate_b = layer.bias.float().chunk(3)
+            (shift_w, scale_w, gate_w), (shift_b, scale_b, gate_b) = layer.weight.chunk(3), layer.bias.chunk(3)
             weights += [gain[:, None] * scale_w, shift_w + offset[:, None] * scale_w, gate_w]
             biases += [gain * (1 + scale_b), shift_b + offset * (1 + scale_b), gate_b]
-        layer = _last_linear(self.final_layer.adaLN_modulation)
-        (shift_w, scale_w), (shift_b, scale_b) = layer.weight.float().chunk(2), layer.bias.float().chunk(2)
-        dtype = layer.weight.dtype
-        with torch.device("meta"):
-            fused = Linear(self.width, (len(weights) + 2) * self.width)
-        fused.weight = nn.Parameter(torch.cat([*weights, scale_w, shift_w]).to(dtype), requires_grad=False)
-        fused.bias = nn.Parameter(torch.cat([*biases, 1 + scale_b, shift_b]).to(dtype), requires_grad=False)
-        return fused
+        (shift_w, scale_w), (shift_b, scale_b) = layers[-1].weight.chunk(2), layers[-1].bias.chunk(2)
+        return [*weights, scale_w, shift_w], [*biases, 1 + scale_b, shift_b]
 
     def split_modulation(self, fused: Tensor) -> StepModulation:
         """The modulation from rows [R, (3 blocks + 2) W] of the fused product."""
+        if fused.dtype is torch.bfloat16:
+            *parts, last = fused.split([*[3 * self.width] * len(self.res_blocks), 2 * self.width], dim=-1)
+            blocks = tuple(block.modulation_of(part) for block, part in zip(self._blocks, parts, strict=True))
+            return StepModulation(blocks, self.final_layer.modulation_of(last))
         *parts, gain, bias = fused.split(self.width, dim=-1)
         blocks = tuple((parts[i], parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3))
         return StepModulation(blocks, (gain, bias))

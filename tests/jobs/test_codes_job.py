@@ -10,7 +10,7 @@ import pytest
 
 from jobs import driver
 from jobs.cli import main
-from jobs.words import law_in_words, method_in_words
+from jobs.words import GUARANTEES, guarantee_in_words, law_in_words, method_in_words
 from spd_core.data import FASHION_CLASSES
 from spd_core.law import Acceptance, SamplerLaw, Speculative
 from tests.faults.inline_ray import inline_ray
@@ -106,3 +106,10 @@ def test_words_name_only_what_is_used():
     paths = "speculative (gamma 8, stride 15, proposals 4, rule coupled, radius 0.5, head_window off)"
     coupled = Speculative(acceptance=Acceptance(rule="coupled", radius=0.5))
     assert method_in_words(coupled.model_dump()) == paths
+
+
+def test_a_promise_names_the_rounding_of_its_arithmetic():
+    assert guarantee_in_words("exact", "float32", "fashion-vq") == GUARANTEES["exact"]
+    assert "7.9e-04 on average" in guarantee_in_words("exact", "bfloat16", "fashion-vq")
+    assert "was not measured" in guarantee_in_words("tv", "tf32", "another")
+    assert guarantee_in_words("none", "bfloat16", "fashion-mar") == GUARANTEES["none"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -11,8 +13,9 @@ from spd_core.decode.naive import decode_naive
 from spd_core.draws import Draws
 from spd_core.law import Cspd, Plain, SamplerLaw, Speculative
 from spd_core.models.linear import Float32Linear, Linear
-from spd_core.pairs.pair import Pair, load_pair
+from spd_core.pairs.pair import BUNDLED, Pair, bundled_pairs, load_pair
 from spd_core.precision import arithmetic, at_precision
+from tests.precision import measured
 
 SEEDS = torch.arange(4)
 LABELS = torch.tensor([0, 3, 7, 9])
@@ -85,3 +88,14 @@ def test_the_codec_of_a_float32_law_is_ieee_and_of_any_other_tf32(pair: Pair, mo
     for precision in ("float32", "tf32", "bfloat16"):
         pair.images(torch.zeros(1), precision)
     assert seen == [False, True, True]
+
+
+def test_the_table_of_rounding_speaks_of_every_bundled_pair_and_of_what_is_measured():
+    """`python -m tests.precision` makes the table; two images of each pair stay near it."""
+    table = json.loads((BUNDLED / "rounding.json").read_bytes())
+    assert sorted(table) == bundled_pairs()
+    for name in ("fashion-mar", "fashion-vq"):
+        small = load_pair(name, draft=False)
+        here = small.card.law.model_copy(update={"dtype": "bfloat16"})
+        found = float(measured(small, here, images=2).mean())
+        assert table[name]["bfloat16"]["mean"] / 10 < found < 10 * table[name]["bfloat16"]["mean"]
