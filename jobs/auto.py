@@ -12,7 +12,7 @@ from jobs.fleet import JobError, raise_if_hopeless, reason_of
 from jobs.plan import changed, parse_plan, refusal, requests_of
 from jobs.progress import duration
 from jobs.remembered import recall, remember
-from jobs.spec import FixedSpec, Spec, SpecError
+from jobs.spec import FixedSpec, Spec, SpecError, options_of
 from jobs.words import method_in_words, of_codes
 from spd_core.candidates import all_choices, choices
 from spd_core.decode.ceilings import Ceilings
@@ -159,6 +159,7 @@ def trial_settings(spec: Spec, card: PairCard) -> PairSettings:
     """What the worker that measures is told."""
     return PairSettings(
         pair=spec.pair,
+        pair_options=options_of(spec, spec.pair),
         pair_sha256=card.sha256,
         law=spec.law,
         device=spec.workers.device,

@@ -26,7 +26,7 @@ from jobs.plan import Plan, as_planned, check_weights, make_plan, store_plan, st
 from jobs.presence import Presence
 from jobs.progress import Progress
 from jobs.requests import store_requests
-from jobs.spec import FixedSpec, Spec, SpecError
+from jobs.spec import FixedSpec, Spec, SpecError, options_of
 from spd_core.pairs.pair import load_card
 from workers import layout
 from workers.place import DRIVER, PlaceError, leave_sign
@@ -92,6 +92,7 @@ def _settings(spec: FixedSpec, plan: Plan, store: Store, run: str) -> WorkerSett
         output=store.url,  # absolute: a worker's current folder is not the driver's
         storage_options=spec.storage_options,
         pair=spec.pair,
+        pair_options=options_of(spec, spec.pair),
         pair_sha256=plan.pair_sha256,
         law=spec.law,
         method=spec.method,

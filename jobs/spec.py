@@ -22,6 +22,7 @@ from spd_core.candidates import admissible, default_method
 from spd_core.complaints import one_line, refuse_switches, shown
 from spd_core.law import Auto, Choice, Guarantee, Method, MethodRequest, SamplerLaw, Settings, Speculative
 from spd_core.pairs.pair import PairCard, PairError, bundled_pairs, load_card
+from workers import pair_cache
 from workers.records import ImageFormat
 
 _LONGEST_S = 30 * 86_400.0  #: longest time that anything may be waited for
@@ -103,7 +104,10 @@ class Spec(Settings):
     )
     output: str = Field("", description="fsspec URL the dataset goes to; empty: out/<name>")
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the fsspec file system")
-    pair: str = Field("fashion-ar", description="bundled pair or a folder that holds one")
+    pair: str = Field(
+        "fashion-ar",
+        description="bundled pair, or a folder or fsspec URL that holds one; a URL is fetched once per node and kept",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="every random draw of an image follows from it and the request id")
     requests: Requests = Requests()
     law: SamplerLaw = Field(description="what is sampled; fields left out are those of the pair's card")
@@ -294,11 +298,15 @@ def _check_against_card(spec: Spec, card: PairCard) -> None:
     _check_fields(spec, card)
 
 
+def options_of(spec: Spec, url: str) -> dict[str, Any]:
+    """The storage options of a URL that is read: those of the output, if it is of the same protocol."""
+    return spec.storage_options if get_protocol(url) == get_protocol(spec.output) else {}
+
+
 def request_file(spec: Spec, names: tuple[str, ...]) -> RequestFile:
     """The request file of a spec that names one; ``names`` are the classes of its pair."""
     url = spec.requests.file or ""
-    same_place = get_protocol(url) == get_protocol(spec.output)
-    return RequestFile(url, spec.storage_options if same_place else {}, names)
+    return RequestFile(url, options_of(spec, url), names)
 
 
 def _with_request_file(spec: Spec, names: tuple[str, ...]) -> Spec:
@@ -354,7 +362,13 @@ def make_spec(raw: dict[str, Any]) -> Spec:
     try:
         asked_pair = raw.get("pair", Spec.model_fields["pair"].default)
         if not isinstance(asked_pair, str) or not asked_pair:
-            raise SpecError(f"pair: got {shown(asked_pair or None)}, allowed: {', '.join(bundled_pairs())} or a folder")
+            raise SpecError(
+                f"pair: got {shown(asked_pair or None)}, allowed: {', '.join(bundled_pairs())}, a folder or a URL"
+            )
+        check_url("pair", asked_pair)
+        options = raw.get("storage_options")
+        if isinstance(options, dict) and get_protocol(asked_pair) == get_protocol(str(raw.get("output", ""))):
+            pair_cache.use_options(asked_pair, options)
         card = load_card(asked_pair)
         law = raw.get("law", {})
         if isinstance(law, dict):

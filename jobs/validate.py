@@ -96,6 +96,8 @@ def _last_generations(sizes: dict[str, int]) -> dict[int, int]:
 def _image_shape(plan: Plan) -> tuple[int, int, int] | None:
     """Height, width and channels of the plan's images; None where its pair is not at hand."""
     try:
+        if "://" in plan.spec["pair"]:
+            return None  # a plan of strangers must not make us fetch what it names
         card = load_card(plan.spec["pair"])
     except PairError:
         return None

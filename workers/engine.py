@@ -19,10 +19,12 @@ from spd_core.decode.log import DraftRecords
 from spd_core.draws import Draws
 from spd_core.law import Null
 from spd_core.pairs.pair import Pair, PairCard, PairError, load_card, load_pair
+from workers import pair_cache
 from workers.encode import Pixels, encode_image
 from workers.machine import peak_memory, usable_cpus
 from workers.null import null_images, textured_images
 from workers.records import PairSettings, ShardTask, WorkerSettings
+from workers.redact import public_url
 from workers.result import DraftRows, ShardResult
 from workers.staged import DecodedShard, HostCopy, timed
 
@@ -152,13 +154,14 @@ def planned_card(settings: PairSettings) -> PairCard:
     Raises:
         PairError: it is not there, or its weights are not those of the settings.
     """
+    pair_cache.use_options(settings.pair, settings.pair_options)
     card = load_card(settings.pair)
     if card.sha256 != settings.pair_sha256:
         shown, planned = (
             ", ".join(f"{part} {digest[:12]}" for part, digest in sorted(hashes.items())) or "none"
             for hashes in (card.sha256, settings.pair_sha256)
         )
-        raise PairError(f"pair: {settings.pair} has weights {shown}, allowed: {planned} (the plan's)")
+        raise PairError(f"pair: {public_url(settings.pair)} has weights {shown}, allowed: {planned} (the plan's)")
     return card
 
 

@@ -31,6 +31,7 @@ class PairSettings(Settings):
     """What it takes to load and run the models of a job."""
 
     pair: str
+    pair_options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the pair's file system")
     pair_sha256: dict[str, str] = Field(description="weights the job was planned with; others are refused")
     law: SamplerLaw
     device: str = Field(description="torch device, e.g. cpu or cuda")

@@ -164,17 +164,33 @@ def bundled_pairs() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/pair.json"))
 
 
-def pair_folder(name: str) -> Path:
-    """Folder of a bundled pair's name or of a path.
+#: The folder of a pair's URL on this machine, with its weights or only with its card.
+Fetch = Callable[[str, bool], Path]
+_fetch: list[Fetch] = []
+
+
+def fetch_urls_with(fetch: Fetch) -> None:
+    """Tells how a pair that is a URL is fetched: this package knows no stores."""
+    _fetch[:] = [fetch]
+
+
+def pair_folder(name: str, weights: bool = True) -> Path:
+    """Folder of a bundled pair's name, of a path, or of a URL that was fetched.
+
+    Args:
+        name: of the pair.
+        weights: False: only the card need be there.
 
     Raises:
         PairError: if there is no such pair.
     """
+    if "://" in name and _fetch:
+        return _fetch[0](name, weights)
     for folder in (BUNDLED / name, Path(name)):
         if (folder / "pair.json").is_file():
             return folder
     raise PairError(
-        f"pair: got {name!r}, allowed: {', '.join(bundled_pairs())} or a folder that holds a pair.json"
+        f"pair: got {name!r}, allowed: {', '.join(bundled_pairs())} or a folder or URL that holds a pair.json"
         + did_you_mean(name, bundled_pairs())
     )
 
@@ -185,18 +201,32 @@ def load_card(name: str) -> PairCard:
     Raises:
         PairError: unknown pair, or a pair.json that is not a card.
     """
-    path = pair_folder(name) / "pair.json"
+    path = pair_folder(name, weights=False) / "pair.json"
     try:
-        return PairCard.model_validate(json.loads(path.read_bytes()))
+        return parse_card(path.read_bytes(), str(path))
     except OSError as error:
         raise PairError(f"pair: cannot read {path}: {error.strerror or error}") from error
+
+
+def parse_card(raw: bytes, place: str) -> PairCard:
+    """The card that a pair.json holds.
+
+    Args:
+        raw: its bytes.
+        place: where it is, for errors.
+
+    Raises:
+        PairError: it is no card.
+    """
+    try:
+        return PairCard.model_validate(json.loads(raw))
     except RecursionError as error:
-        raise PairError(f"pair: {path} is not a pair card: values too deep inside each other") from error
+        raise PairError(f"pair: {place} is not a pair card: values too deep inside each other") from error
     except ValidationError as error:
         words = one_line(error, PairCard, "the fields of a card", "card")
-        raise PairError(f"pair: {path} is not a pair card: {words}") from error
+        raise PairError(f"pair: {place} is not a pair card: {words}") from error
     except ValueError as error:  # no JSON, or not UTF-8
-        raise PairError(f"pair: {path} is not a pair card: {' '.join(str(error).split())}") from error
+        raise PairError(f"pair: {place} is not a pair card: {' '.join(str(error).split())}") from error
 
 
 def part_sizes(card: PairCard, draft: bool = True) -> dict[str, int]:

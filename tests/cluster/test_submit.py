@@ -84,6 +84,18 @@ def test_submit_ends_with_the_jobs_own_verdict(two_nodes: Nodes, pair: str, s3_o
     assert stranger.returncode and "Authentication failed" in stranger.stderr
 
 
+def test_a_pair_on_the_store_reaches_every_node(two_nodes: Nodes, pair: str, s3_options, tmp_path):
+    """A pair's folder need not be in the working directory, which Ray limits to 100 MiB."""
+    remote = f"s3://tests/{uuid.uuid4().hex}/pair"
+    store = Store(remote, s3_options)
+    for path in Path(pair).iterdir():
+        store.create(path.name, path.read_bytes())
+    output = write_job(tmp_path / "job", remote, images=40)
+    done = two_nodes.submit(tmp_path / "job", "--set", "method=plain", "--set", "law.num_iter=4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert validate(output, s3_options).problems == ()
+
+
 def test_a_stopped_job_resumes(two_nodes: Nodes, pair: str, s3_options, tmp_path):
     output = write_job(tmp_path / "job", pair, images=2000)
     store = Store(output, s3_options)
