@@ -48,7 +48,8 @@ def _figures(report: Json) -> list[str]:
         ("images/s per worker", words.number(speed["images_per_s_per_worker"])),
     ]
     if report["acceptance"]:
-        rows.append(("drafts accepted", words.percent(report["acceptance"]["rate"])))
+        name = f"drafts accepted, {words.acceptance_of(report['method'])}"
+        rows.append((name, words.percent(report["acceptance"]["rate"])))
     if report["certificate"]:
         rows += words.certificate_in_words(report["certificate"])
     rows += words.quality_in_words(report["quality"])

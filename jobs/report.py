@@ -73,6 +73,7 @@ def render(report: Json, grid: dict[int, list[str]]) -> str:
         "duration": duration,
         "law": words.law_in_words,
         "method": words.method_in_words,
+        "acceptance_of": words.acceptance_of,
     }
     names: dict[int, str] = {row["label"]: row["name"] for row in report.get("classes", [])}
     page: str = environment.get_template("report.html").render(

@@ -94,6 +94,17 @@ def quality_in_words(quality: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("features", f"{quality['extractor']}; these are not the published FID and KID")]
 
 
+def acceptance_of(method: dict[str, Any]) -> str:
+    """Of which drafts a dumped method's acceptance is a share: two figures that must not be compared.
+
+    Released CSpD judges and keeps or replaces every draft of a block. Everything else looks at no draft behind the
+    first refusal, so the share is that of drafts whose predecessors stood.
+    """
+    if method["name"] == "cspd" and method["variant"] == "released":
+        return "of every draft"
+    return "of the drafts tested, up to the first refusal of a block"
+
+
 def certificate_in_words(certificate: dict[str, Any] | None) -> list[tuple[str, str]]:
     """Name and value of the figures of a report's certificate; none if it has none."""
     if certificate is None:

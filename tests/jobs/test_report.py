@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs import bench_table, words
+from jobs.bench_table import ACCEPTANCES, Row
 from jobs.card import front_matter, render_card
 from jobs.finish import finish, rewrite_report
 from jobs.plan import read_plan, store_plan
@@ -16,6 +18,7 @@ from jobs.report import render
 from jobs.spec import SpecError
 from jobs.status import status
 from jobs.validate import validate
+from spd_core.law import Cspd, Speculative
 from tests.jobs.test_auto import auto_spec, planned
 from tests.jobs.tree import lose_shard, make_shards, make_tree
 from tests.tiny_pair import make_tiny_pair
@@ -257,3 +260,23 @@ def test_report_of_a_job_without_any_shard(tmp_path):
         lose_shard(store, shard, 3)
     report = rewrite_report(store.url)
     assert report["partial"] and "Partial: 0 of 3 shards" in (Path(store.url) / layout.REPORT_HTML).read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "of"),
+    [
+        (Cspd(), "of every draft"),
+        (Cspd(variant="paper"), "of the drafts tested, up to the first refusal of a block"),
+        (Speculative(), "of the drafts tested, up to the first refusal of a block"),
+    ],
+)
+def test_acceptance_says_of_which_drafts_it_is_a_share(method, of):
+    assert words.acceptance_of(method.model_dump(mode="json")) == of
+
+
+def test_released_and_paper_acceptance_stand_in_columns_of_their_own():
+    row = {"acceptance": 0.25, "method": "cspd"}
+    released, paper = (Row.model_construct(**row, settings={"variant": v}) for v in ("released", "paper"))
+    assert ACCEPTANCES == ("accepted of tested", "accepted of all")
+    assert bench_table._acceptances(released) == ["-", "0.250"]
+    assert bench_table._acceptances(paper) == ["0.250", "-"]
