@@ -22,9 +22,8 @@ _FLOAT = 4  #: bytes; activations and caches
 _BLOCK = 13
 #: Tensors of [rows, head width] alive inside a block of a head: modulation, norm, two of the MLP, the sum's operands.
 _HEAD = 10
-#: Times a causal model's cache is there at most: it is copied when images leave it.
-_CAUSAL_CACHES = 2
-_LAYERS_READ = 2  #: layers' worth of keys and values that a pass of a model of codes holds beside its cache
+#: Bytes of a key's or value's number in the cache.
+_KEPT = {"float32": 4, "tf32": 4, "bfloat16": 2}
 _NOISE = 6  #: words of the generator alive for each random number
 
 
@@ -60,17 +59,18 @@ def batch_memory(card: PairCard, law: SamplerLaw, method: Method, batch: int) ->
     models = [card.target, *([card.draft] if method.uses_draft and card.draft else [])]
     rows = batch * (2 if law.cfg != 1 else 1)
     block = 1 + (0 if isinstance(method, Plain) else getattr(method, "gamma", 0))  # positions of a target pass
-    cache = sum(_cache(model, rows) for model in models)
+    cache = sum(_cache(model, rows, block) for model in models) * _KEPT[law.dtype]
     activations = max(_activations(model, rows, block) for model in models)
-    return BatchMemory(weights, cache, activations, _head(card.target, law, batch, block))
+    return BatchMemory(weights, cache, activations, _head(card.target, law, batch))
 
 
-def _cache(model: MarConfig | CausalConfig | LlamaGenConfig, rows: int) -> int:
+def _cache(model: MarConfig | CausalConfig | LlamaGenConfig, rows: int, block: int) -> int:
+    """Numbers that are held; a pass of ``block`` positions reads them where they are."""
     if isinstance(model, MarConfig):
         return 0
     if isinstance(model, LlamaGenConfig):
-        return 2 * (model.n_layer + _LAYERS_READ) * rows * (model.block_size + 1) * model.dim * _FLOAT
-    return _CAUSAL_CACHES * 2 * model.depth * rows * (model.seq_len + 1) * model.embed_dim * _FLOAT
+        return 2 * model.n_layer * rows * (model.block_size + block) * model.dim
+    return 2 * model.depth * rows * (model.seq_len + 1) * model.embed_dim
 
 
 def _activations(model: MarConfig | CausalConfig | LlamaGenConfig, rows: int, block: int) -> int:
@@ -83,14 +83,14 @@ def _activations(model: MarConfig | CausalConfig | LlamaGenConfig, rows: int, bl
     return _BLOCK * rows * block * model.embed_dim * _FLOAT
 
 
-def _head(model: MarConfig | CausalConfig | LlamaGenConfig, law: SamplerLaw, batch: int, block: int) -> int:
+def _head(model: MarConfig | CausalConfig | LlamaGenConfig, law: SamplerLaw, batch: int) -> int:
     if isinstance(model, LlamaGenConfig):
         return 0
     if isinstance(model, MarConfig):
         tokens, width = max(1, -(-model.seq_len * 2 // law.num_iter)), model.diffloss_w
     else:
-        # A causal model finishes all tokens of an image at once below the hand-off.
-        tokens, width = (model.seq_len if law.handoff_level else block), model.head_width
+        # A causal model finishes all tokens of an image at once, at least by the last step.
+        tokens, width = model.seq_len, model.head_width
     drawn = batch * min(tokens, model.seq_len)
     guided = drawn * (2 if law.cfg != 1 else 1)
     return guided * _HEAD * width * _FLOAT + drawn * law.head_steps * model.token_dim * _NOISE * _FLOAT

@@ -137,41 +137,6 @@ def path_above(
     return speculate_head(head, noise.start, *steps, noise, draws, windows, trace=trace)[0]
 
 
-class TokenPaths:
-    """A causal model at a law: contexts of a batch, and paths of its tokens down to the hand-off.
-
-    Args:
-        model: the model.
-        law: what is sampled.
-        labels_A: of the images that are decoded together.
-    """
-
-    def __init__(self, model: Causal, law: SamplerLaw, labels_A: Tensor) -> None:
-        self.reader, self.head = ContextReader(model, law, labels_A), LawHead.of(model.head, law)
-        self._walked = Captured(self._walk, "causal.path")
-
-    def above(
-        self,
-        path: PathLaw,
-        z_GAZ: Tensor,
-        position_A: Tensor,
-        noise: PathNoise,
-        draws: HeadDraws,
-        windows: tuple[int, ...],
-    ) -> Path:
-        """The paths of one token of every image, as `path_above`; one head call a step is recorded as a whole."""
-        z, scale, head = z_GAZ.flatten(0, 1), path.scale(position_A), self.head.at(path.law)
-        if windows:
-            return path_above(head.bind(z, scale), path, noise, draws, windows)
-        end, x0 = self._walked(z, scale, noise.start, noise.step, path=path)
-        return Path(end, x0, path.above, path.above * len(end), None)
-
-    def _walk(self, z: Tensor, scale: Tensor, start: Tensor, step: Tensor, path: PathLaw) -> tuple[Tensor, ...]:
-        head, noise = self.head.at(path.law).bind(z, scale), PathNoise(start, step, path.handoff + 1)
-        made = walk(head, start, path.first, path.handoff + 1, noise)
-        return made.end, made.x0
-
-
 @dataclass
 class Canvas:
     """What is known of every token of a batch; the decoders write it in place."""
@@ -230,30 +195,32 @@ def decode_causal_plain(
     meter, batch, length = Meter(labels_B.device), len(labels_B), target.config.seq_len
     path, image = PathLaw(law, length), torch.arange(batch, device=labels_B.device)
     key = ("causal, plain", at_precision(target, law.dtype), law, batch, labels_B.device)
-    work = kept(key, labels_B.device, lambda: TokenPaths(target, law, labels_B))
-    work.reader.start(labels_B)
-    canvas = Canvas.empty(target, batch, work.reader.copies)
+    reader = kept(key, labels_B.device, lambda: ContextReader(target, law, labels_B))
+    reader.start(labels_B)
+    head = LawHead.of(target.head, law)
+    canvas = Canvas.empty(target, batch, reader.copies)
     for own_path, positions in path.stretches(DRAWN_AHEAD):
         block = torch.arange(positions.start, positions.stop, device=labels_B.device)
         images, tokens = image.repeat(len(block)), block.repeat_interleave(batch)
         drawn = noise_above(draws, images, tokens, own_path, canvas.x0.shape[-1])
-        own = own_draws(draws, images, tokens, own_path.law)
+        own, own_head = own_draws(draws, images, tokens, own_path.law), head.at(own_path.law)
         own = own.ahead() if windows else own
         for place, position in enumerate(positions):
             rows = slice(place * batch, (place + 1) * batch)
             before = canvas.states[:, max(position - 1, 0), None].contiguous()
             with meter.span("context"):
-                z = work.reader.read(before, tokens[rows], position)[:, :, 0]
+                z = reader.read(before, tokens[rows], position)[:, :, 0]
             with meter.span("head"):
                 noise = PathNoise(drawn.start[rows], drawn.step[rows], drawn.offset)
-                made = work.above(own_path, z, tokens[rows], noise, own.of(rows), windows)
+                bound = own_head.bind(z.flatten(0, 1), path.scale(tokens[rows]))
+                made = path_above(bound, own_path, noise, own.of(rows), windows)
             canvas.states[:, position], canvas.x0[:, position], canvas.z[:, :, position] = made.end, made.x0, z
             meter.add(
                 target_context_calls=1,
-                target_context_rows=batch * work.reader.copies,
+                target_context_rows=batch * reader.copies,
                 target_head_calls=made.calls,
-                target_head_rows=made.rows * work.reader.copies,
+                target_head_rows=made.rows * reader.copies,
             )
-    clean = finish(work.head, path, canvas, draws, windows, meter)
+    clean = finish(head, path, canvas, draws, windows, meter)
     rounds = torch.full((batch,), length)
     return Decoded(clean, rounds, DraftRecords.concatenate([]), dict(meter.counts), meter.seconds())

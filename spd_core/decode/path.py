@@ -10,7 +10,7 @@ D token dims, Z context dims, W head width, L steps of a window.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -390,8 +390,20 @@ def steps_down(first: int, last: int, device: torch.device) -> Tensor:
 def walk(head: BoundHead, y_RD: Tensor, first: int, last: int, noise: PathNoise, trace: bool = False) -> Path:
     """The path from y before step ``first`` to the state after step ``last``, one fixed-variance head call a step.
 
-    Everything that does not depend on y is computed for many steps at once.
+    Everything that does not depend on y is computed for many steps at once. A device that records launches all steps
+    at once.
     """
+    if recorded(y_RD.device):
+        made = on_rows("path", _walked, head, y_RD, noise, first=first, last=last, trace=trace)
+    else:
+        made = _walked(head, y_RD, noise, first, last, trace)
+    end, x0, *states = made
+    kept = Trace(*states) if trace else None
+    return Path(end, x0, first - last + 1, len(end) * (first - last + 1), kept)
+
+
+def _walked(head: BoundHead, y_RD: Tensor, noise: PathNoise, first: int, last: int, trace: bool) -> tuple[Tensor, ...]:
+    """End, newest prediction and, with a trace, states, predictions and noise of every step."""
     law = head.at_law.law
     coefficients = diffusion(law.head_steps, law.start_level).path[law.head_steps - 1 - first : law.head_steps - last]
     std = head.at_law.fixed_std_list
@@ -407,12 +419,45 @@ def walk(head: BoundHead, y_RD: Tensor, first: int, last: int, noise: PathNoise,
         y = torch.add(x0 * step.c_x0, y, alpha=step.c_x)
         if not step.noiseless:
             y = torch.add(y, noise.step[:, step.k - noise.offset], alpha=std[step.k])
-    kept = None
-    if trace:
-        row = torch.arange(len(y), device=y.device)[:, None]
-        made = noise.of_steps(row, steps_down(first, last, y.device)[None])
-        kept = Trace(torch.stack(states, dim=1), torch.stack(predictions, dim=1), made)
-    return Path(y, x0, len(coefficients), len(y) * len(coefficients), kept)
+    if not trace:
+        return y, x0
+    row = torch.arange(len(y), device=y.device)[:, None]
+    made = noise.of_steps(row, steps_down(first, last, y.device)[None])
+    return y, x0, torch.stack(states, dim=1), torch.stack(predictions, dim=1), made
+
+
+def on_rows(
+    name: str,
+    function: Callable[..., tuple[Tensor, ...]],
+    head: BoundHead,
+    y_RD: Tensor,
+    noise: PathNoise,
+    **constants: Hashable,
+) -> tuple[Tensor, ...]:
+    """What a function makes of paths, recorded for numbers of rows that are powers of two; the rest is padding.
+
+    Args:
+        name: under which its graphs are listed.
+        function: of a head, states and noise, and constants; returns tensors [R, ...].
+        head: bound to the rows' contexts.
+        y_RD: states to start from.
+        noise: of the rows.
+        constants: whatever else decides what the function does.
+    """
+    at_law, rows = head.at_law, len(y_RD)
+    more = (1 << (rows - 1).bit_length()) - rows
+    scale = head.scale if isinstance(head.scale, Tensor) else y_RD.new_full((rows, 1), head.scale)
+    z = F.pad(head.z.unflatten(0, (-1, rows)), (0, 0, 0, more)).flatten(0, 1)
+    given = (z, F.pad(scale, (0, 0, 0, more)), F.pad(y_RD, (0, 0, 0, more)), F.pad(noise.step, (0, 0, 0, 0, 0, more)))
+
+    def run(
+        z: Tensor, scale: Tensor, y: Tensor, step: Tensor, offset: int, **constants: Hashable
+    ) -> tuple[Tensor, ...]:
+        return function(at_law.bind(z, scale), y, PathNoise(y, step, offset), **constants)
+
+    captured = at_law.captured.setdefault(name, Captured(run, name))
+    # Copies, for the next call writes over the graph's own.
+    return tuple(made[:rows].clone() for made in captured(*given, offset=noise.offset, **constants))
 
 
 def _modulations(head: BoundHead, first: int, last: int) -> Iterator[StepModulation]:

@@ -37,6 +37,7 @@ from spd_core.accept import (
     path_log_ratio,
     sample_residual,
 )
+from spd_core.capture import recorded
 from spd_core.decode.causal import (
     Canvas,
     ContextReader,
@@ -49,7 +50,7 @@ from spd_core.decode.causal import (
 )
 from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded, Meter, TestLog
-from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, Trace, steps_down
+from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, Trace, on_rows, steps_down
 from spd_core.decode.slots import Change, Slots, moved
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw, Speculative
@@ -125,17 +126,29 @@ def places_of(mask_R: Tensor, count: int) -> Tensor:
 
 def draft_walk(head: BoundHead, y_TD: Tensor, path: PathLaw, noise: PathNoise, stride: int) -> Path:
     """The draft's paths to the hand-off, one head call every ``stride`` steps."""
+    steps = {"first": path.first, "handoff": path.handoff, "stride": stride}
+    if recorded(y_TD.device):
+        made = on_rows("draft path", _drafted_path, head, y_TD, noise, **steps)
+    else:
+        made = _drafted_path(head, y_TD, noise, **steps)
+    trace, calls = Trace(*made[1:]), -(-path.above // stride)
+    return Path(made[0], trace.x0[:, -1], calls, calls * len(y_TD), trace)
+
+
+def _drafted_path(
+    head: BoundHead, y_TD: Tensor, noise: PathNoise, first: int, handoff: int, stride: int
+) -> tuple[Tensor, ...]:
+    """End, and states, held predictions and noise of every step."""
     rows = torch.arange(len(y_TD), device=y_TD.device)
-    y, calls, parts = y_TD, 0, []
-    for first in range(path.first, path.handoff, -stride):
-        k = steps_down(first, max(first - stride, path.handoff) + 1, y.device).expand(len(rows), -1)
+    y, parts = y_TD, []
+    for start in range(first, handoff, -stride):
+        k = steps_down(start, max(start - stride, handoff) + 1, y.device).expand(len(rows), -1)
         drawn = noise.of_steps(rows[:, None], k)
         x0 = head.follow(rows, k, head.predict(rows, k[:, 0], y).x0, drawn)
         after = head.roll(k, y, x0, head.std(k, None) * drawn)
         parts.append((torch.cat([y[:, None], after[:, :-1]], dim=1), x0, drawn))
-        y, calls = after[:, -1], calls + 1
-    trace = Trace(*(torch.cat(column, dim=1) for column in zip(*parts, strict=True)))
-    return Path(y, trace.x0[:, -1], calls, calls * len(rows), trace)
+        y = after[:, -1]
+    return y, *(torch.cat(column, dim=1) for column in zip(*parts, strict=True))
 
 
 def held_predictions(head: BoundHead, states_TKD: Tensor, path: PathLaw, stride: int) -> Tensor:

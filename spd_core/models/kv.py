@@ -20,7 +20,7 @@ from spd_core import capture
 
 #: Slots that a pass reads are a multiple of this: few shapes, each of which a device records on its own, and at most
 #: so many slots too many.
-REACH = 64
+REACH = 32
 #: The number of slots is a multiple of this: masks of other widths would be padded, by a copy in every layer.
 ALIGNED = 16
 
