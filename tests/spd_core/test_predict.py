@@ -8,7 +8,7 @@ import torch
 from spd_core.candidates import PROMISING, all_choices, choices
 from spd_core.decode.ceilings import Ceilings, Pass, known_ceilings, measured_ceilings
 from spd_core.decode.predict import effort_of, images_per_s, windows_for
-from spd_core.decode.predict_codes import kept_bytes
+from spd_core.decode.predict_codes import kept_bytes, plain_s, speculative_s, work_of
 from spd_core.law import Auto, Choice, Cspd, Plain, SamplerLaw, Speculative
 from spd_core.models.llamagen import PRESETS, LlamaGenConfig
 from spd_core.models.mar import Mar, MarConfig, preset
@@ -183,6 +183,30 @@ def test_speculation_of_codes_reads_them_once_a_round(batch):
         images_per_s(card, own, Choice(method=method, batch=batch), H100) for method in (Plain(), Speculative(gamma=4))
     )
     assert 1.2 < chain / plain < 3.4, "3.36 codes a round at most"
+
+
+def test_what_xl_reads_by_hand():
+    """36 layers, keys and values of 1,280 numbers of two bytes; position p reads p of them in each of two rows."""
+    xl, own = xl_card().target, xl_card().law.model_copy(update={"dtype": "bfloat16"})
+    assert kept_bytes(xl, "bfloat16") == 36 * 2 * 1280 * 2 == 184_320
+    reading = Ceilings("memory", flops=1e30, bytes_per_s=1.0, kernel_s=0.0)
+    weights = work_of(xl, "bfloat16").weights
+    assert weights == 36 * (4 * 1280**2 + 3 * 1280 * 3584 + 2 * 1280) + 1280 + 1280 * 16384 + 1001 * 1280
+    expected = 256 * 2 * weights + 2 * 7 * 184_320 * 255 * 256 / 2
+    assert plain_s(xl, own, 7, reading) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("batch", "gain", "even"), [(1, 1.38, 0.62), (64, 1.67, 0.52), (256, 1.83, 0.47)])
+def test_where_lossless_speculation_of_xl_gains(batch, gain, even):
+    """By chains of four of B's codes: the figures of docs/codes.md."""
+    xl, b, own = xl_card().target, xl_card().draft, xl_card().law.model_copy(update={"dtype": "bfloat16"})
+
+    def ratio(acceptance):
+        chain = speculative_s(xl, b, own, Speculative(gamma=4), [acceptance] * 4, batch, H100)
+        return plain_s(xl, own, batch, H100) / chain
+
+    assert ratio(0.8) == pytest.approx(gain, abs=0.01)
+    assert ratio(even - 0.02) < 1 < ratio(even + 0.02)
 
 
 def test_without_a_measured_acceptance_speculation_is_not_predicted():
