@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from jobs.bench_plot import check_plot
+from jobs.files import check_file
 from jobs.spec import SpecError
 from spd_core.law import Speculative
 from spd_core.pairs.pair import load_card
@@ -20,6 +20,22 @@ _FAMILIES_OF = {
     **dict.fromkeys(("tree", "drafter", "nu", "lam", "lantern_delta", "plot"), ("llamagen",)),
     **dict.fromkeys(("head_window", "head_schedule", "head_steps"), ("mar", "causal")),
     "delta": ("causal", "llamagen"),
+}
+
+
+#: Whole numbers from 1 to these.
+_MOST = {
+    "num_iter": 65_536,
+    "gamma": 4096,
+    "paper_gamma": 4096,
+    "head_window": 1000,
+    "stride": 1000,
+    "batch": 65_536,
+    "fills": 10_000,
+    "repeats": 10_000,
+    "processes": 1024,
+    "threads": 1024,
+    "deepen": 1000,
 }
 
 
@@ -35,7 +51,7 @@ def _check_range(args: argparse.Namespace, name: str, least: float, most: float 
     values = getattr(args, name)
     for value in values if isinstance(values, list) else [values]:
         if value is not None and not least <= value <= most:
-            allowed = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
+            allowed = f"{least:g} or more" if most == math.inf else f"{least:,.15g} to {most:,.15g}"
             raise SpecError(f"--{name.replace('_', '-')}: got {value}, allowed: {allowed}")
 
 
@@ -45,20 +61,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
         SpecError, PairError: wrong input.
     """
-    whole = (
-        "num_iter",
-        "gamma",
-        "paper_gamma",
-        "head_window",
-        "stride",
-        "batch",
-        "fills",
-        "repeats",
-        "processes",
-        "threads",
-    )
-    for name in (*whole, "delta", "deepen", "lam"):
-        _check_range(args, name, 1)
+    for name, most in _MOST.items():
+        _check_range(args, name, 1, most)
+    for name in ("delta", "lam"):
+        _check_range(args, name, 1, 1e6)
     for name in ("radius", "nu"):
         _check_range(args, name, 0)
     _check_range(args, "lantern_delta", 0, 1)
@@ -78,9 +84,7 @@ def check_files(args: argparse.Namespace) -> None:
         SpecError: wrong input.
     """
     for name in ("json", "markdown", "plot"):
-        path = getattr(args, name)
-        if path and not Path(path).parent.is_dir():
-            raise SpecError(f"--{name}: got {path!r}, allowed: a file in a folder that exists")
+        check_file(f"--{name}", getattr(args, name))
     if args.plot:
         check_plot(args.plot)
 

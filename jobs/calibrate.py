@@ -13,6 +13,7 @@ from typing import Any
 from jobs.auto import budget, ceilings_of, choices_of, shard_rows, trial_rows, trial_settings, trial_task
 from jobs.calibration import Calibration, CalibrationRow, Measure, TrialFailed, calibrate, most_turns
 from jobs.console import Steps, say
+from jobs.files import check_file
 from jobs.fleet import JobError
 from jobs.remembered import remember
 from jobs.spec import FixedSpec, Spec, SpecError, load_spec
@@ -85,8 +86,7 @@ def _spec(args: argparse.Namespace) -> Spec:
         raise SpecError(f"method: got {spec.method.name!r}, allowed: auto")
     if args.check < 0:
         raise SpecError(f"--check: got {args.check}, allowed: 0 or more")
-    if args.json and not Path(args.json).parent.is_dir():
-        raise SpecError(f"--json: got {args.json!r}, allowed: a file in a folder that exists")
+    check_file("--json", args.json)
     return spec
 
 

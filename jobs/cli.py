@@ -67,17 +67,31 @@ def _plan(args: argparse.Namespace) -> int:
     return _OK
 
 
+def _output(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The output that a command looks at and the options of its file system."""
+    from jobs.spec import SpecError
+    from jobs.urls import UrlError, check_url
+
+    try:
+        check_url("output", args.output)
+    except UrlError as error:
+        raise SpecError(str(error)) from error
+    if not args.output:
+        raise SpecError("output: got nothing, allowed: URL or folder of a dataset")
+    return args.output, _storage_options(args.storage_option)
+
+
 def _status(args: argparse.Namespace) -> int:
     from jobs.status import status
 
-    say("\n".join(status(args.output, _storage_options(args.storage_option)).lines()))
+    say("\n".join(status(*_output(args)).lines()))
     return _OK
 
 
 def _validate(args: argparse.Namespace) -> int:
     from jobs.validate import validate
 
-    found = validate(args.output, _storage_options(args.storage_option))
+    found = validate(*_output(args))
     for problem in found.problems:
         say(problem)
     verdict = "ok" if found.ok else f"{len(found.problems)} problems"
@@ -89,7 +103,7 @@ def _report(args: argparse.Namespace) -> int:
     from jobs.finish import rewrite_report
     from workers import layout
 
-    report = rewrite_report(args.output, _storage_options(args.storage_option))
+    report = rewrite_report(*_output(args))
     state = "partial, " if report["partial"] else ""
     say(f"{state}{report['images']['committed']} images: {args.output.rstrip('/')}/{layout.REPORT_HTML}")
     return _OK
@@ -157,6 +171,8 @@ def _complain(text: object) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     """Runs a subcommand and turns what a user can do something about into one line and an exit code."""
+    from pydantic import ValidationError
+
     from jobs.driver import Stopped
     from jobs.fleet import JobError
     from jobs.spec import SpecError
@@ -178,6 +194,16 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _complain("interrupted")
         return _INTERRUPTED
+    except ValidationError as error:
+        problem = error.errors()[0]
+        _complain(f"{'.'.join(map(str, problem['loc'])) or error.title}: {problem['msg']}")
+        return _WRONG_INPUT
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # A full disk, a folder in place of a file: the machine's fault, which a traceback does not explain.
+        _complain(f"{error.filename or args.command}: {error.strerror or error}")
+        return _FAILED
 
 
 def _set_up_logging() -> None:

@@ -34,6 +34,7 @@ from jobs.commits import find_missing, read_committed
 from jobs.console import Steps, say
 from jobs.driver import generate
 from jobs.encoding import FORMATS, EncodingCost, encoding_cost, encoding_table
+from jobs.files import check_file
 from jobs.plan import make_plan, store_plan, stored_plan, task_of
 from jobs.requests import store_requests
 from jobs.spec import FixedSpec, SpecError, load_spec, make_spec
@@ -275,8 +276,7 @@ def _check(args: argparse.Namespace) -> None:
             raise SpecError(f"--{name.replace('_', '-')}: got {getattr(args, name)}, allowed: {least} or more")
     if not args.wait_rate > 0:
         raise SpecError(f"--wait-rate: got {args.wait_rate:g}, allowed: above 0")
-    if args.json and not Path(args.json).parent.is_dir():
-        raise SpecError(f"--json: got {args.json!r}, allowed: a file in a folder that exists")
+    check_file("--json", args.json)
     if args.folder and not Path(args.folder).is_dir():
         raise SpecError(f"--folder: got {args.folder!r}, allowed: a folder that exists")
     _pair_spec("", args.set, 1, 1)

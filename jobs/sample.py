@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.files import check_file
 from jobs.plan import request_id
 from jobs.spec import FixedSpec, Spec, SpecError, load_spec
 from spd_core.decode import decode
@@ -39,8 +40,7 @@ def _checked(out: str, n: int) -> Path:
     path = Path(out)
     if path.suffix not in (".png", ".npz"):
         raise SpecError(f"--out: got {out!r}, allowed: a file name that ends in .png or .npz")
-    if not path.parent.is_dir():
-        raise SpecError(f"--out: got {out!r}, allowed: a file in a folder that exists")
+    check_file("--out", out)
     if n < 1:
         raise SpecError(f"--n: got {n}, allowed: 1 or more")
     return path

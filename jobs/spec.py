@@ -413,8 +413,8 @@ def load_spec(path: str | None, overrides: list[str]) -> Spec:
             raw = read_yaml(Path(path))
         except OSError as error:
             raise SpecError(f"spec: cannot read {path}: {error.strerror or error}") from error
-        except YamlError as error:
-            raise SpecError(f"spec: cannot read {path}: {error}") from error
+        except ValueError as error:  # no such YAML, or no such path
+            raise SpecError(f"spec: cannot read {path!r}: {error}") from error
         raw = {} if raw is None else raw
         if not isinstance(raw, dict):
             raise SpecError(f"spec: got {shown(raw)} in {path}, allowed: a mapping of fields")

@@ -10,6 +10,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -187,12 +188,24 @@ def _bundle(args: argparse.Namespace, out: Path) -> None:
     bundle(args.what, {run: out / run for run in [*first, "target", "draft", *last]}, out / "pair", _machine(args))
 
 
+def _figures(path: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpecError(f"--bench: got {path!r}, allowed: a file that `spd bench --json` wrote") from error
+    return found
+
+
 def run(args: argparse.Namespace) -> int:
     """Trains, resuming what was begun; or looks at the runs below OUT, or bundles them into ``OUT/pair``."""
     known = [*sorted({pair for pair, _ in RECIPES}), "label-classifier", "reference"]
     if args.what not in known:
         near = did_you_mean(args.what, known)
         raise SpecError(f"what: got {args.what!r}, allowed: {', '.join(known)}{near}")
+    if not 1 <= args.threads <= 1024:
+        raise SpecError(f"--threads: got {args.threads}, allowed: 1 to 1,024")
+    if args.steps is not None and not 1 <= args.steps <= 10**9:
+        raise SpecError(f"--steps: got {args.steps}, allowed: 1 to 1,000,000,000")
     torch.set_num_threads(args.threads)
     out = Path(args.out)
     target = Path(args.target) if args.target else out / "target" / _WEIGHTS
@@ -220,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
         elif args.part == "figures":
             if not args.bench:
                 raise SpecError("--bench: got nothing, allowed: a file that `spd bench --json` wrote")
-            record_figures(out, json.loads(Path(args.bench).read_text()), args.printed_by)
+            record_figures(out, _figures(args.bench), args.printed_by)
         elif args.part:
             _train(args, out, target)
         else:

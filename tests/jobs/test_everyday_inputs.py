@@ -386,3 +386,54 @@ def test_a_plan_stores_no_query():
     output = "s3://b/out?versionId=hunter2"
     plan = make_plan(spec.model_copy(update={"requests": file, "output": output}))
     assert plan.spec["requests"]["file"] == "https://host/r.csv?***" and b"hunter2" not in plan.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["status", ""], "output: got nothing"),
+        (["status", "s3:/b/x"], "did you mean s3://b/x?"),
+        (["status", "~nobody-here/x"], "allowed: a path from / or ~/ on"),
+        (["validate", "s4://x"], "a protocol that fsspec knows"),
+        (["report", "a\x00b"], "printable"),
+        (["status", "FILE"], "output: cannot read"),
+        (["sample", "--out", "FOLDER/x.png/y.png"], "allowed: a file in a folder that exists"),
+        (["sample", "--out", "FOLDER.png"], "--out: got"),
+        (["sample", "--out", "x.png", "--label", "zebra"], "got 'zebra', allowed: balanced, or"),
+        (["bench", "--json", "FOLDER"], "--json: got"),
+        (["bench", "--markdown", "FOLDER"], "--markdown: got"),
+        (["bench", "--gamma", "99999999"], "--gamma: got 99999999, allowed: 1 to 4,096"),
+        (["bench", "--processes", "100000"], "--processes: got 100000, allowed: 1 to 1,024"),
+        (["bench", "--delta", "nan"], "--delta: got nan"),
+        (["calibrate", "--set", "method=auto", "--json", "FOLDER"], "--json: got"),
+        (["road", "--json", "FOLDER"], "--json: got"),
+        (
+            ["train", "fashion-ar", "--part", "target", "--out", "x", "--threads", "0"],
+            "--threads: got 0, allowed: 1 to",
+        ),
+        (["train", "fashion-ar", "--part", "target", "--out", "x", "--steps", "-1"], "--steps: got -1, allowed: 1 to"),
+        (["train", "fashion-ar", "--part", "figures", "--out", "x", "--bench", "FILE"], "--bench: got"),
+        (["train", "fashion-ar", "--part", "figures", "--out", "x", "--bench", "FOLDER"], "--bench: got"),
+        (["convert", "--target", "FOLDER", "--name", "x", "--out", "x"], "checkpoint: cannot read"),
+        (["convert", "--target", "FILE", "--name", "x", "--out", "x"], "is no torch file"),
+        (["plan", "a\x00.yaml"], "spec: cannot read"),
+        (["plan", "--pair", "fashion-mar\n"], "printable"),
+        (["plan", "--output", "out\udcff"], "output: got"),
+        (["plan", "--set", "storage_options={1: 2}"], "storage_options: got a value that is not shown"),
+    ],
+)
+def test_a_hostile_argument_is_one_line(given, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("{")
+    words = {"FOLDER": str(tmp_path / "folder.png"), "FILE": str(tmp_path / "file"), "FOLDER.png": "folder.png"}
+    assert says in refusal(capsys, *(words.get(word, word) for word in given))
+
+
+def test_a_full_disk_is_one_line_and_no_traceback(capsys, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device", "/out/x.npz")
+
+    monkeypatch.setattr("jobs.sample.run", full)
+    assert main(["sample", "--out", "x.npz"]) == 1
+    assert capsys.readouterr().err == "spd: /out/x.npz: No space left on device\n"
