@@ -392,7 +392,7 @@ class _Decoding:
         if drafted is not None:
             index[drafted.row, drafted.place] = torch.arange(len(drafted.row), device=row_T.device)
         draft_T = index[row_T, place_T]  # -1: there was no draft
-        if path.law.falls:  # these are some of the round's tokens only
+        if self.path.law.falls:  # these are some of the round's tokens only
             refused = int((draft_T >= 0).sum())
         with_draft, without = places_of(draft_T >= 0, refused), places_of(draft_T < 0, len(row_T) - refused)
         if coupled is not None:

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from spd_core.decode import causal, cspd, decode, mar, speculative
+from spd_core.decode import causal, cspd, decode, mar
 from spd_core.decode.causal import PathLaw, decode_causal_plain
 from spd_core.decode.naive import decode_naive
 from spd_core.decode.speculative import decode_speculative
@@ -122,7 +122,7 @@ def _blind_mar(model, law, tokens, *args, **kwargs):
 
 
 mar_contexts = mar.contexts
-previous_tokens = causal.previous_tokens
+read = causal.ContextReader.read
 
 
 @pytest.fixture
@@ -131,8 +131,7 @@ def blind():
     with (
         patch.object(mar, "contexts", _blind_mar),
         patch.object(cspd, "contexts", _blind_mar),
-        patch.object(causal, "previous_tokens", lambda *args: torch.zeros_like(previous_tokens(*args))),
-        patch.object(speculative, "previous_tokens", lambda *args: torch.zeros_like(previous_tokens(*args))),
+        patch.object(causal.ContextReader, "read", lambda self, x, *args: read(self, torch.zeros_like(x), *args)),
     ):
         yield
 
