@@ -170,7 +170,10 @@ def test_auto_fixes_a_method_and_keeps_the_table(measured, pair):
     assert plan.choice.method.name == "plain" and plan.guarantee == "exact"
     chosen = plan.calibration.chosen
     assert (chosen.method, chosen.batch) == (plan.choice.method, plan.choice.batch)
-    assert chosen.images_per_s == max(row.images_per_s for row in rows if len(row.trials) == LAPS)
+    # A clear winner ends the knock-out before the last lap.
+    laps = max(len(row.trials) for row in rows)
+    assert laps <= LAPS
+    assert chosen.images_per_s == max(row.images_per_s for row in rows if len(row.trials) == laps)
     assert plan.calibration.machine["device"] == "cpu"
     assert json.loads((Path(measured.output) / layout.REPORT_JSON).read_text())["calibration"]["rows"]
 
