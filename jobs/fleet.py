@@ -383,7 +383,10 @@ class Fleet:
         """Each was waited for with patience before it became an error: a third wait would be like the first two."""
         self._outages[shard] += 1
         if self._outages[shard] >= _OUTAGES and self._committed(shard) is None:
-            raise JobError(f"shard {shard} could not be stored, {_OUTAGES} times after every retry: {error}")
+            raise JobError(
+                f"shard {shard} could not be stored, {_OUTAGES} times after every retry: {error}; "
+                "once that is mended, the same command resumes"
+            )
 
     def _next(self, slot: _Slot, job: _Job) -> None:
         slot.queue.remove(job)

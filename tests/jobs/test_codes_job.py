@@ -76,13 +76,12 @@ def test_auto_measures_both_drafts(generate):
     assert main(["validate", str(out)]) == 0
 
 
-def test_calibrate(pair, tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_calibrate(pair, tmp_path, capsys):
     out = tmp_path / "c.json"
     sets = ["--set", f"pair={pair}", "--set", "requests.count=8", "--set", "batch=4"]
     assert main(["calibrate", *sets, "--set", "method={name: auto, seconds: 1}", "--json", str(out)]) == 0
     assert all(row["images_per_s"] > 0 for row in json.loads(out.read_text())["rows"])
-    assert "speculative (gamma 2, drafter eagle, rule lossless)" in caplog.text
+    assert "speculative (gamma 2, drafter eagle, rule lossless)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", ["plain", "speculative"])
