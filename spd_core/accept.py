@@ -227,7 +227,8 @@ def judge(log_ratio_R: Tensor, log_relaxed_R: Tensor, uniform_R: Tensor, roundin
             than this times the share of drafts with such a ratio. Without it a draft that equals the target but for
             rounding is refused now and then, and hardly any proposal is ever kept in its place.
     """
-    accepted = accept(log_relaxed_R, uniform_R) | (log_relaxed_R > -rounding)
+    near_one = (log_relaxed_R > -rounding) & (log_relaxed_R < 0)
+    accepted = accept(log_relaxed_R.masked_fill(near_one, 0.0) if rounding else log_relaxed_R, uniform_R)
     return Verdict(accepted, log_ratio_R, excess(log_ratio_R, log_relaxed_R))
 
 
