@@ -43,33 +43,37 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         onednn, weight = _ONEDNN, self.weight
-        if weight.dtype is torch.bfloat16:
-            return F.linear(x.to(torch.bfloat16), weight, self.bias)
         if (
             onednn is None
             or x.device.type != "cpu"
             or x.dtype is not torch.float32
+            or weight.dtype is not torch.float32
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
             or (work := x.numel() * self.out_features) < WORTH_IT
             or x.numel() == self.in_features  # one row: a plain pass over the weight is as fast
         ):
-            return F.linear(x, weight, self.bias)
+            return self._product(x, weight)
         kept = _kept(self)
         if kept is None and work < WORTH_REORDERING:
             return F.linear(x, weight, self.bias)
         return onednn(x, weight if kept is None else kept, self.bias, "none", [], "")
 
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        if weight.dtype is torch.bfloat16:
+            x = x.to(torch.bfloat16)
+        return F.linear(x, weight, self.bias)
+
 
 class Float32Linear(Linear):
     """A `Linear` that is float32 at every precision of a law, never TF32: what it makes enters a density."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if x.device.type == "cpu" or not torch.backends.cuda.matmul.allow_tf32:
-            return super().forward(x.float())
+            return F.linear(x.float(), weight, self.bias)
         torch.backends.cuda.matmul.allow_tf32 = False
         try:
-            return super().forward(x.float())
+            return F.linear(x.float(), weight, self.bias)
         finally:
             torch.backends.cuda.matmul.allow_tf32 = True
 

@@ -1,0 +1,87 @@
+"""Speed of this tree against another checkout, interleaved: ``python -m tests.speed_against --before PATH``.
+
+Two processes, one of each tree, take turns at the same decoding, so that whatever else the machine does meets both.
+Printed for each way of decoding: the median of the ratios of neighbouring turns, above 1 where this tree is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROWS = {
+    "plain, batch 1": ("fashion-mar", "Plain()", 1),
+    "plain, batch 8": ("fashion-mar", "Plain()", 8),
+    "head windows, batch 1": ("fashion-mar", "Plain(head_window=pair.card.windows[0])", 1),
+    "cspd released, batch 8": ("fashion-mar", "Cspd(gamma=8)", 8),
+    "cspd paper, batch 4": ("fashion-mar", "Cspd(variant='paper', gamma=4)", 4),
+}
+_WORKER = """
+import sys, time, torch
+from spd_core.decode import decode
+from spd_core.draws import Draws
+from spd_core.law import Cspd, Plain
+from spd_core.pairs.pair import load_pair
+torch.set_num_threads(1)
+pair = load_pair({pair!r})
+law = pair.card.law.model_copy(update={{"num_iter": {iterations}}})
+labels, seeds = torch.arange({batch}) % 10, torch.arange({batch})
+for _ in sys.stdin:
+    began = time.process_time()
+    decode(pair, law, {method}, labels, Draws(seeds))
+    print(time.process_time() - began, flush=True)
+"""
+
+
+def _started(tree: Path, row: tuple[str, str, int], iterations: int) -> subprocess.Popen[str]:
+    pair, method, batch = row
+    code = _WORKER.format(pair=pair, method=method, batch=batch, iterations=iterations)
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, env=environment, cwd=tree, stdin=-1, stdout=-1, text=True)
+
+
+def _turn(process: subprocess.Popen[str]) -> float:
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def ratio(before: Path, row: tuple[str, str, int], turns: int, iterations: int) -> float:
+    """CPU seconds of the other tree over those of this one, median over neighbouring turns."""
+    trees = (before.resolve(), Path(__file__).parents[1])
+    processes = [_started(tree, row, iterations) for tree in trees]
+    try:
+        for process in processes:
+            _turn(process)  # what is made at the first call
+        ratios = []
+        for turn in range(turns):
+            order = processes if turn % 2 else processes[::-1]
+            spent = {process: _turn(process) for process in order}
+            ratios.append(spent[processes[0]] / spent[processes[1]])
+        return statistics.median(ratios)
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def main() -> None:
+    """Prints a line a row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--before", type=Path, required=True, help="root of the other checkout")
+    parser.add_argument("--turns", type=int, default=11)
+    parser.add_argument("--iterations", type=int, default=16, help="of an image")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    given = parser.parse_args()
+    for name in given.rows:
+        found = ratio(given.before, ROWS[name], given.turns, given.iterations)
+        sys.stdout.write(f"{name:24} {found:.3f}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
