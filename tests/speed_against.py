@@ -53,7 +53,7 @@ def _turn(process: subprocess.Popen[str]) -> float:
 
 
 def ratios(before: Path, row: tuple[str, str, int], turns: int, iterations: int) -> tuple[float, float]:
-    """CPU seconds of the other tree over those of this one: median over neighbouring turns, and of the fastest turns."""
+    """CPU seconds of the other tree over those of this one: median of neighbouring turns, and of the fastest ones."""
     trees = (before.resolve(), Path(__file__).parents[1])
     processes = [_started(tree, row, iterations) for tree in trees]
     try:
