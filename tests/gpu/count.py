@@ -1,6 +1,6 @@
-"""``python -m tests.gpu.count [PART ...] [--top 12] [--write]``: launches and host syncs at true depth, by line.
+"""``python -m tests.gpu.count [PART ...] [--top 12] [--write | --tables]``: launches and host syncs by line.
 
-A part is any part of a name; all parts must be in it. Nothing here is a time: an eager launch costs a host 5 to 8 us, a
+Decoders are of true depth. A part is any part of a name; all parts must be in it. Nothing here is a time: an eager launch costs a host 5 to 8 us, a
 sync at least that and the wait itself.
 """
 
@@ -10,9 +10,10 @@ import argparse
 
 import torch
 
-from tests.gpu.budgets import COUNTED, write_budgets
+from tests.gpu.budgets import COUNTED, read_budgets, write_budgets
 from tests.gpu.pretend import RECORDER, pretend_cuda
 from tests.gpu.subjects import Counts
+from tests.gpu.tables import budget_table, prediction_table
 
 
 def _show(name: str, counts: Counts, top: int) -> None:
@@ -30,7 +31,11 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="of names; none: everything")
     parser.add_argument("--top", type=int, default=12, help="lines shown of each")
     parser.add_argument("--write", action="store_true", help="make the counts the new budgets")
+    parser.add_argument("--tables", action="store_true", help="print the tables of docs/gpu.md; count nothing")
     arguments = parser.parse_args()
+    if arguments.tables:
+        print(budget_table(read_budgets()), prediction_table(), sep="\n\n")
+        return
     wanted = [name for name in COUNTED if all(part.lower() in name.lower() for part in arguments.parts)]
     if not wanted:
         parser.error(f"parts: got {' '.join(arguments.parts)!r}, allowed: parts of {'; '.join(COUNTED)}")
