@@ -1,7 +1,7 @@
 """``python -m tests.gpu.count [PART ...] [--top 12] [--write | --tables]``: launches and host syncs by line.
 
-Decoders are of true depth. A part is any part of a name; all parts must be in it. Nothing here is a time: an eager launch costs a host 5 to 8 us, a
-sync at least that and the wait itself.
+Decoders are of true depth. A part is any part of a name; all parts must be in it. Nothing here is a time: an eager
+launch costs a host 5 to 8 us, a sync at least that and the wait itself.
 """
 
 from __future__ import annotations

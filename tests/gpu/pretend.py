@@ -222,6 +222,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     goal = kwargs.get("device")
     to_device = goal is not None and torch.device(goal).type == "cuda"
     if not to_device and not any(isinstance(tensor, PretendTensor) for tensor in tensors):
+        kwargs.pop("pin_memory", None)  # all memory of a host without a device is alike
         return func(*args, **kwargs)
     if name in INDEXED:
         _check_index(name, args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from spd_core.capture import Captured
-from spd_core.decode import plain
+from spd_core.decode import Decoded, plain
 from spd_core.draws import Draws
 from spd_core.law import SamplerLaw
 from tests.gpu import models
+from tests.gpu.budgets import Budget
 from tests.gpu.pretend import CUDA, RECORDER, Missing, MixedDevices, PretendTensor, SyncInCapture, pretend_cuda
+from tests.gpu.subjects import Subject
 from tests.mutants import mutant
 
 
@@ -140,28 +143,28 @@ def test_a_wait_in_a_captured_region_is_an_error_that_names_it():
 # A deliberate fault in a decoder's loop.
 
 
-def decode(decoder) -> torch.Tensor:
-    model = models.mar(models.mar_config("base", narrow=True, grid=2), CUDA)
-    labels = torch.zeros(1, dtype=torch.int64, device=CUDA)
-    law = SamplerLaw(num_iter=2, head_steps=3, cfg=2.0)
+def decode(decoder, grid: int = 2, device: torch.device = CUDA) -> Decoded:
+    model = models.mar(models.mar_config("base", narrow=True, grid=grid), device)
+    labels = torch.zeros(1, dtype=torch.int64, device=device)
+    law = SamplerLaw(num_iter=grid, head_steps=3, cfg=2.0)
     with torch.inference_mode():
-        return decoder(model, law, labels, Draws(torch.zeros_like(labels))).tokens
+        return decoder(model, law, labels, Draws(torch.zeros_like(labels)))
+
+
+def over_a_budget_without_syncs(decoder) -> list[str]:
+    subject = Subject("iteration", (2, 4), lambda grid: lambda: decode(decoder, grid))
+    return Budget("iteration", launches=10**6, syncs=0).exceeded_by(subject.count())
 
 
 LOOP = "masked, iterations = left, iterations + 1"
 
 
-def test_an_item_in_a_decoders_loop_is_named():
+def test_an_item_in_a_decoders_loop_exceeds_its_budget_and_is_named():
+    assert over_a_budget_without_syncs(plain.decode_plain) == []
     waits = mutant(plain.decode_plain, LOOP, f"paths.x0.sum().item(); {LOOP}")
-    before, after = ({}, {})
-    for into, decoder in ((before, plain.decode_plain), (after, waits)):
-        decode(decoder)
-        with RECORDER.recording() as ledger:
-            decode(decoder)
-        into.update(ledger.syncs)
-    added = {key: count for key, count in after.items() if key[0] == "item" and key not in before}
-    assert list(added.values()) == [2]
-    assert next(iter(added))[1].startswith("spd_core.decode.plain:decode_plain:")
+    said, line = over_a_budget_without_syncs(waits)
+    assert said == "1 syncs a iteration, allowed: 0"
+    assert re.search(r"2 syncs +spd_core\.decode\.plain:decode_plain:\d+ \(item\)$", line)
 
 
 def test_a_cpu_tensor_in_a_device_index_is_named():
@@ -171,10 +174,6 @@ def test_a_cpu_tensor_in_a_device_index_is_named():
 
 
 def test_tokens_are_those_of_the_cpu():
-    on_pretend = decode(plain.decode_plain).cpu()
-    model = models.mar(models.mar_config("base", narrow=True, grid=2), torch.device("cpu"))
-    labels = torch.zeros(1, dtype=torch.int64)
-    law = SamplerLaw(num_iter=2, head_steps=3, cfg=2.0)
-    with torch.inference_mode():
-        on_cpu = plain.decode_plain(model, law, labels, Draws(labels)).tokens
+    on_pretend = decode(plain.decode_plain).tokens.cpu()
+    on_cpu = decode(plain.decode_plain, device=torch.device("cpu")).tokens
     assert torch.allclose(on_pretend, on_cpu, atol=1e-4)
