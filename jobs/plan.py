@@ -264,6 +264,11 @@ def differences(stored: Plan, new: Plan) -> list[str]:
 
 def _check_same(stored: Plan, new: Plan) -> Plan:
     if stored.fingerprint != new.fingerprint:
+        if stored.results < new.results:
+            raise SpecError(
+                f"output: holds a dataset begun by an earlier version of spd (results of version {stored.results}), "
+                f"allowed: another output, or the version that began it (results now: version {new.results})"
+            )
         raise refusal(differences(stored, new))
     return stored
 

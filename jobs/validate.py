@@ -12,14 +12,14 @@ from jobs.commits import Kept
 from jobs.leftovers import is_empty_at
 from jobs.manifest import check_manifest
 from jobs.parts import ShardFiles, part_problems
-from jobs.plan import Plan, parse_plan
+from jobs.plan import Plan, parse_plan, public_url
 from jobs.requests import Tasks, rows_problem
 from spd_core.law import Settings
 from spd_core.pairs.pair import PairError, load_card
 from workers import layout
 from workers.records import CommitRecord, ShardTask
 from workers.shard import chain_of, file_problem
-from workers.store import Store
+from workers.store import Store, StoreError
 
 _THREADS = 4  # each holds one shard in memory
 _PART_FOLDERS = (*(f"{folder}/" for folder in layout.PARTS), f"{layout.COMMITS}/")
@@ -47,10 +47,12 @@ def validate(url: str, storage_options: dict[str, Any] | None = None) -> Validat
         storage_options: of its file system.
 
     Raises:
-        StoreError: the output cannot be read at all.
+        StoreError: the output cannot be read at all, or is none.
     """
     store = Store(url, storage_options)
     sizes = store.list()
+    if not any(path == layout.PLAN or path == layout.SUCCESS or layout.parse_commit(path) for path in sizes):
+        raise StoreError(f"output: got {public_url(url)!r}, allowed: an output of `spd generate`")
     plan, problems = _read_plan(store)
     last = _last_generations(sizes)
     shards = range(plan.shards) if plan else sorted(last)

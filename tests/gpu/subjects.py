@@ -25,7 +25,7 @@ from tests.gpu import models
 from tests.gpu.ledger import Ledger
 from tests.gpu.pretend import CUDA, RECORDER
 
-#: Head steps that are counted: a path is one captured function, so more steps launch nothing more. MAR-B has all 100.
+#: Head steps that are counted: a path is one captured function, so more steps launch nothing more. 100 where they do.
 STEPS = 25
 #: As the public samplers run: guidance, bfloat16.
 LAW = SamplerLaw(head_steps=STEPS, cfg=3.0, dtype="bfloat16")
@@ -109,7 +109,8 @@ def _cspd(method: Cspd, names: tuple[str, str], per_iteration: int, batch: int =
 def _causal(windows: tuple[int, ...] = (), batch: int = 1) -> Decoding:
     def at(grid: int) -> Callable[[], Decoded]:
         model = models.causal(models.causal_config(grid=grid), CUDA)
-        return lambda: decode_causal_plain(model, CAUSAL_LAW, *_images(batch), windows)
+        law = CAUSAL_LAW.model_copy(update={"head_steps": 100 if windows else STEPS})
+        return lambda: decode_causal_plain(model, law, *_images(batch), windows)
 
     return at
 
@@ -154,8 +155,8 @@ def _annealed(**knobs: float) -> Acceptance:
 SUBJECTS: dict[str, Subject] = {
     "MAR-B plain": Subject("iteration", (4, 6), _mar("base", steps=100)),
     "MAR-H plain": Subject("iteration", (4, 6), _mar("huge")),
-    "MAR-B windows": Subject("iteration", (4, 6), _mar("base", windows=(8,))),
-    "MAR-B windows, batch 4": Subject("iteration", (4, 6), _mar("base", windows=(8,), batch=4)),
+    "MAR-B windows": Subject("iteration", (4, 6), _mar("base", windows=(8,), steps=100)),
+    "MAR-B windows, batch 4": Subject("iteration", (4, 6), _mar("base", windows=(8,), batch=4, steps=100)),
     "CSpD released, H<-B": Subject(
         "block", (4, 6), _cspd(Cspd(variant="released", gamma=4, prefill=0.0), ("huge", "base"), 4)
     ),

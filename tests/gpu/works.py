@@ -123,6 +123,6 @@ def converted_codes(folder: Path) -> Path:
 def decoded(folder: Path, device: torch.device, method: Plain | Cspd | Speculative) -> tuple[Pair, Decoded]:
     """A pair loaded on a device, and two images of it at its law, of few iterations and head steps."""
     pair = load_pair(str(folder), device)
-    law = pair.card.law.model_copy(update={"num_iter": 4, "head_steps": 5, "cfg": 2.0})
+    law = pair.card.law.model_copy(update={"num_iter": 4, "head_steps": 5, "cfg": 2.0, "dtype": "float32"})
     labels = torch.tensor([0, 1]).to(device)
     return pair, decode(pair, law, method, labels, Draws(torch.tensor([3, 4]).to(device)))
