@@ -12,12 +12,13 @@ from jobs.commits import Kept
 from jobs.leftovers import is_empty_at
 from jobs.manifest import check_manifest
 from jobs.parts import ShardFiles, part_problems
-from jobs.plan import Plan, parse_plan, public_url
+from jobs.plan import Plan, parse_plan
 from jobs.requests import Tasks, rows_problem
 from spd_core.law import Settings
 from spd_core.pairs.pair import PairError, load_card
 from workers import layout
 from workers.records import CommitRecord, ShardTask
+from workers.redact import public_url
 from workers.shard import chain_of, file_problem
 from workers.store import Store, StoreError
 
