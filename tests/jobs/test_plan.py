@@ -130,7 +130,7 @@ def test_an_output_that_an_older_program_began_is_refused_by_name(store, tmp_pat
     raw = {key: value for key, value in old.model_dump(mode="json").items() if key != "results"}
     store.create(layout.PLAN, canonical_json(seal(raw)))
     assert read_plan(store).fingerprint == old.fingerprint != new.fingerprint
-    with pytest.raises(SpecError, match=r"results \(version of images and certificates\): got 2, stored 1; allowed"):
+    with pytest.raises(SpecError, match=r"begun by an earlier version of spd \(results of version 1\), allowed"):
         store_plan(store, new)
 
 

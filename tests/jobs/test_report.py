@@ -280,3 +280,13 @@ def test_released_and_paper_acceptance_stand_in_columns_of_their_own():
     assert ACCEPTANCES == ("accepted of tested", "accepted of all")
     assert bench_table._acceptances(released) == ["-", "0.250"]
     assert bench_table._acceptances(paper) == ["0.250", "-"]
+
+
+def test_records_that_tell_no_memory_are_reported(tmp_path):
+    store = make_tree(tmp_path)
+    for shard in range(3):
+        record = json.loads(store.read(layout.commit(shard)))
+        store.replace(layout.commit(shard), canonical_json(seal(record | {"memory": {}})))
+    store.delete(layout.SUCCESS)
+    assert rewrite_report(store.url)["throughput"]["peak_memory"] == {}
+    assert "peak memory" not in (Path(store.url) / layout.REPORT_HTML).read_text()

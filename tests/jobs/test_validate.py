@@ -18,9 +18,9 @@ from tests.jobs.tree import make_tree
 from workers import layout
 from workers.encode import encode_image
 from workers.records import CommitRecord, FileRecord, ImageFormat
-from workers.sealed import canonical_json, seal
+from workers.sealed import canonical_json, seal, unseal
 from workers.shard import parse_record, read_commit
-from workers.store import Store
+from workers.store import Store, StoreError
 
 SHARDS = range(3)
 FILES = sorted(
@@ -119,9 +119,22 @@ def test_an_unfinished_dataset_is_incomplete(store):
     assert validate(store.url).problems == (f"{layout.SUCCESS}: missing, the dataset is not finished",)
 
 
-def test_an_empty_output_is_incomplete(tmp_path):
-    problems = validate(str(tmp_path / "nothing")).problems
-    assert problems == (f"{layout.PLAN}: missing", f"{layout.SUCCESS}: missing, the dataset is not finished")
+def test_a_folder_that_is_no_output_is_refused_and_not_called_damaged(tmp_path):
+    with pytest.raises(StoreError, match="allowed: an output of `spd generate`"):
+        validate(str(tmp_path / "nothing"))
+
+
+def test_an_output_without_its_plan_is_incomplete(store):
+    store.delete(layout.PLAN)
+    assert f"{layout.PLAN}: missing" in validate(store.url).problems
+
+
+def test_a_record_of_an_earlier_version_without_some_sums_is_no_damage(store):
+    record = CommitRecord.model_validate(unseal(store.read(layout.commit(1))))
+    raw = record.model_dump(mode="json") | {"certificate_square_sum": None, "excess_sum": None}
+    store.replace(layout.commit(1), canonical_json(seal(raw)))
+    problems = validate(store.url).problems
+    assert not any("by the drafts" in problem for problem in problems)
 
 
 def test_validation_reads_other_file_systems(tmp_path):
