@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from PIL import Image
 
 from tests.faults.in_process import TARGET, in_process, job, run
 from workers import layout
+from workers.machine import describe_machine
 from workers.store import Store
 
 REMEMBERED = Path(__file__).parent / "data" / "same_bytes.json"
@@ -66,7 +66,8 @@ FIGURES = ("images", "guarantee", "acceptance", "certificate", "draws", "per_cla
 
 def machine() -> str:
     """Machines on which float32 sums come out alike."""
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__.split('+')[0]}"
+    kind = f"{describe_machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{kind}, torch {torch.__version__.split('+')[0]}"
 
 
 def made(case: str) -> dict[str, str]:
