@@ -68,7 +68,7 @@ def test_a_run_without_images_leaves_the_table_out(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [(None, "--bench"), ("{}", "--bench"), ("[1]", "--bench"), ("no JSON", "Expecting value")],
+    [(None, "--bench"), ("{}", "--bench"), ("[1]", "--bench"), ("no JSON", "--bench")],
 )
 def test_wrong_input_is_one_line(content, named, tmp_path, capsys):
     folder = make_tiny_pair(tmp_path / "mar")
