@@ -20,12 +20,24 @@ ROWS = {
     "head windows, batch 1": ("fashion-mar", "Plain(head_window=pair.card.windows[0])", 1),
     "cspd released, batch 8": ("fashion-mar", "Cspd(gamma=8)", 8),
     "cspd paper, batch 4": ("fashion-mar", "Cspd(variant='paper', gamma=4)", 4),
+    "causal plain, batch 1": ("fashion-ar", "Plain()", 1),
+    "causal windows, batch 1": ("fashion-ar", "Plain(head_window=pair.card.windows[0])", 1),
+    "causal windows, batch 8": ("fashion-ar", "Plain(head_window=pair.card.windows[0])", 8),
+    "causal speculative, batch 1": ("fashion-ar", "Speculative(gamma=4, head_window=pair.card.windows[0])", 1),
+    "causal speculative, batch 4": ("fashion-ar", "Speculative(gamma=8)", 4),
+    "codes plain, batch 1": ("fashion-vq", "Plain()", 1),
+    "codes plain, batch 8": ("fashion-vq", "Plain()", 8),
+    "codes chain, batch 1": ("fashion-vq", "Speculative(gamma=4)", 1),
+    "codes chain, batch 8": ("fashion-vq", "Speculative(gamma=4)", 8),
+    "codes tree, batch 8": ("fashion-vq", "Speculative(tree=(2, 2, 1, 1))", 8),
+    "codes eagle, batch 1": ("fashion-vq", "Speculative(gamma=4, drafter='eagle')", 1),
+    "codes eagle tree, batch 8": ("fashion-vq", "Speculative(tree=(3, 2, 1), drafter='eagle')", 8),
 }
 _WORKER = """
 import sys, time, torch
 from spd_core.decode import decode
 from spd_core.draws import Draws
-from spd_core.law import Cspd, Plain
+from spd_core.law import Cspd, Plain, Speculative
 from spd_core.pairs.pair import load_pair
 torch.set_num_threads(1)
 pair = load_pair({pair!r})
