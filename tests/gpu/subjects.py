@@ -153,7 +153,7 @@ def _annealed(**knobs: float) -> Acceptance:
 
 #: By name, as budgets and documents name them.
 SUBJECTS: dict[str, Subject] = {
-    "MAR-B plain": Subject("iteration", (4, 6), _mar("base", steps=100)),
+    "MAR-B plain": Subject("iteration", (4, 6), _mar("base")),
     "MAR-H plain": Subject("iteration", (4, 6), _mar("huge")),
     "MAR-B windows": Subject("iteration", (4, 6), _mar("base", windows=(8,), steps=100)),
     "MAR-B windows, batch 4": Subject("iteration", (4, 6), _mar("base", windows=(8,), batch=4, steps=100)),
@@ -165,10 +165,10 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "causal plain": Subject("token", (2, 5), _causal()),
     "causal windows": Subject("token", (2, 5), _causal(windows=(24, 20, 16, 12, 8))),
-    "causal speculative": Subject("round", (3, 5), _paths(Speculative(gamma=4))),
-    "causal annealed": Subject("round", (3, 5), _paths(Speculative(gamma=4, acceptance=_annealed(delta=4.0)))),
+    "causal speculative": Subject("round", (2, 4), _paths(Speculative(gamma=4))),
+    "causal annealed": Subject("round", (2, 4), _paths(Speculative(gamma=4, acceptance=_annealed(delta=4.0)))),
     "causal coupled": Subject(
-        "round", (3, 5), _paths(Speculative(gamma=4, acceptance=Acceptance(rule="coupled", radius=0.5)))
+        "round", (2, 4), _paths(Speculative(gamma=4, acceptance=Acceptance(rule="coupled", radius=0.5)))
     ),
     "LlamaGen-XL plain": Subject("token", (2, 4), _codes()),
     "LlamaGen-XL chain, XL<-B": Subject("round", (3, 5), _speculated_codes(Speculative(gamma=4))),
