@@ -14,11 +14,12 @@ from spd_core.decode.head_speculation import windows_by_step
 from spd_core.law import SamplerLaw, Speculative
 from tests.gpu import models
 from tests.gpu.__main__ import PARTS, main
-from tests.gpu.check import flops
+from tests.gpu.check import correctness, flops
 from tests.gpu.check.imposed import ForcedDraws, PatternDraws, as_table, calls_under, recorded_pattern
 from tests.gpu.check.probe import MarProbe, summed
 from tests.gpu.check.run import Check, Part, run_parts
 from tests.gpu.check.two_laws import codes_p_value, energy_p_value
+from tests.gpu.pretend import CUDA, Missing, pretend_cuda
 
 CPU = torch.device("cpu")
 
@@ -36,6 +37,16 @@ def test_the_whole_check_runs_at_toy_size(tmp_path: Path):
     rows = json.loads((tmp_path / "device_check.json").read_text())["rows"]
     assert list(dict.fromkeys(row["part"] for row in rows)) == [part.name for part in PARTS]
     assert [row for row in rows if "error" in row or "skipped" in row] == []
+
+
+def test_oracles_are_reproduced_on_a_device(tmp_path: Path):
+    try:
+        with pretend_cuda():
+            check = Check(CUDA, tmp_path, 600.0, smoke=True)
+            assert run_parts(check, [Part("oracles", 1, correctness.oracles)])
+    except Missing as missing:
+        pytest.skip(f"needs {missing}")
+    assert {row["oracle"] for row in check.rows if "oracle" in row} >= {"llamagen_gpt", "mar_diffusion", "mar_head"}
 
 
 def test_without_a_gpu_only_the_smoke_run_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture):
