@@ -14,15 +14,15 @@ from typing import Any
 
 from jobs import arguments
 from jobs.command_line import Parser, unknown_arguments
-from jobs.console import say
+from jobs.words.console import say
 
 _OK, _FAILED, _WRONG_INPUT, _INTERRUPTED = 0, 1, 2, 130
 _QUIET = ("ray", "botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "PIL", "filelock")
 
 
 def _storage_options(pairs: Sequence[str]) -> dict[str, Any]:
-    from jobs.spec import SpecError
-    from jobs.yaml_text import YamlError, parse_yaml
+    from jobs.job.yaml_text import YamlError, parse_yaml
+    from jobs.words.errors import SpecError
 
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -42,9 +42,9 @@ def _overrides(args: argparse.Namespace) -> list[str]:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from jobs.driver import generate
-    from jobs.progress import duration
-    from jobs.spec import load_spec
+    from jobs.job.spec import load_spec
+    from jobs.run.driver import generate
+    from jobs.words.progress import duration
     from workers import layout
 
     done = generate(load_spec(args.spec, _overrides(args)))
@@ -57,8 +57,8 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from jobs.estimate import estimate, estimate_lines
-    from jobs.spec import load_spec
+    from jobs.job.spec import load_spec
+    from jobs.run.estimate import estimate, estimate_lines
     from spd_core.pairs.pair import load_card
 
     spec = load_spec(args.spec, _overrides(args))
@@ -69,8 +69,8 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _output(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """The output that a command looks at and the options of its file system."""
-    from jobs.spec import SpecError
-    from jobs.urls import UrlError, check_url
+    from jobs.job.urls import UrlError, check_url
+    from jobs.words.errors import SpecError
 
     try:
         check_url("output", args.output)
@@ -82,14 +82,14 @@ def _output(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from jobs.status import status
+    from jobs.dataset.status import status
 
     say("\n".join(status(*_output(args)).lines()))
     return _OK
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from jobs.validate import validate
+    from jobs.dataset.validate import validate
 
     found = validate(*_output(args))
     for problem in found.problems:
@@ -100,7 +100,7 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from jobs.finish import rewrite_report
+    from jobs.dataset.finish import rewrite_report
     from workers import layout
 
     report = rewrite_report(*_output(args))
@@ -110,14 +110,14 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    from jobs.sample import run
+    from jobs.commands.sample import run
 
     run(args.pair, args.n, args.label, args.seed, args.method, args.set, args.out)
     return _OK
 
 
 def _spec(_args: argparse.Namespace) -> int:
-    from jobs.spec_text import spec_as_yaml
+    from jobs.job.spec_text import spec_as_yaml
 
     say(spec_as_yaml().rstrip("\n"))
     return _OK
@@ -173,9 +173,8 @@ def _run(args: argparse.Namespace) -> int:
     """Runs a subcommand and turns what a user can do something about into one line and an exit code."""
     from pydantic import ValidationError
 
-    from jobs.driver import Stopped
-    from jobs.fleet import JobError
-    from jobs.spec import SpecError
+    from jobs.run.driver import Stopped
+    from jobs.words.errors import JobError, SpecError
     from spd_core.pairs.pair import PairError
     from spd_core.quality.files import QualityError
     from workers.store import StoreError
@@ -224,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         used = args.parser if args.command else parser
         used.error(unknown_arguments(unknown, used))
     if args.version:
-        from jobs.plan import package_version
+        from jobs.job.plan import package_version
 
         say(f"spd {package_version('spd')}")
         return _OK

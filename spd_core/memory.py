@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spd_core.families.causal.model import CausalConfig
+from spd_core.families.llamagen.model import LlamaGenConfig
+from spd_core.families.mar.model import MarConfig
 from spd_core.law import Method, Null, Plain, SamplerLaw
-from spd_core.models.causal import CausalConfig
-from spd_core.models.llamagen import LlamaGenConfig
-from spd_core.models.mar import MarConfig
 from spd_core.pairs.pair import PairCard, part_sizes
 
 _FLOAT = 4  #: bytes; activations and caches

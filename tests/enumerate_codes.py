@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spd_core.accept_codes import Relaxation, Walk, walk_tree
-from spd_core.certificate import log_weights
-from spd_core.decode.code_speculation import _children_of, _cut
+from spd_core.accept.certificate import log_weights
+from spd_core.accept.codes import Relaxation, Walk, walk_tree
+from spd_core.families.llamagen.speculation import _children_of, _cut
 from spd_core.models.tree import Tree
 
 
@@ -151,7 +151,7 @@ class Enumeration:
         return [(made, prefix) for made in range(self.toy.length) for prefix in range(self.toy.codes**made)]
 
     def certified(self) -> float:
-        """Expected certificate of an image (`spd_core.certificate`), over everything that a decoding may draw."""
+        """Expected certificate of an image (`spd_core.accept.certificate`), over all that a decoding may draw."""
         toy = self.toy
         # Of each prefix: chances and log weights of the ways that lead to it.
         one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from spd_core.decode import decode
-from spd_core.decode.causal import ContextReader, PathLaw, noise_above, previous_tokens
-from spd_core.decode.codes import LawReader
-from spd_core.decode.mar import contexts, rows_of
 from spd_core.decode.path import LawHead, walk
 from spd_core.diffusion import diffusion, guide, step_log_std, step_mean
 from spd_core.draws import Draws, Purpose
+from spd_core.families.causal.model import Causal
+from spd_core.families.causal.tokens import ContextReader, PathLaw, noise_above, previous_tokens
+from spd_core.families.llamagen.codes import LawReader
+from spd_core.families.llamagen.model import LlamaGen
+from spd_core.families.mar.iterations import contexts, rows_of
+from spd_core.families.mar.model import Mar
 from spd_core.law import Plain, SamplerLaw
-from spd_core.models.causal import Causal
-from spd_core.models.llamagen import LlamaGen
-from spd_core.models.mar import Mar
 from spd_core.pairs.pair import Pair, bundled_pairs, load_pair
 from spd_core.precision import at_precision
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.card import render_card
 from jobs.cli import main
-from jobs.finish import rewrite_report
-from jobs.plan import Plan, parse_plan, read_plan
-from jobs.spec import SpecError, fingerprint_of, load_spec
+from jobs.dataset.card import render_card
+from jobs.dataset.finish import rewrite_report
+from jobs.job.plan import Plan, parse_plan, read_plan
+from jobs.job.spec import fingerprint_of, load_spec
+from jobs.words.errors import SpecError
 from tests.jobs.tree import make_tree
 from workers import layout
 from workers.sealed import canonical_json, seal

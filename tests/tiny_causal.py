@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save
 
 from spd_core.codec import PixelCodec
+from spd_core.families.causal.model import Causal, CausalConfig
+from spd_core.families.causal.recipe import CausalRecipe, loss_of
 from spd_core.law import SamplerLaw
-from spd_core.models.causal import Causal, CausalConfig
 from spd_core.pairs.pair import PairCard
-from spd_core.train.causal import CausalRecipe, loss_of
 
 CONFIG = CausalConfig(
     img_size=2, vae_stride=1, patch_size=1, vae_embed_dim=2, class_num=3,

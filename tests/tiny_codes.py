@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from spd_core.families.llamagen.model import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.vq import Vq, VqCodec, VqConfig
 from spd_core.law import SamplerLaw
-from spd_core.models.llamagen import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
-from spd_core.models.vq import Vq, VqCodec, VqConfig
 from spd_core.pairs.pair import PairCard
 
 CONFIG = LlamaGenConfig(dim=16, n_layer=2, n_head=2, vocab_size=4, block_size=4, num_classes=3, multiple_of=16)

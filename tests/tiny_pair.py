@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save
 
 from spd_core.codec import PixelCodec
+from spd_core.families.mar.model import Mar, MarConfig
 from spd_core.law import SamplerLaw
-from spd_core.models.mar import Mar, MarConfig
 from spd_core.pairs.pair import PairCard
 
 CLASSES = ("T-shirt/top", "Trouser", "Bag")

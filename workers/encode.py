@@ -1,6 +1,6 @@
 """Images as bytes: PNG, WebP or JPEG, the same bytes for the same pixels from one version of Pillow.
 
-The settings of ``effort: fast`` are those of `jobs.encoding`'s table that lie on its edge: none is both faster and
+The settings of ``effort: fast`` are those of `jobs.run.encoding`'s table that lie on its edge: none is both faster and
 smaller. Run lengths alone, after PNG's filters, make photographs as small as a search for matches does.
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spd_core.certificate import image_certificates, log_weights
+from spd_core.accept.certificate import image_certificates, log_weights
 from spd_core.law import Guarantee
 
 Int64 = NDArray[np.int64]
@@ -61,7 +61,7 @@ class ShardResult:
 
     @property
     def certificates(self) -> NDArray[np.float64]:
-        """Certificate [n] of each image, see `spd_core.certificate`; NaN where no bound exists."""
+        """Certificate [n] of each image, see `spd_core.accept.certificate`; NaN where no bound exists."""
         if self.guarantee not in (Guarantee.EXACT, Guarantee.TV):
             return np.full(len(self.images), np.nan)
         drafts = self.drafts

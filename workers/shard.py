@@ -10,8 +10,9 @@ are named by shard and generation, created once, and written by attempts that sa
    of that generation would stand: either the rival's commit or the void record gets it, never both.
 3. Damage is mended by a void record behind the commit, and a new generation. Nothing that a record may point at is
    deleted or replaced, at whatever time somebody who was paused goes on.
-4. What lies under the names of closed generations is replaced by empty parts at the end of the job (`jobs.leftovers`):
-   a generation never opens again, so that is harmless at any time, and keeps late attempts from creating them.
+4. What lies under the names of closed generations is replaced by empty parts at the end of the job
+   (`jobs.dataset.leftovers`): a generation never opens again, so that is harmless at any time, and keeps late attempts
+   from creating them.
 
 A crash at any instant leaves a committed shard, or an open one.
 """

@@ -7,19 +7,19 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from spd_core.decode.causal import decode_causal_plain
-from spd_core.decode.code_speculation import decode_codes_speculative
-from spd_core.decode.codes import decode_codes_plain
-from spd_core.decode.cspd import decode_cspd
 from spd_core.decode.log import Decoded
-from spd_core.decode.plain import decode_plain
-from spd_core.decode.speculative import decode_speculative
 from spd_core.draws import Draws
+from spd_core.families.causal.model import Causal
+from spd_core.families.causal.speculation import decode_speculative
+from spd_core.families.causal.tokens import decode_causal_plain
+from spd_core.families.llamagen.codes import decode_codes_plain
+from spd_core.families.llamagen.model import EagleDraft, LlamaGen
+from spd_core.families.llamagen.speculation import decode_codes_speculative
+from spd_core.families.llamagen.vq import Codebook
+from spd_core.families.mar.cspd import decode_cspd
+from spd_core.families.mar.model import Mar
+from spd_core.families.mar.plain import decode_plain
 from spd_core.law import Cspd, Plain, SamplerLaw, Speculative
-from spd_core.models.causal import Causal
-from spd_core.models.llamagen import EagleDraft, LlamaGen
-from spd_core.models.mar import Mar
-from spd_core.models.vq import Codebook
 from spd_core.pairs.pair import Pair
 from spd_core.precision import arithmetic
 

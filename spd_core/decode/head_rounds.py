@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spd_core.accept import accept, change_noise, first_refusal, reflect
+from spd_core.accept.paths import accept, change_noise, first_refusal, reflect
 from spd_core.capture import Captured
 from spd_core.decode.path import PROPOSALS, BoundHead, HeadDraws, LawHead, PathNoise
 from spd_core.draws import Draws

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spd_core.decode.causal import ContextReader, PathLaw, noise_above, previous_tokens
 from spd_core.decode.log import Decoded, DraftRecords, Meter
-from spd_core.decode.mar import contexts, guidance_scale, left_after, mask_lengths, rows_of
 from spd_core.diffusion import Float64, diffusion
 from spd_core.draws import Draws, Purpose
+from spd_core.families.causal.model import Causal
+from spd_core.families.causal.tokens import ContextReader, PathLaw, noise_above, previous_tokens
+from spd_core.families.mar.iterations import contexts, guidance_scale, left_after, mask_lengths, rows_of
+from spd_core.families.mar.model import Mar
 from spd_core.law import SamplerLaw
-from spd_core.models.causal import Causal
 from spd_core.models.head import DiffusionHead
-from spd_core.models.mar import Mar
 from spd_core.precision import arithmetic, at_precision
 
 

@@ -2,7 +2,7 @@
 
 A path runs y_S, ..., y_0; step k takes y_k to y_{k-1} = mean + std * noise, the mean being
 ``c_x0[k] x0 + c_x[k] y_k`` with the head's prediction x0 at y_k. MAR heads predict eps and a variance, causal heads the
-velocity at a fixed variance (`spd_core.models.causal` says why).
+velocity at a fixed variance (`spd_core.families.causal.model` says why).
 
 Shape legend: R rows (tokens being made), M evaluations, K steps of a path in the order they are made, S all steps,
 D token dims, Z context dims, W head width, L steps of a window.

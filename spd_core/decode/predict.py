@@ -18,15 +18,15 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from spd_core.decode.causal import PathLaw
 from spd_core.decode.ceilings import WEIGHT_BYTES, Ceilings, Pass
-from spd_core.decode.cspd import prefill_iterations
-from spd_core.decode.mar import left_after, mask_lengths
-from spd_core.decode.predict_codes import plain_s, speculative_s
+from spd_core.families.causal.model import Causal, CausalConfig
+from spd_core.families.causal.tokens import PathLaw
+from spd_core.families.llamagen.model import LlamaGenConfig
+from spd_core.families.llamagen.predict import plain_s, speculative_s
+from spd_core.families.mar.cspd import prefill_iterations
+from spd_core.families.mar.iterations import left_after, mask_lengths
+from spd_core.families.mar.model import Mar, MarConfig
 from spd_core.law import Choice, Cspd, Plain, Precision, SamplerLaw, Speculative
-from spd_core.models.causal import Causal, CausalConfig
-from spd_core.models.llamagen import LlamaGenConfig
-from spd_core.models.mar import Mar, MarConfig
 from spd_core.pairs.pair import PairCard, TunedWindows
 
 #: Kernels of a transformer block and of a head's residual block, and of the rest of a head call (counted, MAR-B and H).

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from spd_core.alike import did_you_mean
 from spd_core.codec import PixelCodec
 from spd_core.complaints import one_line
+from spd_core.families.causal.model import Causal, CausalConfig
+from spd_core.families.llamagen.model import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.vq import Vq, VqCodec
+from spd_core.families.mar.model import Mar, MarConfig
+from spd_core.families.mar.vae import KlCodec, KlVae
 from spd_core.law import HEAD_WINDOWS, HeadWindow, Precision, SamplerLaw, Settings
-from spd_core.models.causal import Causal, CausalConfig
-from spd_core.models.llamagen import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
-from spd_core.models.mar import Mar, MarConfig
-from spd_core.models.vae import KlCodec, KlVae
 from spd_core.models.variance import PosteriorVariance
-from spd_core.models.vq import Vq, VqCodec
 from spd_core.precision import arithmetic
 
 BUNDLED = Path(__file__).parent

@@ -10,10 +10,10 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
-from spd_core.models.llamagen import LlamaGenConfig
-from spd_core.models.mar import MarConfig
-from spd_core.models.vae import KlVaeConfig
-from spd_core.models.vq import VqConfig
+from spd_core.families.llamagen.model import LlamaGenConfig
+from spd_core.families.llamagen.vq import VqConfig
+from spd_core.families.mar.model import MarConfig
+from spd_core.families.mar.vae import KlVaeConfig
 from spd_core.pairs.pair import PairError
 
 State = Mapping[str, Tensor]

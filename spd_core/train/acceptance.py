@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spd_core.accept import path_log_ratio
-from spd_core.decode.causal import ContextReader, PathLaw, noise_above, previous_tokens
+from spd_core.accept.paths import path_log_ratio
 from spd_core.decode.path import BoundHead, LawHead, steps_down
-from spd_core.decode.speculative import draft_walk, predictions
 from spd_core.diffusion import respaced_timesteps
 from spd_core.draws import Draws, image_seed
+from spd_core.families.causal.model import Causal
+from spd_core.families.causal.recipe import handed_over
+from spd_core.families.causal.speculation import draft_walk, predictions
+from spd_core.families.causal.tokens import ContextReader, PathLaw, noise_above, previous_tokens
 from spd_core.law import SamplerLaw
-from spd_core.models.causal import Causal
-from spd_core.train.causal import handed_over
 
 #: Images whose paths are held in memory at once.
 IMAGES = 8

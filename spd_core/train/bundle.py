@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save
 
 from spd_core.codec import PixelCodec
 from spd_core.data import FASHION_CLASSES
-from spd_core.models.llamagen import LlamaGenConfig
-from spd_core.models.mar import MarConfig
-from spd_core.models.vq import VqCodec
+from spd_core.families.llamagen.model import LlamaGenConfig
+from spd_core.families.llamagen.vq import VqCodec
+from spd_core.families.llamagen.vq_recipe import VqRecipe
+from spd_core.families.mar.model import MarConfig
 from spd_core.pairs.pair import PairCard, TunedWindows
 from spd_core.train.recipes import LAWS, RECIPES
-from spd_core.train.vq import VqRecipe
 
 #: Fields of a recipe that the card holds already.
 _ELSEWHERE = frozenset({"model", "target", "law"})

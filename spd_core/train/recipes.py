@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from spd_core.families.causal.distil import DistilRecipe
+from spd_core.families.causal.model import CausalConfig
+from spd_core.families.causal.recipe import CausalRecipe
+from spd_core.families.llamagen.model import EagleConfig, LlamaGenConfig
+from spd_core.families.llamagen.recipe import DraftRecipe, EagleRecipe, LlamaGenRecipe
+from spd_core.families.llamagen.vq import VqConfig
+from spd_core.families.llamagen.vq_recipe import VqRecipe
+from spd_core.families.mar.model import MarConfig
+from spd_core.families.mar.recipe import MarRecipe
 from spd_core.law import SamplerLaw
-from spd_core.models.causal import CausalConfig
-from spd_core.models.llamagen import EagleConfig, LlamaGenConfig
-from spd_core.models.mar import MarConfig
-from spd_core.models.vq import VqConfig
-from spd_core.train.causal import CausalRecipe
-from spd_core.train.distil import DistilRecipe
-from spd_core.train.llamagen import DraftRecipe, EagleRecipe, LlamaGenRecipe
-from spd_core.train.mar import MarRecipe
 from spd_core.train.variance import VarianceRecipe
-from spd_core.train.vq import VqRecipe
 
 
 def _fashion_mar(dims: int, encoder: int, decoder: int, heads: int, head_depth: int, head_width: int) -> MarConfig:

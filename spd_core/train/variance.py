@@ -27,16 +27,16 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from spd_core.decode.causal import PathLaw
 from spd_core.decode.head_speculation import SINGULAR
-from spd_core.decode.mar import contexts, guidance_scale, mask_lengths
 from spd_core.decode.path import BoundHead, LawHead, Trace
 from spd_core.diffusion import handoff_step, step_table
+from spd_core.families.causal.model import Causal, CausalConfig
+from spd_core.families.causal.recipe import handed_over
+from spd_core.families.causal.tokens import PathLaw
+from spd_core.families.mar.iterations import contexts, guidance_scale, mask_lengths
+from spd_core.families.mar.model import Mar, MarConfig
 from spd_core.law import SamplerLaw
-from spd_core.models.causal import Causal, CausalConfig
-from spd_core.models.mar import Mar, MarConfig
 from spd_core.models.variance import PosteriorVariance
-from spd_core.train.causal import handed_over
 from spd_core.train.loop import Recipe, train
 from spd_core.train.weights import fitted, read_weights
 

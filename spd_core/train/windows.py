@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spd_core.decode.causal import PathLaw
 from spd_core.decode.path import BoundHead, LawHead, Trace, steps_down, windows_by_step
-from spd_core.models.llamagen import LlamaGen
-from spd_core.models.mar import Mar
+from spd_core.families.causal.tokens import PathLaw
+from spd_core.families.llamagen.model import LlamaGen
+from spd_core.families.mar.model import Mar
 from spd_core.pairs.pair import Pair
 from spd_core.train.variance import plain_paths, token_contexts
 

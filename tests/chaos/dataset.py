@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 from pyarrow import BufferReader
 
-from jobs.leftovers import is_empty_part
+from jobs.dataset.leftovers import is_empty_part
 from workers.store import Store
 
 

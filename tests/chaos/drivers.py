@@ -13,7 +13,7 @@ _context = multiprocessing.get_context("forkserver")
 
 def preload() -> None:
     """Starts the process that drivers are forked from; the environment of now is theirs."""
-    _context.set_forkserver_preload(["jobs.cli", "jobs.driver", "ray", "s3fs", "tests.chaos.drivers"])
+    _context.set_forkserver_preload(["jobs.cli", "jobs.run.driver", "ray", "s3fs", "tests.chaos.drivers"])
 
 
 def _main(spec: str, log: str) -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import yaml
 
-from jobs.commits import find_missing, read_committed
-from jobs.leftovers import is_empty_part
-from jobs.plan import read_plan
-from jobs.spec import SpecError
-from jobs.status import status
-from jobs.validate import validate
+from jobs.dataset.commits import find_missing, read_committed
+from jobs.dataset.leftovers import is_empty_part
+from jobs.dataset.status import status
+from jobs.dataset.validate import validate
+from jobs.job.plan import read_plan
+from jobs.words.errors import SpecError
 from tests.chaos import drivers
 from tests.chaos.dataset import Difference, Rows, compare, read_rows
 from tests.chaos.kills import CAUSES, PAUSED, Kill, next_kill

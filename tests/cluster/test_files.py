@@ -12,8 +12,8 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from jobs.cluster import reserved
-from jobs.spec import Workers, load_spec
+from jobs.job.spec import Workers, load_spec
+from jobs.run.cluster import reserved
 
 ROOT = Path(__file__).parents[2]
 #: From ray-operator/apis/ray/v1 of KubeRay 1.5.

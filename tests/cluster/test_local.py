@@ -12,15 +12,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.cluster import running_ray, session_folder
-from jobs.spec import SpecError, Workers
+from jobs.job.spec import Workers
+from jobs.run.cluster import running_ray, session_folder
+from jobs.words.errors import SpecError
 
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
 
-from jobs.cluster import running_ray
-from jobs.spec import Workers
+from jobs.run.cluster import running_ray
+from jobs.job.spec import Workers
 
 
 def family(root):
@@ -128,7 +129,7 @@ def test_a_full_temporary_folder_is_passed_over_or_named(monkeypatch):
 def test_a_ray_with_a_long_tmpdir_starts_in_a_folder_of_its_own(tmp_path):
     long = tmp_path / ("x" * 119)
     long.mkdir()
-    script = "from jobs.cluster import running_ray\nfrom jobs.spec import Workers\nimport os\n"
+    script = "from jobs.run.cluster import running_ray\nfrom jobs.job.spec import Workers\nimport os\n"
     script += (
         "with running_ray(Workers(count=1)) as ray:\n    print(ray._private.worker._global_node.get_session_dir_path())"
     )

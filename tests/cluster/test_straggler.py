@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from jobs import fleet as fleet_module
-from jobs.cluster import running_ray
-from jobs.fleet import Fleet
-from jobs.plan import make_plan
-from jobs.spec import Workers
+from jobs.job.plan import make_plan
+from jobs.job.spec import Workers
+from jobs.run import fleet as fleet_module
+from jobs.run.cluster import running_ray
+from jobs.run.fleet import Fleet
 from tests.jobs.tree import tree_spec, worker_settings
 from workers.actor import Worker
 from workers.records import ShardTask

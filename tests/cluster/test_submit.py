@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.status import status
-from jobs.validate import validate
+from jobs.dataset.status import status
+from jobs.dataset.validate import validate
 from tests.cluster.nodes import Nodes
 from workers import layout
 from workers.shard import read_commit

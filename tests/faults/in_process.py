@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import workers.store as store_module
-from jobs import driver, presence
-from jobs.driver import generate
-from jobs.fleet import JobError
-from jobs.leftovers import is_empty_part
-from jobs.spec import Spec, SpecError, make_spec
-from jobs.status import status
-from jobs.validate import validate
+from jobs.dataset import presence
+from jobs.dataset.leftovers import is_empty_part
+from jobs.dataset.status import status
+from jobs.dataset.validate import validate
+from jobs.job.spec import Spec, make_spec
+from jobs.run import driver
+from jobs.run.driver import generate
+from jobs.words.errors import JobError, SpecError
 from tests.faults.filesystem import Bucket, Crash, Faulty, PowerCut, Script, register
 from tests.faults.inline_ray import inline_ray
 from workers import layout, place, shard

@@ -88,5 +88,5 @@ class InlineRay:
 
 @contextmanager
 def inline_ray(_workers: Any) -> Iterator[InlineRay]:
-    """Stands for `jobs.cluster.running_ray`."""
+    """Stands for `jobs.run.cluster.running_ray`."""
     yield InlineRay()

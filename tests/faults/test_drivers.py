@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from jobs.status import status
-from jobs.validate import validate
+from jobs.dataset.status import status
+from jobs.dataset.validate import validate
 from tests.chaos.dataset import Difference, Rows, compare, read_rows
 from tests.seaweed import BUCKET, SECRET, SeaweedFS
 from workers import layout

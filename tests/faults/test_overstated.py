@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from jobs import commits
 from jobs.cli import main
-from jobs.driver import generate
-from jobs.finish import rewrite_report
-from jobs.fleet import JobError
-from jobs.spec import SpecError
-from jobs.status import status
-from jobs.validate import validate
+from jobs.dataset import commits
+from jobs.dataset.finish import rewrite_report
+from jobs.dataset.status import status
+from jobs.dataset.validate import validate
+from jobs.run.driver import generate
+from jobs.words.errors import JobError, SpecError
 from tests.faults.filesystem import Bucket, Fault, Faulty
 from tests.faults.in_process import TARGET, images, in_process, job, run
 from workers import layout
@@ -128,7 +127,7 @@ def test_what_a_report_reads_is_held_against_its_hash(folder, pair, store):
 
 
 def commits_plan(store: Store):
-    from jobs.plan import read_plan
+    from jobs.job.plan import read_plan
 
     return read_plan(store)
 

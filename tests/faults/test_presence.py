@@ -7,13 +7,12 @@ import time
 
 import pytest
 
-from jobs import presence
-from jobs.driver import generate
-from jobs.fleet import JobError
-from jobs.plan import utc_now
-from jobs.presence import Mark, Presence, read_mark
-from jobs.spec import SpecError
-from jobs.status import status
+from jobs.dataset import presence
+from jobs.dataset.presence import Mark, Presence, read_mark
+from jobs.dataset.status import status
+from jobs.job.plan import utc_now
+from jobs.run.driver import generate
+from jobs.words.errors import JobError, SpecError
 from tests.faults.filesystem import Bucket, Fault, Faulty
 from tests.faults.in_process import TARGET, images, in_process, job, run
 from workers import layout

@@ -11,11 +11,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from spd_core.models.causal import Causal, CausalConfig
-from spd_core.models.llamagen import PRESETS, EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
-from spd_core.models.mar import Mar, MarConfig, preset
-from spd_core.models.vae import KlVae, KlVaeConfig
-from spd_core.models.vq import Vq, VqConfig
+from spd_core.families.causal.model import Causal, CausalConfig
+from spd_core.families.llamagen.model import PRESETS, EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.vq import Vq, VqConfig
+from spd_core.families.mar.model import Mar, MarConfig, preset
+from spd_core.families.mar.vae import KlVae, KlVaeConfig
 from spd_core.pairs.pair import load_card
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spd_core.decode.causal import decode_causal_plain
-from spd_core.decode.code_speculation import decode_codes_speculative
-from spd_core.decode.codes import decode_codes_plain
-from spd_core.decode.cspd import decode_cspd
 from spd_core.decode.log import Decoded
-from spd_core.decode.plain import decode_plain
-from spd_core.decode.speculative import decode_speculative
 from spd_core.draws import Draws
+from spd_core.families.causal.speculation import decode_speculative
+from spd_core.families.causal.tokens import decode_causal_plain
+from spd_core.families.llamagen.codes import decode_codes_plain
+from spd_core.families.llamagen.speculation import decode_codes_speculative
+from spd_core.families.mar.cspd import decode_cspd
+from spd_core.families.mar.plain import decode_plain
 from spd_core.law import Acceptance, Cspd, SamplerLaw, Speculative
 from tests.gpu import models
 from tests.gpu.ledger import Ledger

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from spd_core.decode.ceilings import Ceilings, known_ceilings
 from spd_core.decode.predict import images_per_s
+from spd_core.families.llamagen.vq import VqCodec
+from spd_core.families.mar.vae import KlCodec
 from spd_core.law import Choice, Plain, SamplerLaw
-from spd_core.models.vae import KlCodec
-from spd_core.models.vq import VqCodec
 from spd_core.pairs.pair import PairCard
 from tests.gpu import models
 from tests.gpu.budgets import Budget

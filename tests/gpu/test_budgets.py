@@ -42,17 +42,17 @@ def test_budget(name: str):
 
 def test_a_budget_that_is_exceeded_names_the_lines():
     ledger = Ledger()
-    ledger.launches["spd_core.decode.plain:decode_plain:40"] = 33
-    ledger.syncs["item", "spd_core.decode.plain:decode_plain:41"] = 9
+    ledger.launches["spd_core.families.mar.plain:decode_plain:40"] = 33
+    ledger.syncs["item", "spd_core.families.mar.plain:decode_plain:41"] = 9
     counts = Counts("token", ledger, units=3)
     assert Budget("token", launches=11, syncs=3).exceeded_by(counts) == []
     assert Budget("token", launches=10, syncs=2).exceeded_by(counts) == [
         "3 syncs a token, allowed: 2",
-        "        9 syncs     spd_core.decode.plain:decode_plain:41 (item)",
+        "        9 syncs     spd_core.families.mar.plain:decode_plain:41 (item)",
     ]
     assert Budget("token", launches=9, syncs=3).exceeded_by(counts) == [
         "11 launches a token, allowed: 10",
-        "       33 launches  spd_core.decode.plain:decode_plain:40",
+        "       33 launches  spd_core.families.mar.plain:decode_plain:40",
     ]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spd_core.decode.code_speculation import decode_codes_speculative
 from spd_core.decode.head_speculation import windows_by_step
+from spd_core.families.llamagen.speculation import decode_codes_speculative
 from spd_core.law import SamplerLaw, Speculative
 from tests.gpu import models
 from tests.gpu.__main__ import PARTS, main

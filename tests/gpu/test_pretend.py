@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from spd_core.capture import Captured
-from spd_core.decode import Decoded, plain
+from spd_core.decode import Decoded
 from spd_core.draws import Draws
+from spd_core.families.mar import plain
 from spd_core.law import SamplerLaw
 from tests.gpu import models
 from tests.gpu.budgets import Budget
@@ -169,7 +170,9 @@ def test_an_item_in_a_decoders_loop_exceeds_its_budget_and_is_named():
 
 def test_a_cpu_tensor_in_a_device_index_is_named():
     fetches = mutant(plain.decode_plain, LOOP, f"paths.x0[torch.tensor([0])]; {LOOP}")
-    with pytest.raises(MixedDevices, match=r"an index \(1,\) on the CPU, at spd_core.decode.plain:decode_plain:\d+"):
+    with pytest.raises(
+        MixedDevices, match=r"an index \(1,\) on the CPU, at spd_core.families.mar.plain:decode_plain:\d+"
+    ):
         decode(fetches)
 
 

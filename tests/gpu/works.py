@@ -11,11 +11,11 @@ import torch
 
 from spd_core.decode import Decoded, decode
 from spd_core.draws import Draws
+from spd_core.families.llamagen.convert import convert_llamagen
+from spd_core.families.llamagen.vq import VqCodec
+from spd_core.families.mar.convert import convert
+from spd_core.families.mar.vae import KlCodec
 from spd_core.law import Cspd, Plain, Speculative
-from spd_core.models.vae import KlCodec
-from spd_core.models.vq import VqCodec
-from spd_core.pairs.convert import convert
-from spd_core.pairs.convert_llamagen import convert_llamagen
 from spd_core.pairs.pair import Pair, load_card, load_pair
 from tests.gpu import models
 from tests.gpu.pretend import CUDA, RECORDER

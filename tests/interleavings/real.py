@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec import AbstractFileSystem
 
-from jobs import commits, finish, manifest
-from jobs.commits import find_missing, read_committed
-from jobs.driver import _look_at_files, _missing, _open_shards, _unfinished
-from jobs.fleet import JobError
-from jobs.leftovers import is_empty_part
-from jobs.plan import Plan, make_plan, task_of
+from jobs.dataset import commits, finish, manifest
+from jobs.dataset.commits import find_missing, read_committed
+from jobs.dataset.leftovers import is_empty_part
+from jobs.job.plan import Plan, make_plan, task_of
+from jobs.run.driver import _look_at_files, _missing, _open_shards, _unfinished
+from jobs.words.errors import JobError
 from tests.interleavings.explore import Found, Objects, explore
 from tests.jobs.tree import tree_spec, worker_settings
 from workers import layout, shard
@@ -217,7 +217,7 @@ class Job:
         commit_shard(store, self.settings, self.task.model_copy(update={"attempt": number}), self.results[platform])
 
     def drive(self, platform: str) -> None:
-        """What a driver does, its worker included; see `jobs.driver`."""
+        """What a driver does, its worker included; see `jobs.run.driver`."""
         store = Store(URL)
         committed = read_committed(store, self.plan)
         _look_at_files(store, self.plan, committed)

@@ -9,7 +9,7 @@ import logging
 
 import pytest
 
-from jobs import commits, finish
+from jobs.dataset import commits, finish
 from tests.interleavings import model, real
 from workers import layout, shard
 from workers.store import Conflict, Store

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from spd_core.families.llamagen.model import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.vq import Vq, VqCodec, VqConfig
 from spd_core.law import SamplerLaw
-from spd_core.models.llamagen import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
-from spd_core.models.vq import Vq, VqCodec, VqConfig
 from spd_core.pairs.pair import PairCard
 
 CODES, LENGTH = 32, 16

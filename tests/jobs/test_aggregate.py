@@ -5,12 +5,12 @@ from dataclasses import asdict
 
 import pytest
 
-from jobs.aggregate import acceptance, aggregate, certificate, classes, cost, counts, quality, throughput
-from jobs.commits import DamagedPart, read_committed
-from jobs.plan import make_plan
-from jobs.spec import make_spec
-from jobs.totals import Totals
-from spd_core.certificate import bounds
+from jobs.dataset.aggregate import acceptance, aggregate, certificate, classes, cost, counts, quality, throughput
+from jobs.dataset.commits import DamagedPart, read_committed
+from jobs.dataset.totals import Totals
+from jobs.job.plan import make_plan
+from jobs.job.spec import make_spec
+from spd_core.accept.certificate import bounds
 from tests.jobs.tree import make_shards, tree_spec
 from tests.tiny_pair import make_tiny_pair
 from workers.records import CommitRecord
@@ -167,9 +167,9 @@ def test_quality_is_of_the_first_images(tmp_path, monkeypatch):
     make_shards(store, spec, plan)
     shards = list(read_committed(store, plan).records.values())
     compared = plan.model_copy(update={"pair": plan.pair.model_copy(update={"reference": "fashion-mnist"})})
-    monkeypatch.setattr("jobs.aggregate.QUALITY_IMAGES", 60)
+    monkeypatch.setattr("jobs.dataset.aggregate.QUALITY_IMAGES", 60)
     some = quality(store, compared, shards, 80)
-    monkeypatch.setattr("jobs.aggregate.QUALITY_IMAGES", 50_000)
+    monkeypatch.setattr("jobs.dataset.aggregate.QUALITY_IMAGES", 50_000)
     assert some["n"] == 60 and some == quality(store, compared, shards, 60)
     assert quality(store, compared, shards, 80)["n"] == 80
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from jobs.auto import choices_of, decide, decided_before, trial_rows
-from jobs.calibration import Calibration, CalibrationRow
-from jobs.fleet import JobError
-from jobs.plan import Plan, make_plan, parse_plan, read_plan, store_plan, task_of
-from jobs.remembered import folder
-from jobs.spec import FixedSpec, Spec, SpecError, make_spec
+from jobs.job.calibration import Calibration, CalibrationRow
+from jobs.job.plan import Plan, make_plan, parse_plan, read_plan, store_plan, task_of
+from jobs.job.spec import FixedSpec, Spec, make_spec
+from jobs.run.auto import choices_of, decide, decided_before, trial_rows
+from jobs.run.remembered import folder
+from jobs.words.errors import JobError, SpecError
 from spd_core.decode.trial import Trial
 from spd_core.law import Auto, Choice, Plain
 from spd_core.pairs.pair import PairError, TunedWindows, load_card

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs import bench, bench_plot
-from jobs.bench_calls import measure_calls, predicted_speedup
-from jobs.bench_entries import (
+from jobs.bench.calls import measure_calls, predicted_speedup
+from jobs.bench.command import command as bench
+from jobs.bench.command import plot as bench_plot
+from jobs.bench.entries import (
     Naive,
     ablation_entries,
     causal_entries,
@@ -20,15 +21,15 @@ from jobs.bench_entries import (
     falling_laws,
     mar_entries,
 )
-from jobs.bench_measure import Bench, Tally, loaded
-from jobs.bench_table import Row
+from jobs.bench.measure import Bench, Tally, loaded
+from jobs.bench.table import Row
 from jobs.cli import main
 from spd_core.codec import PixelCodec
 from spd_core.data import FASHION_CLASSES
 from spd_core.decode import Decoded
-from spd_core.decode.causal import PathLaw
 from spd_core.decode.cost import CallTimes
 from spd_core.decode.log import DraftRecords
+from spd_core.families.causal.tokens import PathLaw
 from spd_core.law import Acceptance, Cspd, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import load_pair
 from tests.jobs.code_pair import make_code_pair

@@ -7,9 +7,9 @@ import math
 
 import pytest
 
-from jobs.calibrate import whole_rates
-from jobs.calibration import TrialFailed
 from jobs.cli import main
+from jobs.commands.calibrate import whole_rates
+from jobs.job.calibration import TrialFailed
 from spd_core.decode.trial import Trial
 from spd_core.law import Choice, Plain
 from tests.tiny_causal import make_tiny_causal_pair

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from jobs.calibration import (
+from jobs.job.calibration import (
     FINALISTS,
     LAPS,
     Calibration,

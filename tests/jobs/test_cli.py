@@ -4,9 +4,10 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from jobs.estimate import assumed_device, estimate, estimate_lines
-from jobs.spec import SpecError, load_spec, make_spec
-from jobs.spec_text import spec_as_yaml
+from jobs.job.spec import load_spec, make_spec
+from jobs.job.spec_text import spec_as_yaml
+from jobs.run.estimate import assumed_device, estimate, estimate_lines
+from jobs.words.errors import SpecError
 from spd_core.decode.predict import images_per_s
 from spd_core.law import Choice, Plain
 from spd_core.pairs.pair import load_card

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import driver
 from jobs.cli import main
-from jobs.words import GUARANTEES, guarantee_in_words, law_in_words, method_in_words
+from jobs.run import driver
+from jobs.words.phrases import GUARANTEES, guarantee_in_words, law_in_words, method_in_words
 from spd_core.data import FASHION_CLASSES
 from spd_core.law import Acceptance, SamplerLaw, Speculative
 from tests.faults.inline_ray import inline_ray

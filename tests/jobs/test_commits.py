@@ -4,11 +4,12 @@ import tracemalloc
 
 import pytest
 
-from jobs import commits
-from jobs.commits import find_damage, find_missing, read_committed, read_record, void_damaged
-from jobs.plan import Plan, make_plan, parse_plan
-from jobs.spec import SpecError, make_spec
-from jobs.totals import Totals
+from jobs.dataset import commits
+from jobs.dataset.commits import find_damage, find_missing, read_committed, read_record, void_damaged
+from jobs.dataset.totals import Totals
+from jobs.job.plan import Plan, make_plan, parse_plan
+from jobs.job.spec import make_spec
+from jobs.words.errors import SpecError
 from tests.tiny_pair import make_tiny_pair
 from workers import layout
 from workers.records import CommitRecord

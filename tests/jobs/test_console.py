@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
-from jobs import console, progress
-from jobs.console import Steps, say
-from jobs.progress import Progress
+from jobs.words.console import Steps, say
+from jobs.words.phrases import console, progress
+from jobs.words.progress import Progress
 
 
 @pytest.fixture

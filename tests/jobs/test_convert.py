@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs.cli import main
-from spd_core.models.llamagen import PRESETS, LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.model import PRESETS, LlamaGen, LlamaGenConfig
 from spd_core.pairs.pair import load_card
 
 

@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 
-from jobs.auto import choices_of
-from jobs.calibration import LAPS
-from jobs.cluster import running_ray
-from jobs.driver import Stopped, _stoppable, generate
-from jobs.plan import read_plan
-from jobs.spec import Spec, SpecError, Workers, make_spec
-from jobs.status import status
-from jobs.validate import validate
+from jobs.dataset.status import status
+from jobs.dataset.validate import validate
+from jobs.job.calibration import LAPS
+from jobs.job.plan import read_plan
+from jobs.job.spec import Spec, Workers, make_spec
+from jobs.run.auto import choices_of
+from jobs.run.cluster import running_ray
+from jobs.run.driver import Stopped, _stoppable, generate
+from jobs.words.errors import SpecError
 from spd_core.pairs.pair import load_card
 from tests.faults.in_process import parts_of
 from tests.jobs.test_auto import auto_spec
@@ -85,8 +86,8 @@ def test_same_spec_gives_the_same_bytes_with_any_number_of_workers(count, finish
 
 
 def test_a_finished_job_is_left_alone_without_ray(finished, monkeypatch):
-    monkeypatch.setattr("jobs.driver.running_ray", None)
-    monkeypatch.setattr("jobs.driver.check_weights", None)
+    monkeypatch.setattr("jobs.run.driver.running_ray", None)
+    monkeypatch.setattr("jobs.run.driver.check_weights", None)
     before = {path: path.stat().st_mtime_ns for path in Path(finished.output).rglob("*") if path.is_file()}
     assert generate(finished)["made"] == 0
     assert {path: path.stat().st_mtime_ns for path in Path(finished.output).rglob("*") if path.is_file()} == before
@@ -120,7 +121,7 @@ def test_only_the_damaged_shard_is_made_again(damage, finished, tmp_path):
 @pytest.mark.parametrize("what", ["delete", "corrupt"])
 def test_damaged_documents_are_written_again_without_making_a_shard(path, what, finished, tmp_path, monkeypatch):
     spec = copy_of(finished, tmp_path)
-    monkeypatch.setattr("jobs.driver.running_ray", None)
+    monkeypatch.setattr("jobs.run.driver.running_ray", None)
     file = Path(spec.output) / path
     if what == "delete":
         file.unlink()
@@ -181,7 +182,7 @@ def test_auto_fixes_a_method_and_keeps_the_table(measured, pair):
 @pytest.mark.parametrize("path", [layout.data(1, 3), layout.PLAN])
 def test_a_resume_of_auto_measures_nothing(path, measured, tmp_path, monkeypatch):
     spec = copy_of(measured, tmp_path)
-    monkeypatch.setattr("jobs.driver.decide", None)
+    monkeypatch.setattr("jobs.run.driver.decide", None)
     (Path(spec.output) / path).unlink()
     generate(spec)
     assert validate(spec.output).problems == ()
@@ -190,7 +191,7 @@ def test_a_resume_of_auto_measures_nothing(path, measured, tmp_path, monkeypatch
 
 
 def test_auto_refuses_before_it_measures(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr("jobs.driver.decide", None)
+    monkeypatch.setattr("jobs.run.driver.decide", None)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
     with pytest.raises(SpecError, match=r"holds a README\.md of no job"):

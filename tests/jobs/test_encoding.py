@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.encoding import FORMATS, encoding_cost, encoding_table, threads_rate
-from jobs.estimate import estimate, estimate_lines
-from jobs.spec import make_spec
+from jobs.job.spec import make_spec
+from jobs.run.encoding import FORMATS, encoding_cost, encoding_table, threads_rate
+from jobs.run.estimate import estimate, estimate_lines
 from spd_core.pairs.pair import load_card
 
 

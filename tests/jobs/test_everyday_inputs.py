@@ -14,10 +14,11 @@ import pytest
 
 from jobs.arguments import ADD, PARTS, TRAINED
 from jobs.cli import main
-from jobs.plan import make_plan
-from jobs.request_file import RequestFile
-from jobs.spec import SpecError, load_spec
-from jobs.yaml_text import YamlError, parse_yaml
+from jobs.job.plan import make_plan
+from jobs.job.request_file import RequestFile
+from jobs.job.spec import load_spec
+from jobs.job.yaml_text import YamlError, parse_yaml
+from jobs.words.errors import SpecError
 
 INPUTS = Path(__file__).parents[1] / "data" / "inputs"
 NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -336,7 +337,7 @@ def test_a_full_temporary_folder_is_one_line(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("command", ["", *ADD, "spec"])
 def test_help_imports_nothing_heavy(command):
-    heavy = {"torch", "ray", "pyarrow", "pydantic", "numpy", "fsspec", "yaml", "PIL", "jobs.spec"}
+    heavy = {"torch", "ray", "pyarrow", "pydantic", "numpy", "fsspec", "yaml", "PIL", "jobs.job.spec"}
     code = f"import sys; from jobs.cli import main\ntry: main({[*filter(None, [command]), '--help']})\n"
     code += f"except SystemExit: print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -344,7 +345,7 @@ def test_help_imports_nothing_heavy(command):
 
 
 def test_the_choices_of_train_are_the_recipes():
-    from jobs.train import RECIPES, VARIANCES
+    from jobs.commands.train import RECIPES, VARIANCES
     from spd_core.law import Speculative
 
     assert set(TRAINED) == {*(pair for pair, _ in RECIPES), "label-classifier", "reference"}
@@ -434,6 +435,6 @@ def test_a_full_disk_is_one_line_and_no_traceback(capsys, monkeypatch):
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device", "/out/x.npz")
 
-    monkeypatch.setattr("jobs.sample.run", full)
+    monkeypatch.setattr("jobs.commands.sample.run", full)
     assert main(["sample", "--out", "x.npz"]) == 1
     assert capsys.readouterr().err == "spd: /out/x.npz: No space left on device\n"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jobs import driver, fit
-from jobs.fit import fitted, is_to_be_fitted
-from jobs.plan import read_plan
-from jobs.spec import SpecError, make_spec
+from jobs.job.plan import read_plan
+from jobs.job.spec import make_spec
+from jobs.run import driver, fit
+from jobs.run.fit import fitted, is_to_be_fitted
+from jobs.words.errors import SpecError
 from spd_core.decode import decode
 from tests.faults.inline_ray import InlineRay, inline_ray
 from tests.tiny_pair import make_tiny_pair

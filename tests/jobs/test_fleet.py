@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from jobs import fleet as fleet_module
-from jobs.cluster import _fits
-from jobs.fleet import Fleet, JobError
-from jobs.plan import Plan, make_plan
-from jobs.spec import Spec, SpecError, Workers
+from jobs.job.plan import Plan, make_plan
+from jobs.job.spec import Spec, Workers
+from jobs.run import fleet as fleet_module
+from jobs.run.cluster import _fits
+from jobs.run.fleet import Fleet
+from jobs.words.errors import JobError, SpecError
 from spd_core.pairs.pair import PairError
 from tests.jobs.tree import tree_spec, worker_settings
 from workers.engine import Engine

@@ -6,8 +6,9 @@ import uuid
 
 import pytest
 
-from jobs.plan import as_planned, make_plan, store_plan
-from jobs.spec import FixedSpec, SpecError, fingerprint_of, make_spec
+from jobs.job.plan import as_planned, make_plan, store_plan
+from jobs.job.spec import FixedSpec, fingerprint_of, make_spec
+from jobs.words.errors import SpecError
 from tests.tiny_pair import make_tiny_pair
 from workers import layout
 from workers.sealed import canonical_json, seal

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.plan import (
+from jobs.job.plan import (
     check_weights,
     differences,
     make_plan,
@@ -17,7 +17,8 @@ from jobs.plan import (
     stored_plan,
     task_of,
 )
-from jobs.spec import SpecError, fingerprint_of, make_spec
+from jobs.job.spec import fingerprint_of, make_spec
+from jobs.words.errors import SpecError
 from spd_core.draws import image_seed
 from spd_core.pairs.pair import PairError
 from tests.tiny_causal import make_tiny_causal_pair

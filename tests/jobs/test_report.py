@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import bench_table, words
-from jobs.bench_table import ACCEPTANCES, Row
-from jobs.card import front_matter, render_card
-from jobs.finish import finish, rewrite_report
-from jobs.plan import read_plan, store_plan
-from jobs.report import render
-from jobs.spec import SpecError
-from jobs.status import status
-from jobs.validate import validate
+from jobs.bench.command import table as bench_table
+from jobs.bench.table import ACCEPTANCES, Row
+from jobs.dataset.card import front_matter, render_card
+from jobs.dataset.finish import finish, rewrite_report
+from jobs.dataset.report import render
+from jobs.dataset.status import status
+from jobs.dataset.validate import validate
+from jobs.job.plan import read_plan, store_plan
+from jobs.words.errors import SpecError
+from jobs.words.phrases import phrases as words
 from spd_core.law import Cspd, Speculative
 from tests.jobs.test_auto import auto_spec, planned
 from tests.jobs.tree import lose_shard, make_shards, make_tree
@@ -186,7 +187,7 @@ def test_card_escapes_markdown_of_the_pair(output):
 
 
 def test_card_spec_reproduces_the_fingerprint(output):
-    from jobs.spec import make_spec
+    from jobs.job.spec import make_spec
 
     plan = read_plan(Store(output))
     text = (Path(output) / layout.CARD).read_text()

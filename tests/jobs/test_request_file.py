@@ -10,9 +10,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import request_file
-from jobs.request_file import RequestFile, RequestFileError
-from jobs.request_ids import RepeatedIds
+from jobs.job import request_file
+from jobs.job.request_file import RequestFile, RequestFileError
+from jobs.job.request_ids import RepeatedIds
 
 NAMES = tuple(str(label) for label in range(10))
 COLUMNS = {"id": ["b-1", "a.2", "C_3"], "label": [9, 0, 3], "seed": [5, 2**63 - 1, 0]}

@@ -11,16 +11,17 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import requests
-from jobs.auto import trial_task
 from jobs.cli import main
-from jobs.commits import read_committed
-from jobs.finish import finish
-from jobs.manifest import build_manifest, check_manifest
-from jobs.plan import Plan, make_plan, parse_plan, store_plan
-from jobs.requests import DamagedRequests, Tasks, part_rows, request_files, request_parts, store_requests
-from jobs.spec import FixedSpec, SpecError, make_spec
-from jobs.validate import validate
+from jobs.dataset.commits import read_committed
+from jobs.dataset.finish import finish
+from jobs.dataset.manifest import build_manifest, check_manifest
+from jobs.dataset.validate import validate
+from jobs.job import requests
+from jobs.job.plan import Plan, make_plan, parse_plan, store_plan
+from jobs.job.requests import DamagedRequests, Tasks, part_rows, request_files, request_parts, store_requests
+from jobs.job.spec import FixedSpec, make_spec
+from jobs.run.auto import trial_task
+from jobs.words.errors import SpecError
 from spd_core.draws import image_seed
 from spd_core.law import Choice, Plain
 from spd_core.pairs.pair import load_card

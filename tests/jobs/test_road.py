@@ -8,17 +8,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import road, road_waiting
+from jobs.bench import overhead_waiting as waiting
+from jobs.bench.command import overhead as road
 from jobs.cli import main
-from jobs.commits import read_committed
-from jobs.console import Steps
-from jobs.encoding import encoding_cost
-from jobs.finish import finish
-from jobs.plan import make_plan, read_plan, store_plan
-from jobs.request_file import RequestFile
-from jobs.requests import Tasks, store_requests
-from jobs.spec import FixedSpec
-from jobs.validate import validate
+from jobs.dataset.commits import read_committed
+from jobs.dataset.finish import finish
+from jobs.dataset.validate import validate
+from jobs.job.plan import make_plan, read_plan, store_plan
+from jobs.job.request_file import RequestFile
+from jobs.job.requests import Tasks, store_requests
+from jobs.job.spec import FixedSpec
+from jobs.run.encoding import encoding_cost
+from jobs.words.console import Steps
 from tests.jobs.tree import worker_settings
 from tests.tiny_pair import make_tiny_pair
 from workers.engine import Engine
@@ -45,7 +46,7 @@ def generate_here(spec: FixedSpec) -> dict[str, Any]:
 @pytest.fixture
 def here(monkeypatch):
     monkeypatch.setattr(road, "generate", generate_here)
-    monkeypatch.setattr(road_waiting, "generate", generate_here)
+    monkeypatch.setattr(waiting, "generate", generate_here)
     monkeypatch.setattr(road, "encoding_cost", lambda shape, image, seconds: encoding_cost(shape, image, 0.0))
     monkeypatch.setattr(road, "_apart", lambda call: call())
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from jobs.cli import main
-from jobs.plan import make_plan, task_of
-from jobs.sample import grid
-from jobs.spec import load_spec
+from jobs.commands.sample import grid
+from jobs.job.plan import make_plan, task_of
+from jobs.job.spec import load_spec
 from spd_core.decode import decode
 from spd_core.draws import Draws
 from spd_core.pairs.pair import load_pair

@@ -7,18 +7,18 @@ import hashlib
 import pytest
 import torch
 
-from jobs import train
 from jobs.cli import main
-from jobs.plan import check_weights
-from jobs.train import acceptance_lines, following_lines
+from jobs.commands import train
+from jobs.commands.train import acceptance_lines, following_lines
+from jobs.job.plan import check_weights
+from spd_core.families.causal.distil import DistilRecipe
+from spd_core.families.causal.model import CausalConfig
+from spd_core.families.causal.recipe import CausalRecipe
 from spd_core.law import SamplerLaw
-from spd_core.models.causal import CausalConfig
 from spd_core.pairs.pair import load_pair
 from spd_core.train import bundle
 from spd_core.train.acceptance import TeacherForced
 from spd_core.train.bundle import record_figures
-from spd_core.train.causal import CausalRecipe
-from spd_core.train.distil import DistilRecipe
 from spd_core.train.variance import Following, VarianceRecipe
 from spd_core.train.windows import LADDER, PRICES
 

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs.commits import Kept
-from jobs.manifest import build_manifest, check_manifest
-from jobs.plan import Plan, parse_plan
-from jobs.validate import validate
+from jobs.dataset.commits import Kept
+from jobs.dataset.manifest import build_manifest, check_manifest
+from jobs.dataset.validate import validate
+from jobs.job.plan import Plan, parse_plan
 from spd_core.quality import features
 from tests.jobs.tree import make_tree
 from workers import layout

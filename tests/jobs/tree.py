@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.commits import read_committed
-from jobs.manifest import build_manifest
-from jobs.plan import Plan, make_plan, store_plan, task_of
-from jobs.spec import Spec, make_spec
+from jobs.dataset.commits import read_committed
+from jobs.dataset.manifest import build_manifest
+from jobs.job.plan import Plan, make_plan, store_plan, task_of
+from jobs.job.spec import Spec, make_spec
 from tests.tiny_pair import make_tiny_pair
 from workers import layout
 from workers.engine import Engine

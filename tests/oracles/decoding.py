@@ -13,13 +13,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from spd_core import accept as acceptance
+from spd_core.accept.paths import paths as acceptance
 from spd_core.codec import unpatchify
-from spd_core.decode import cspd, plain
-from spd_core.decode import mar as decoding
 from spd_core.draws import Purpose
+from spd_core.families.mar import cspd, plain
+from spd_core.families.mar import iterations as decoding
+from spd_core.families.mar.model import Mar
 from spd_core.law import Cspd, SamplerLaw
-from spd_core.models.mar import Mar
 from tests.oracles.base import Named, Oracle, OracleError
 from tests.oracles.mar import load_mar
 from tests.oracles.table_draws import RoundTable, TableDraws

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spd_core.accept_codes import probabilities
-from spd_core.decode import codes as decoding
+from spd_core.accept.codes import probabilities
 from spd_core.draws import Draws
+from spd_core.families.llamagen import codes as decoding
+from spd_core.families.llamagen.model import LlamaGen, LlamaGenConfig, rotary_table
+from spd_core.families.llamagen.vq import Vq, VqConfig
 from spd_core.law import SamplerLaw
-from spd_core.models.llamagen import LlamaGen, LlamaGenConfig, rotary_table
-from spd_core.models.vq import Vq, VqConfig
 from tests.oracles.base import Named, Oracle, OracleError, load_strict
 from tests.oracles.decoding import recorded
 

@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from spd_core import codec
-from spd_core.decode import mar as decoding
 from spd_core.diffusion import TrainingLoss, diffusion, guide, step_log_std, step_mean
+from spd_core.families.mar import iterations as decoding
+from spd_core.families.mar.model import Mar, MarConfig, visible_from_mask
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead, StepModulation
-from spd_core.models.mar import Mar, MarConfig, visible_from_mask
 from tests.oracles.base import Named, Oracle, load_strict, without_prefix
 
 HEAD_PREFIX = "diffloss.net."

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spd_core.models.vae import KlVae, KlVaeConfig, Posterior
+from spd_core.families.mar.vae import KlVae, KlVaeConfig, Posterior
 from tests.oracles.base import Oracle, load_strict
 
 

@@ -62,7 +62,9 @@ def _role(kind: str) -> str:
         own, code = frame.f_locals.get("self"), frame.f_code
         if isinstance(own, HeadDraws):
             return f"{kind} of head self-speculation"
-        if not isinstance(own, Draws) and "/spd_core/decode/" in code.co_filename:
+        if not isinstance(own, Draws) and (
+            "/spd_core/decode/" in code.co_filename or "/spd_core/families/" in code.co_filename
+        ):
             return f"{kind} in {code.co_name}"
         frame = frame.f_back
     raise AssertionError("drawn by no decoder")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from spd_core.accept import (
+from spd_core.accept.paths import (
     PROPOSAL_ROUNDS,
     Gaussian,
     accept,

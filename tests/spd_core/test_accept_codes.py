@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spd_core import accept, accept_codes
-from spd_core.accept import excess, judge
-from spd_core.accept_codes import (
+from spd_core.accept.codes import (
     neighbour_mass,
     neighbours,
     pick,
@@ -20,8 +18,11 @@ from spd_core.accept_codes import (
     walk_tree,
     without,
 )
-from spd_core.decode import code_speculation
-from spd_core.decode.code_speculation import tree_of
+from spd_core.accept.paths import codes as accept_codes
+from spd_core.accept.paths import excess, judge
+from spd_core.accept.paths import paths as accept
+from spd_core.families.llamagen import speculation as code_speculation
+from spd_core.families.llamagen.speculation import tree_of
 from spd_core.law import Acceptance, SamplerLaw, Speculative
 from tests.enumerate_codes import Enumeration, Toy, drawn_children, random_toy
 from tests.mutants import mutant

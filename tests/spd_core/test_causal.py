@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spd_core.decode.causal import PathLaw, decode_causal_plain
 from spd_core.diffusion import diffusion, handoff_step, step_table
 from spd_core.draws import Draws
+from spd_core.families.causal.model import CausalConfig
+from spd_core.families.causal.tokens import PathLaw, decode_causal_plain
 from spd_core.law import SamplerLaw
-from spd_core.models.causal import CausalConfig
 from tests.tiny_causal import LAW, tiny_causal
 from tests.two_samples import energy_p_value, marginal_p_value
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from spd_core.decode import kept
-from spd_core.decode.causal import decode_causal_plain
-from spd_core.decode.speculative import decode_speculative
 from spd_core.draws import Draws
+from spd_core.families.causal.speculation import decode_speculative
+from spd_core.families.causal.tokens import decode_causal_plain
 from spd_core.law import Acceptance, Speculative
 from spd_core.models import kv
 from tests.cpu_graph import cpu_graphs

@@ -9,8 +9,8 @@ import torch
 
 from spd_core.decode import decode
 from spd_core.draws import Draws
+from spd_core.families.causal.model import Causal
 from spd_core.law import Cspd, Plain, Speculative
-from spd_core.models.causal import Causal
 from spd_core.pairs.pair import PairError, load_card, load_pair
 from tests.tiny_causal import LAW, make_tiny_causal_pair
 from tests.tiny_pair import make_tiny_pair

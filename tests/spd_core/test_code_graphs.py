@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from spd_core.decode import kept
-from spd_core.decode.code_speculation import decode_codes_speculative
-from spd_core.decode.codes import decode_codes_plain
 from spd_core.decode.slots import Slots, moved
 from spd_core.draws import Draws
+from spd_core.families.llamagen.codes import decode_codes_plain
+from spd_core.families.llamagen.speculation import decode_codes_speculative
 from spd_core.law import Acceptance, Speculative
 from spd_core.models import kv
 from tests.cpu_graph import cpu_graphs
@@ -117,7 +117,7 @@ def test_reading_fewer_slots_changes_no_image(models, name, reach, monkeypatch):
 
 def test_reading_too_few_slots_is_noticed(models, monkeypatch):
     right = _plain(models, GUIDED, 4)
-    monkeypatch.setattr("spd_core.decode.codes.reach_of", lambda slots, device: max(1, slots - 1))
+    monkeypatch.setattr("spd_core.families.llamagen.codes.reach_of", lambda slots, device: max(1, slots - 1))
     assert not torch.equal(_plain(models, GUIDED, 4).tokens, right.tokens)
 
 

@@ -10,16 +10,17 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from spd_core import accept_codes
-from spd_core.accept_codes import neighbours, probabilities, relaxation
-from spd_core.decode import code_speculation, decode
-from spd_core.decode.code_drafts import Eagle, SmallDraft
-from spd_core.decode.code_speculation import decode_codes_speculative, tree_of
-from spd_core.decode.codes import LawReader, decode_codes_plain, guidance
+from spd_core.accept.codes import neighbours, probabilities, relaxation
+from spd_core.accept.paths import codes as accept_codes
+from spd_core.decode import decode
 from spd_core.draws import Draws
+from spd_core.families.llamagen import speculation as code_speculation
+from spd_core.families.llamagen.codes import LawReader, decode_codes_plain, guidance
+from spd_core.families.llamagen.drafts import Eagle, SmallDraft
+from spd_core.families.llamagen.model import EagleConfig, EagleDraft
+from spd_core.families.llamagen.speculation import decode_codes_speculative, tree_of
 from spd_core.law import Acceptance, Guarantee, Plain, SamplerLaw, Speculative
 from spd_core.models.kv import KvCache
-from spd_core.models.llamagen import EagleConfig, EagleDraft
 from spd_core.models.tree import Tree
 from spd_core.pairs.pair import load_pair
 from tests.enumerate_codes import Enumeration, Toy
@@ -233,7 +234,7 @@ def test_a_law_that_several_positions_lose_is_caught(tiny, field):
         "temperature": {"temperature": 1.0},
     }
     law = FILTERED.model_copy(update=sharp[field])
-    with patch("spd_core.decode.codes.probabilities", lost), pytest.raises(AssertionError):
+    with patch("spd_core.families.llamagen.codes.probabilities", lost), pytest.raises(AssertionError):
         test_several_positions_have_the_distributions_of_each(tiny, law)
 
 

@@ -18,15 +18,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spd_core.models.llamagen import LlamaGen, LlamaGenConfig
-from spd_core.models.mar import Mar, MarConfig, preset
-from spd_core.models.vae import KlVae, KlVaeConfig
-from spd_core.models.vq import Vq
+from spd_core.families.llamagen.model import LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.vq import Vq
+from spd_core.families.mar.convert import convert
+from spd_core.families.mar.convert import preset_of as mar_preset_of
+from spd_core.families.mar.model import Mar, MarConfig, preset
+from spd_core.families.mar.vae import KlVae, KlVaeConfig
 from spd_core.pairs import sizes
 from spd_core.pairs.checkpoint import Take, require
 from spd_core.pairs.contents import find_weights, kind_of, read_weights
-from spd_core.pairs.convert import convert
-from spd_core.pairs.convert import preset_of as mar_preset_of
 from spd_core.pairs.pair import PairError, load_card
 from spd_core.pairs.pickles import check_tensors, read_file
 from tests.spd_core.test_convert import TARGET, VAE

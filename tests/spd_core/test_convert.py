@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 
 from spd_core.decode import decode
 from spd_core.draws import Draws
+from spd_core.families.mar.convert import convert, preset_of, readme_law
+from spd_core.families.mar.model import Mar, MarConfig, preset
+from spd_core.families.mar.vae import KlVae, KlVaeConfig
 from spd_core.law import Cspd
-from spd_core.models.mar import Mar, MarConfig, preset
-from spd_core.models.vae import KlVae, KlVaeConfig
 from spd_core.pairs import checkpoint
 from spd_core.pairs.contents import read_weights
-from spd_core.pairs.convert import convert, preset_of, readme_law
 from spd_core.pairs.pair import PairError, load_pair
 from spd_core.pairs.sizes import mar_config
 

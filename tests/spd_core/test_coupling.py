@@ -1,4 +1,4 @@
-"""Couplings, residuals and relaxed rules of `spd_core.accept` as laws, with the mistakes that must be caught."""
+"""Couplings, residuals and relaxed rules of `spd_core.accept.paths` as laws, with the mistakes that must be caught."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from spd_core.accept import (
+from spd_core.accept.paths import (
     Gaussian,
     accept,
     annealed_log_weights,

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from spd_core.decode import decode
-from spd_core.decode.cspd import prefill_iterations
-from spd_core.decode.mar import OrderDraws, RowDraws, guidance_scale, left_after, mask_lengths, rows_of
 from spd_core.draws import Draws, image_seed
+from spd_core.families.mar.cspd import prefill_iterations
+from spd_core.families.mar.iterations import OrderDraws, RowDraws, guidance_scale, left_after, mask_lengths, rows_of
+from spd_core.families.mar.model import Mar, visible_from_mask
 from spd_core.law import Cspd, Guarantee, Plain, SamplerLaw
-from spd_core.models.mar import Mar, visible_from_mask
 from spd_core.pairs.pair import load_pair
 from tests.tiny_pair import make_tiny_pair
 

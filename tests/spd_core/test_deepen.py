@@ -6,10 +6,10 @@ import copy
 
 import torch
 
-from spd_core.decode.causal import decode_causal_plain
 from spd_core.draws import Draws
-from spd_core.models import deepen
-from spd_core.models.deepen import deepened
+from spd_core.families.causal import deepen
+from spd_core.families.causal.deepen import deepened
+from spd_core.families.causal.tokens import decode_causal_plain
 from tests.tiny_causal import LAW, tiny_causal
 
 INPUTS = (LAW, torch.arange(4) % 3, Draws(torch.arange(4)))

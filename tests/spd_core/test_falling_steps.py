@@ -11,12 +11,15 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from spd_core.decode import causal, cspd, decode, mar
-from spd_core.decode.causal import PathLaw, decode_causal_plain
+from spd_core.decode import decode
 from spd_core.decode.naive import decode_naive
-from spd_core.decode.speculative import decode_speculative
 from spd_core.diffusion import respaced_timesteps
 from spd_core.draws import Draws, Purpose
+from spd_core.families.causal import tokens as causal
+from spd_core.families.causal.speculation import decode_speculative
+from spd_core.families.causal.tokens import PathLaw, decode_causal_plain
+from spd_core.families.mar import cspd
+from spd_core.families.mar import iterations as mar
 from spd_core.law import Acceptance, Cspd, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import load_pair
 from tests.tiny_causal import LAW, make_tiny_causal_pair, perturbed, tiny_causal

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spd_core.decode import codes as decoding
-from spd_core.decode.code_speculation import decode_codes_speculative
-from spd_core.decode.codes import LawReader, decode_codes_plain
 from spd_core.draws import Draws
+from spd_core.families.llamagen import codes as decoding
+from spd_core.families.llamagen.codes import LawReader, decode_codes_plain
+from spd_core.families.llamagen.model import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.speculation import decode_codes_speculative
+from spd_core.families.llamagen.vq import Vq, VqCodec, VqConfig
 from spd_core.law import Acceptance, SamplerLaw, Speculative
-from spd_core.models.llamagen import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
-from spd_core.models.vq import Vq, VqCodec, VqConfig
 from spd_core.precision import rounded
 
 SIZES = LlamaGenConfig(dim=32, n_layer=2, n_head=4, vocab_size=12, block_size=9, num_classes=3, multiple_of=8)
@@ -134,7 +134,7 @@ def test_tokenizer_works_in_parts(monkeypatch: pytest.MonkeyPatch):
     whole = codec.encode(pictures, vq)
     images = codec.decode(whole, vq)
     assert whole.shape == (5, 16) and images.shape == pictures.shape
-    monkeypatch.setattr("spd_core.models.vq.MOST_PIXELS", 2 * 8 * 8)
+    monkeypatch.setattr("spd_core.families.llamagen.vq.MOST_PIXELS", 2 * 8 * 8)
     assert codec.at_once == 2
     assert torch.equal(codec.encode(pictures, vq), whole)
     assert (codec.decode(whole, vq).int() - images.int()).abs().max() <= 1

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from spd_core.decode import naive
-from spd_core.decode.causal import decode_causal_plain
 from spd_core.decode.naive import decode_naive
-from spd_core.decode.plain import decode_plain
 from spd_core.draws import Draws
+from spd_core.families.causal.tokens import decode_causal_plain
+from spd_core.families.mar.plain import decode_plain
 from tests.tiny_causal import LAW as CAUSAL_LAW
 from tests.tiny_causal import tiny_causal
 from tests.tiny_pair import LAW as MAR_LAW

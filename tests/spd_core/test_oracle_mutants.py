@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from spd_core import accept, diffusion
-from spd_core.decode import codes, cspd
-from spd_core.decode import mar as decoding
-from spd_core.models import llamagen, vae
+from spd_core import diffusion
+from spd_core.accept.paths import paths as accept
+from spd_core.families.llamagen import codes
+from spd_core.families.llamagen import model as llamagen
+from spd_core.families.llamagen.model import ClassEmbedding, FeedForward, LlamaGenConfig
+from spd_core.families.llamagen.vq import Codebook
+from spd_core.families.mar import cspd, vae
+from spd_core.families.mar import iterations as decoding
+from spd_core.families.mar.model import Mar
 from spd_core.models.head import TimestepEmbedder
-from spd_core.models.llamagen import ClassEmbedding, FeedForward, LlamaGenConfig
-from spd_core.models.mar import Mar
-from spd_core.models.vq import Codebook
 from tests.oracles import OracleError, check
 from tests.oracles import mar as mar_oracles
 from tests.oracles.files import failing, find
@@ -103,7 +105,9 @@ def tanh_gelu(patch: Patch) -> None:
 
 def guidance_of_the_step_before(patch: Patch) -> None:
     right = decoding.guidance_scale
-    patch.setattr("spd_core.decode.plain.guidance_scale", lambda law, n, masked: right(law, n, min(n, masked + 4)))
+    patch.setattr(
+        "spd_core.families.mar.plain.guidance_scale", lambda law, n, masked: right(law, n, min(n, masked + 4))
+    )
 
 
 def orders_from_the_front(patch: Patch) -> None:

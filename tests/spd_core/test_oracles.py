@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spd_core import diffusion
-from spd_core.decode import mar as decoding
-from spd_core.models.llamagen import PRESETS, LlamaGen, LlamaGenConfig
-from spd_core.models.mar import Mar, preset
-from spd_core.models.vae import KlVae, KlVaeConfig
-from spd_core.models.vq import Vq, VqConfig
+from spd_core.families.llamagen.model import PRESETS, LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.vq import Vq, VqConfig
+from spd_core.families.mar import iterations as decoding
+from spd_core.families.mar.model import Mar, preset
+from spd_core.families.mar.vae import KlVae, KlVaeConfig
 from tests import oracles
 from tests.oracles import KINDS, OracleError, check
 from tests.oracles import mar as mar_oracles

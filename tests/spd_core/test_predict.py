@@ -8,10 +8,10 @@ import torch
 from spd_core.candidates import PROMISING, all_choices, choices
 from spd_core.decode.ceilings import Ceilings, Pass, known_ceilings, measured_ceilings
 from spd_core.decode.predict import effort_of, images_per_s, windows_for
-from spd_core.decode.predict_codes import kept_bytes, plain_s, speculative_s, work_of
+from spd_core.families.llamagen.model import PRESETS, LlamaGenConfig
+from spd_core.families.llamagen.predict import kept_bytes, plain_s, speculative_s, work_of
+from spd_core.families.mar.model import Mar, MarConfig, preset
 from spd_core.law import Auto, Choice, Cspd, Plain, SamplerLaw, Speculative
-from spd_core.models.llamagen import PRESETS, LlamaGenConfig
-from spd_core.models.mar import Mar, MarConfig, preset
 from spd_core.pairs.pair import PairCard, TunedWindows, load_card
 from tests.tiny_causal import make_tiny_causal_pair
 from tests.tiny_pair import make_tiny_pair

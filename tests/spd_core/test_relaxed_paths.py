@@ -17,13 +17,13 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from spd_core import accept
-from spd_core.certificate import bounds, image_certificates, log_weights
-from spd_core.decode import speculative
-from spd_core.decode.causal import decode_causal_plain
+from spd_core.accept.certificate import bounds, image_certificates, log_weights
+from spd_core.accept.paths import paths as accept
 from spd_core.decode.log import Decoded
-from spd_core.decode.speculative import decode_speculative
 from spd_core.draws import Draws
+from spd_core.families.causal import speculation as speculative
+from spd_core.families.causal.speculation import decode_speculative
+from spd_core.families.causal.tokens import decode_causal_plain
 from spd_core.law import Acceptance, Speculative
 from tests.tiny_causal import CONFIG, LAW, perturbed, tiny_causal
 

@@ -7,13 +7,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from spd_core.decode import decode, speculative
-from spd_core.decode.causal import ContextReader, finish
+from spd_core.decode import decode
 from spd_core.decode.slots import Slots
-from spd_core.decode.speculative import decode_speculative
 from spd_core.draws import Draws
+from spd_core.families.causal import speculation as speculative
+from spd_core.families.causal.model import CausalConfig
+from spd_core.families.causal.speculation import decode_speculative
+from spd_core.families.causal.tokens import ContextReader, finish
 from spd_core.law import Acceptance, Cspd, Plain, Speculative
-from spd_core.models.causal import CausalConfig
 from spd_core.pairs.pair import load_pair
 from tests.tiny_causal import LAW, perturbed, tiny_causal
 from tests.tiny_pair import make_tiny_pair

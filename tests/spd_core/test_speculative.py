@@ -10,14 +10,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from spd_core.accept import LAST_RESORT, ROUNDING, judge, sample_residual
-from spd_core.decode import speculative
-from spd_core.decode.causal import PathLaw, decode_causal_plain
+from spd_core.accept.paths import LAST_RESORT, ROUNDING, judge, sample_residual
 from spd_core.decode.path import LawHead
-from spd_core.decode.speculative import decode_speculative, settle
 from spd_core.draws import Draws, Purpose
+from spd_core.families.causal import speculation as speculative
+from spd_core.families.causal.model import CausalConfig
+from spd_core.families.causal.speculation import decode_speculative, settle
+from spd_core.families.causal.tokens import PathLaw, decode_causal_plain
 from spd_core.law import Acceptance, Guarantee, Speculative
-from spd_core.models.causal import CausalConfig
 from tests.tiny_causal import LAW, fitted_causal, perturbed, tiny_causal
 from tests.two_samples import energy_p_value, marginal_p_value
 

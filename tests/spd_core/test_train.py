@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spd_core.families.causal.recipe import CausalRecipe, handed_over, loss_of
+from spd_core.families.mar.recipe import MarRecipe
 from spd_core.law import SamplerLaw
 from spd_core.train import loop
-from spd_core.train.causal import CausalRecipe, handed_over, loss_of
 from spd_core.train.loop import batches, train
-from spd_core.train.mar import MarRecipe
 from spd_core.train.recipes import LAWS, RECIPES
 from spd_core.train.variance import VarianceRecipe
 from tests.tiny_causal import CONFIG

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spd_core.decode import causal, decode
-from spd_core.decode import mar as decode_mar
+from spd_core.decode import decode
 from spd_core.decode import trial as trial_module
-from spd_core.decode.mar import left_after, mask_lengths
 from spd_core.decode.trial import Stopwatch, Trial, try_out
 from spd_core.draws import Draws
+from spd_core.families.causal import tokens as causal
+from spd_core.families.mar import iterations as decode_mar
+from spd_core.families.mar.iterations import left_after, mask_lengths
 from spd_core.law import Choice, Cspd, Null, Plain, Speculative
 from spd_core.pairs.pair import load_pair
 from tests.tiny_causal import make_tiny_causal_pair

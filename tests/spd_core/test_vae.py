@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from spd_core.families.mar.model import Mar, MarConfig
+from spd_core.families.mar.vae import KlCodec, KlVae, KlVaeConfig, Posterior
 from spd_core.law import SamplerLaw
-from spd_core.models.mar import Mar, MarConfig
-from spd_core.models.vae import KlCodec, KlVae, KlVaeConfig, Posterior
 from spd_core.pairs.pair import Pair, PairCard, PairError
 
 TINY = KlVaeConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, embed_dim=4, resolution=32)

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
-from spd_core.decode import mar as decode_mar
 from spd_core.decode.path import LawHead
 from spd_core.diffusion import TRAIN_STEPS, diffusion, step_table
+from spd_core.families.mar import iterations as decode_mar
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead
 from spd_core.models.variance import PosteriorVariance

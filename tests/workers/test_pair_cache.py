@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.plan import check_weights
-from jobs.spec import SpecError, load_spec
+from jobs.job.plan import check_weights
+from jobs.job.spec import load_spec
+from jobs.words.errors import SpecError
 from spd_core.pairs.pair import PairError, load_card, load_pair, pair_folder
 from tests.tiny_pair import make_tiny_pair
 from workers import pair_cache

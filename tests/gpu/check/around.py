@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from spd_core.decode.codes import decode_codes_plain
 from spd_core.draws import Draws
-from spd_core.models.vae import KlCodec
-from spd_core.models.vq import VqCodec
+from spd_core.families.llamagen.codes import decode_codes_plain
+from spd_core.families.llamagen.vq import VqCodec
+from spd_core.families.mar.vae import KlCodec
 from tests.gpu import models
 from tests.gpu.check.codes import LAW
 from tests.gpu.check.codes import model_of as code_model_of

@@ -6,11 +6,11 @@ from functools import partial
 
 import torch
 
-from spd_core.decode.code_speculation import decode_codes_speculative
-from spd_core.decode.codes import decode_codes_plain
 from spd_core.draws import Draws
+from spd_core.families.llamagen.codes import decode_codes_plain
+from spd_core.families.llamagen.model import LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.speculation import decode_codes_speculative
 from spd_core.law import SamplerLaw, Speculative
-from spd_core.models.llamagen import LlamaGen, LlamaGenConfig
 from tests.gpu import models
 from tests.gpu.check import flops
 from tests.gpu.check.ceilings import measured

@@ -6,10 +6,10 @@ counted.
 
 from __future__ import annotations
 
-from spd_core.decode.mar import left_after, mask_lengths
+from spd_core.families.llamagen.model import LlamaGenConfig
+from spd_core.families.mar.iterations import left_after, mask_lengths
+from spd_core.families.mar.model import MarConfig
 from spd_core.law import SamplerLaw
-from spd_core.models.llamagen import LlamaGenConfig
-from spd_core.models.mar import MarConfig
 
 
 def mar_image(config: MarConfig, law: SamplerLaw) -> float:

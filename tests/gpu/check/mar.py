@@ -7,13 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spd_core.decode.cspd import decode_cspd, prefill_iterations
-from spd_core.decode.mar import contexts, rows_of
 from spd_core.decode.naive import NaiveSampler
-from spd_core.decode.plain import decode_plain
 from spd_core.draws import Draws
+from spd_core.families.mar.cspd import decode_cspd, prefill_iterations
+from spd_core.families.mar.iterations import contexts, rows_of
+from spd_core.families.mar.model import Mar, MarConfig
+from spd_core.families.mar.plain import decode_plain
 from spd_core.law import Cspd, SamplerLaw
-from spd_core.models.mar import Mar, MarConfig
 from spd_core.precision import arithmetic
 from tests.gpu import models
 from tests.gpu.check import flops

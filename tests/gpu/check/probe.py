@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from spd_core.decode import cspd
 from spd_core.decode.head_speculation import Lookahead
 from spd_core.decode.log import Meter
-from spd_core.decode.mar import (
+from spd_core.draws import Draws
+from spd_core.families.mar import cspd
+from spd_core.families.mar.iterations import (
     OrderDraws,
     TokenPaths,
     guidance_scale,
@@ -23,9 +24,8 @@ from spd_core.decode.mar import (
     mask_lengths,
     rows_of,
 )
-from spd_core.draws import Draws
+from spd_core.families.mar.model import Mar
 from spd_core.law import Cspd, SamplerLaw
-from spd_core.models.mar import Mar
 from spd_core.precision import arithmetic, at_precision
 from tests.gpu.check.run import Check
 

@@ -8,13 +8,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spd_core import accept_codes
-from spd_core.decode import code_speculation, codes
-from spd_core.decode.code_speculation import tree_of
-from spd_core.decode.codes import LawReader, decode_codes_plain
+from spd_core.accept.paths import codes as accept_codes
 from spd_core.draws import Draws
+from spd_core.families.llamagen import codes
+from spd_core.families.llamagen import speculation as code_speculation
+from spd_core.families.llamagen.codes import LawReader, decode_codes_plain
+from spd_core.families.llamagen.model import LlamaGen
+from spd_core.families.llamagen.speculation import tree_of
 from spd_core.law import Acceptance, SamplerLaw, Speculative
-from spd_core.models.llamagen import LlamaGen
 from tests.enumerate_codes import Enumeration, Toy
 from tests.spd_core import test_codes as of_codes
 from tests.spd_core.mutants.base import Decoder, Mutant

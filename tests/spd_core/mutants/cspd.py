@@ -7,14 +7,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spd_core import accept
-from spd_core.accept import PROPOSAL_ROUNDS, Gaussian
-from spd_core.decode import cspd
-from spd_core.decode.cspd import decode_cspd, prefill_iterations
-from spd_core.decode.mar import TokenRows, contexts, denoise, guidance_scale, left_after, mask_lengths
+from spd_core.accept.paths import PROPOSAL_ROUNDS, Gaussian
+from spd_core.accept.paths import paths as accept
 from spd_core.draws import Draws, Purpose
+from spd_core.families.mar import cspd
+from spd_core.families.mar.cspd import decode_cspd, prefill_iterations
+from spd_core.families.mar.iterations import TokenRows, contexts, denoise, guidance_scale, left_after, mask_lengths
+from spd_core.families.mar.model import Mar
 from spd_core.law import Cspd, SamplerLaw
-from spd_core.models.mar import Mar
 from tests.oracles.files import failing, find
 from tests.spd_core.mutants.base import Decoder, Mutant
 from tests.tiny_pair import tiny_config, tiny_mar

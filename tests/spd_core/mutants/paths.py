@@ -11,11 +11,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from spd_core.decode import speculative
-from spd_core.decode.causal import PathLaw, decode_causal_plain
 from spd_core.decode.path import BoundHead, Trace
-from spd_core.decode.speculative import decode_speculative
 from spd_core.draws import Draws, Purpose
+from spd_core.families.causal import speculation as speculative
+from spd_core.families.causal.speculation import decode_speculative
+from spd_core.families.causal.tokens import PathLaw, decode_causal_plain
 from spd_core.law import Acceptance, Speculative
 from tests.spd_core import test_relaxed_paths as one
 from tests.spd_core.mutants.base import Decoder, Mutant

@@ -7,15 +7,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spd_core.decode import causal, mar
-from spd_core.decode import plain as plain_module
-from spd_core.decode.causal import ContextReader, PathLaw, decode_causal_plain
 from spd_core.decode.naive import decode_naive
 from spd_core.decode.path import BoundHead, PathNoise
-from spd_core.decode.plain import decode_plain
 from spd_core.draws import Draws, Purpose
-from spd_core.models.causal import Causal
-from spd_core.models.mar import Mar
+from spd_core.families.causal import tokens as causal
+from spd_core.families.causal.model import Causal
+from spd_core.families.causal.tokens import ContextReader, PathLaw, decode_causal_plain
+from spd_core.families.mar import iterations as mar
+from spd_core.families.mar import plain as plain_module
+from spd_core.families.mar.model import Mar
+from spd_core.families.mar.plain import decode_plain
 from tests.spd_core.mutants.base import Decoder, Mutant
 from tests.tiny_causal import LAW as CAUSAL_LAW
 from tests.tiny_causal import tiny_causal

@@ -8,11 +8,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from spd_core import accept
+from spd_core.accept.paths import paths as accept
 from spd_core.decode import head_speculation
-from spd_core.decode.causal import decode_causal_plain
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, PathNoise
 from spd_core.draws import Draws, Purpose
+from spd_core.families.causal.tokens import decode_causal_plain
 from tests.spd_core.mutants.base import Decoder, Mutant
 from tests.spd_core.test_head_speculation import LAW as LEARNED_LAW
 from tests.spd_core.test_head_speculation import _one_step, _plain, _windowed

@@ -1,0 +1,128 @@
+"""``spd calibrate``: what method auto would choose, measured in this process, and whether that was right."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.job.calibration import Calibration, CalibrationRow, Measure, TrialFailed, calibrate, most_turns
+from jobs.job.spec import FixedSpec, Spec, load_spec
+from jobs.run.auto import budget, ceilings_of, choices_of, shard_rows, trial_rows, trial_settings, trial_task
+from jobs.run.remembered import remember
+from jobs.words.console import Steps, say
+from jobs.words.errors import JobError, SpecError
+from jobs.words.files import check_file
+from jobs.words.phrases import method_in_words, number, of_codes
+from spd_core.decode.trial import Trial
+from spd_core.law import Choice
+from spd_core.pairs.pair import PairCard, load_card
+from workers.trial import Trier
+
+#: Smallest share of the best choice's speed that the chosen one may have.
+ENOUGH = 0.95
+#: Seconds between two lines of progress.
+_EVERY_S = 5.0
+
+
+def _measure(trier: Trier, spec: Spec, card: PairCard, whole: bool) -> Measure:
+    """Trials in this process, of the few images of the knock-out or of whole shards."""
+
+    def measure(choice: Choice, lap: int, limit_s: float) -> Trial:
+        size = shard_rows(spec) if whole else trial_rows(spec, choice)
+        try:
+            return trier.run(trial_task(spec, card, choice, size, lap, limit_s))
+        except (RuntimeError, MemoryError) as error:
+            raise TrialFailed(str(error)) from error
+
+    return measure
+
+
+def _told(measure: Measure, steps: Steps) -> Measure:
+    """The same measurement, which also says how far it is."""
+
+    def told(choice: Choice, lap: int, limit_s: float) -> Trial:
+        rate = "failed"
+        try:
+            trial = measure(choice, lap, limit_s)
+            rate = f"{trial.images_per_s:.3g} images/s"
+        finally:
+            steps.done(f"{choice.method.name}, batch {choice.batch}, {rate}")
+        return trial
+
+    return told
+
+
+def whole_rates(choices: Sequence[Choice], measure: Measure, laps: int) -> list[float]:
+    """Median images/s of whole shards by choice, all choices in turn; 0 for one that fails."""
+    rates: dict[Choice, list[float]] = {choice: [] for choice in choices}
+    for lap in range(laps):
+        for choice in choices:
+            try:
+                rates[choice].append(measure(choice, lap, math.inf).images_per_s)
+            except TrialFailed:
+                rates[choice].append(0.0)
+    return [statistics.median(rates[choice]) for choice in choices]
+
+
+def table(rows: Sequence[CalibrationRow], whole: Sequence[float | None], codes: bool) -> str:
+    """One line a choice as markdown; the chosen one in bold."""
+    lines = ["| method | batch | images/s | turns | images/s of whole shards |", "|---|---|---|---|---|"]
+    for row, rate in zip(rows, whole, strict=True):
+        name = method_in_words(row.method.model_dump(), codes)
+        speed = f"failed: {row.problem}" if row.problem else number(row.images_per_s)
+        shown = f"**{name}**" if row.chosen else name
+        lines.append(f"| {shown} | {row.batch} | {speed} | {len(row.trials)} | {number(rate)} |")
+    return "\n".join(lines)
+
+
+def _spec(args: argparse.Namespace) -> Spec:
+    spec = load_spec(args.spec, args.set)
+    if isinstance(spec, FixedSpec):
+        raise SpecError(f"method: got {spec.method.name!r}, allowed: auto")
+    if args.check < 0:
+        raise SpecError(f"--check: got {args.check}, allowed: 0 or more")
+    check_file("--json", args.json)
+    return spec
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints the table and, if asked, checks the choice.
+
+    Raises:
+        SpecError, PairError: wrong input.
+        JobError: every method fails.
+    """
+    spec = _spec(args)
+    card = load_card(spec.pair)
+    trier = Trier(trial_settings(spec, card))
+    machine = trier.ready()
+    choices = choices_of(spec, card, ceilings_of(machine))
+    try:
+        measure = _told(_measure(trier, spec, card, whole=False), Steps(most_turns(len(choices)), _EVERY_S))
+        best, rows, seconds = calibrate(choices, measure, budget(spec))
+    except TrialFailed as error:
+        raise JobError(f"method auto: {error}") from error
+    asked = {"method": spec.method, "batch": spec.batch}
+    remember(spec, card, Calibration.model_validate({**asked, "rows": rows, "machine": machine, "seconds": seconds}))
+    measure = _told(_measure(trier, spec, card, whole=True), Steps(args.check * len(choices), _EVERY_S))
+    whole = whole_rates(choices, measure, args.check) if args.check else None
+    say(table(rows, whole or [None] * len(rows), of_codes(card.sha256)))
+    figures: dict[str, Any] = {
+        "machine": machine,
+        "spec": spec.model_dump(mode="json", include={"pair", "law", "method", "batch", "shard_size", "seed"}),
+        "seconds": seconds,
+        "rows": [row.model_dump(mode="json") for row in rows],
+    }
+    share = None
+    if whole:
+        share = whole[choices.index(best)] / max(whole)
+        figures |= {"whole_images_per_s": whole, "share_of_best": share}
+        say(f"the chosen one has {share:.3f} of the speed of the best")
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+    return 1 if share is not None and share < ENOUGH else 0

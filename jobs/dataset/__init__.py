@@ -1,0 +1,1 @@
+"""What a job makes: committed shards, figures, report, card, and looking at them from outside."""

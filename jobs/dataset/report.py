@@ -1,0 +1,124 @@
+"""report.json and report.html: the figures of a job and one self-contained page that shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow.parquet as pq
+from PIL import Image
+from pyarrow import BufferReader
+
+from jobs.dataset.aggregate import Json, aggregate
+from jobs.dataset.commits import Kept, read_part
+from jobs.dataset.totals import Totals
+from jobs.job.plan import Plan
+from jobs.words import phrases as words
+from jobs.words.progress import duration
+from workers import layout
+from workers.sealed import canonical_json
+from workers.store import Store
+
+_PER_CLASS = 10
+_CLASSES = 20
+_SHARDS = 16  #: data files read for the image grid, at most
+_SIDE = 96  #: largest side of an embedded image, pixels
+
+
+def _thumbnail(raw: bytes) -> str:
+    """Data URI of an encoded image as PNG, made smaller if it is large."""
+    with Image.open(io.BytesIO(raw)) as image:
+        image.thumbnail((_SIDE, _SIDE))
+        buffer = io.BytesIO()
+        image.convert("L" if image.mode == "L" else "RGB").save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def image_grid(store: Store, plan: Plan, shards: Sequence[Kept]) -> dict[int, list[str]]:
+    """First images of each of the first classes as data URIs, by label.
+
+    Raises:
+        DamagedPart: a data file is gone or not what was committed.
+        StoreError: a data file cannot be read.
+    """
+    wanted = range(min(_CLASSES, len(plan.class_names)))
+    grid: dict[int, list[str]] = {label: [] for label in wanted}
+    for kept in shards[:_SHARDS]:
+        if all(len(images) >= _PER_CLASS for images in grid.values()):
+            break
+        table = pq.read_table(BufferReader(read_part(store, kept, layout.DATA)), columns=["image", "label"])
+        for image, label in zip(table["image"], table["label"].to_pylist(), strict=True):
+            if label in grid and len(grid[label]) < _PER_CLASS:
+                grid[label].append(_thumbnail(image["bytes"].as_py()))
+    return {label: images for label, images in grid.items() if images}
+
+
+def render(report: Json, grid: dict[int, list[str]]) -> str:
+    """The page; every text of the job is escaped, nothing is loaded from elsewhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": words.number,
+        "percent": words.percent,
+        "size": words.size,
+        "duration": duration,
+        "law": words.law_in_words,
+        "method": words.method_in_words,
+        "acceptance_of": words.acceptance_of,
+    }
+    names: dict[int, str] = {row["label"]: row["name"] for row in report.get("classes", [])}
+    page: str = environment.get_template("report.html").render(
+        r=report,
+        grid=grid,
+        codes=words.of_codes(report["pair"]["sha256"]),
+        names=names,
+        promise=words.guarantee_in_words(report["guarantee"], report["law"]["dtype"], report["pair"]["name"]),
+        certified=words.certificate_in_words(report.get("certificate")),
+        split=_time_split(report),
+        calibrated=_fastest_first(report["calibration"]),
+    )
+    return page
+
+
+def _fastest_first(calibration: Json | None) -> list[Json]:
+    """Rows of the calibration by speed, those that failed last."""
+    rows: list[Json] = calibration["rows"] if calibration else []
+    return sorted(rows, key=lambda row: -(row["images_per_s"] or 0.0))
+
+
+def _time_split(report: Json) -> list[dict[str, Any]]:
+    """Share of the worker time by span, idle time last; spans below half a percent are put together."""
+    speed = report.get("throughput")
+    if not speed:
+        return []
+    # Where stages overlap they come to more than the workers' time, and shares are of their sum.
+    whole = max(speed["worker_seconds"], sum(speed["seconds"].values())) + speed["idle_seconds"]
+    spans = {name: seconds for name, seconds in speed["seconds"].items() if name != "other"}
+    small = [name for name, seconds in spans.items() if seconds < 0.005 * whole]
+    other = speed["seconds"].get("other", 0.0) + sum(spans.pop(name) for name in small)
+    parts = [*spans.items(), ("other", other), ("idle", speed["idle_seconds"])]
+    return [{"name": name, "seconds": seconds, "share": seconds / whole} for name, seconds in parts if seconds > 0]
+
+
+def make_report(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals) -> tuple[Json, dict[str, bytes]]:
+    """The report from committed shards alone, also of an unfinished job; writes nothing.
+
+    Returns:
+        the content of report.json; bytes by path of report.json and report.html.
+
+    Raises:
+        DamagedPart: a file that is read is gone or not what was committed.
+        StoreError: the output cannot be read.
+    """
+    report = aggregate(store, plan, shards, totals)
+    page = render(report, image_grid(store, plan, shards))
+    return report, {layout.REPORT_JSON: canonical_json(report), layout.REPORT_HTML: page.encode()}

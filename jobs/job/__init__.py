@@ -1,0 +1,1 @@
+"""What a job is: its spec, its requests, and the plan that fixes both."""

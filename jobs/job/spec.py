@@ -1,0 +1,439 @@
+"""The spec: the one model that carries every knob of a job. Command line, YAML, plan, card and report share it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from fsspec.utils import get_protocol
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from jobs.job.labels import alike, allowed_labels, label_of
+from jobs.job.request_file import RequestFile, RequestFileError
+from jobs.job.urls import UrlError, check_url
+from jobs.job.yaml_text import YamlError, parse_yaml, read_yaml
+from jobs.words.errors import SpecError
+from jobs.words.phrases import of_codes
+from spd_core.alike import did_you_mean
+from spd_core.candidates import admissible, default_method
+from spd_core.complaints import one_line, refuse_switches, shown
+from spd_core.law import Auto, Choice, Guarantee, Method, MethodRequest, SamplerLaw, Settings, Speculative
+from spd_core.pairs.pair import PairCard, PairError, bundled_pairs, load_card
+from workers import pair_cache
+from workers.records import ImageFormat
+
+_LONGEST_S = 30 * 86_400.0  #: longest time that anything may be waited for
+
+#: Fields that decide no byte of the dataset; the hashes of its weights stand for the pair's name.
+UNFIXED = frozenset({"workers", "output", "storage_options", "pair"})
+
+
+#: Fields whose default is another one on a GPU or in another version: a resume takes those not given from the plan.
+_OPEN = ("batch", "shard_size", "image.effort")
+_ON_GPU = {"batch": 256, "shard_size": 512}
+#: Fields newer than the first plans, with the value that stands for what was done before: plans that know them not
+#: have the same fingerprint as plans with this value.
+ADDED = {"image.effort": "small", "method.images_per_s": 0.0}
+
+
+class Requests(Settings):
+    """Which images to make."""
+
+    count: int = Field(256, ge=1, le=10_000_000_000, description="images of the dataset")
+    labels: Annotated[tuple[int, ...], Field(min_length=1)] | Literal["balanced"] = Field(
+        "balanced",
+        description="label of each image, number or class name, repeated as often as needed; balanced: all classes in "
+        "turn",
+    )
+    file: str | None = Field(
+        None,
+        description="fsspec URL of the requests, one a row: .parquet, .csv or .jsonl with label and, if wanted, id and "
+        "seed; count is then its rows; opened with storage_options if it is where the output is",
+    )
+    sha256: str = Field(
+        "",
+        pattern="^([0-9a-f]{64})?$",
+        description="of the file's rows: checked if given, found out otherwise",
+        json_schema_extra={"allowed": "64 hexadecimal digits"},
+    )
+
+
+class Workers(Settings):
+    """Ray actors and what each one holds. None of this changes a byte of the images."""
+
+    count: int = Field(0, ge=0, le=100_000, description="actors; 0: one per free CPU, or per GPU if num_gpus is set")
+    num_cpus: float = Field(1.0, ge=0, le=1024, description="CPUs reserved per actor")
+    num_gpus: float = Field(0.0, ge=0, le=1024, description="GPUs reserved per actor; above 0 the models run on cuda")
+    accelerator_type: str | None = Field(None, description="Ray accelerator type an actor needs")
+    threads: int = Field(1, ge=1, le=1024, description="torch threads per actor on a CPU")
+    encoders: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="threads per actor that encode images while the next shard is decoded; 0: with num_gpus the GPU's "
+        "share of the node's cores, without none",
+    )
+    start_timeout_s: float = Field(300.0, gt=0, le=_LONGEST_S, description="longest wait for an actor to come up")
+    shard_timeout_s: float = Field(
+        3600.0, gt=0, le=_LONGEST_S, description="longest wait for one shard before its actor is replaced"
+    )
+    max_attempts: int = Field(5, ge=1, le=1000, description="tries at one shard before the job fails")
+    price_per_hour: float | None = Field(None, ge=0, le=1e6, description="of one actor, for the cost in the report")
+
+    @property
+    def device(self) -> str:
+        """Torch device of an actor."""
+        return "cuda" if self.num_gpus > 0 else "cpu"
+
+
+class Spec(Settings):
+    """A job: one dataset. What it leaves to a measurement is decided in a `FixedSpec`."""
+
+    name: str = Field(
+        "fashion",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="name of the dataset",
+        json_schema_extra={"allowed": "a letter or digit, then at most 99 letters, digits, dots, dashes, underscores"},
+    )
+    output: str = Field("", description="fsspec URL the dataset goes to; empty: out/<name>")
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the fsspec file system")
+    pair: str = Field(
+        "fashion-ar",
+        description="bundled pair, or a folder or fsspec URL that holds one; a URL is fetched once per node and kept",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="every random draw of an image follows from it and the request id")
+    requests: Requests = Requests()
+    law: SamplerLaw = Field(description="what is sampled; fields left out are those of the pair's card")
+    method: MethodRequest = Field(
+        description="how it is decoded: plain, cspd, speculative or null; auto: the fastest, measured before the plan; "
+        "left out: cspd for a MAR pair, speculative with the pair's windows for a causal one"
+    )
+    batch: int | Literal["auto"] = Field(
+        32,
+        description="images decoded together (1 to 65536); part of the plan: it moves rounding; auto, with method auto "
+        "only: the fastest; default with num_gpus: 256, or half of it and so on if that does not fit",
+    )
+    shard_size: int = Field(
+        64,
+        ge=1,
+        le=1_000_000,
+        description="images per shard: the unit of work, retry and commit; default with num_gpus: 512",
+    )
+    image: ImageFormat = ImageFormat()
+    features: bool = Field(True, description="write image features and label agreement, for distance and report")
+    workers: Workers = Workers()
+    _open: frozenset[str] = PrivateAttr(frozenset())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derived_defaults(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        if not raw.get("output"):
+            raw = {**raw, "output": f"out/{raw.get('name', cls.model_fields['name'].default)}"}
+        return raw
+
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _batch_in_range(cls, value: Any) -> Any:
+        if value == "auto" or (type(value) is int and 1 <= value <= 65536):
+            return value
+        # Not two bounds of a union, whose error would name the branches of the type instead of the field.
+        raise PydanticCustomError("batch", "a whole number from 1 to 65,536, or auto")
+
+    @field_validator("output")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @property
+    def shards(self) -> int:
+        return -(-self.requests.count // self.shard_size)
+
+    @property
+    def open_fields(self) -> frozenset[str]:
+        """Those of `_OPEN` that were not given: they follow from the device and the version, or from a stored plan."""
+        return self._open
+
+    def decided(self, choice: Choice) -> FixedSpec:
+        """This spec with a method and a batch size."""
+        given = {name: getattr(self, name) for name in Spec.model_fields}
+        fixed = FixedSpec(**{**given, "method": choice.method, "batch": choice.batch})
+        fixed._open = self._open
+        return fixed
+
+    def with_open(self, values: dict[str, Any]) -> Self:
+        """This spec with other values, by path, for fields that are open; those of other fields are left out."""
+        found = {path: value for path, value in values.items() if path in self._open}
+        image = {path.partition(".")[2]: value for path, value in found.items() if path.startswith("image.")}
+        whole = {path: value for path, value in found.items() if "." not in path}
+        return self.model_copy(update={**whole, "image": self.image.model_copy(update=image)})
+
+
+class FixedSpec(Spec):
+    """A spec that leaves nothing open: everything that decides a byte of the dataset is in it."""
+
+    method: Method
+    batch: int = Field(ge=1, le=65536)
+
+    def fingerprint(self, pair_sha256: dict[str, str]) -> str:
+        """sha256 over everything that decides a byte of the dataset; a resume must match it."""
+        spec = self.model_dump(mode="json", exclude={"storage_options"})
+        return fingerprint_of(spec, pair_sha256, results_of(self, pair_sha256))
+
+
+def fixed_fields(spec: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dumped spec that decide a byte of the dataset.
+
+    Of a request file that is the hash of its rows, wherever it lies; without one there is no such field, as in jobs of
+    versions that knew no request files. Nor are there fields of head steps that fall where they do not, nor fields that
+    are `ADDED` at the value of before.
+    """
+    asked, law = spec["requests"], spec["law"]
+    requests = {key: value for key, value in asked.items() if key != "file" and not (key == "sha256" and not value)}
+    if law.get("head_schedule", "constant") == "constant":
+        law = {key: value for key, value in law.items() if key not in ("head_schedule", "head_steps_end")}
+    fixed = {key: value for key, value in spec.items() if key not in UNFIXED} | {"requests": requests, "law": law}
+    for path, before in ADDED.items():
+        place, _, name = path.partition(".")
+        if isinstance(fixed[place], dict) and fixed[place].get(name) == before:
+            fixed[place] = {key: value for key, value in fixed[place].items() if key != name}
+    return fixed
+
+
+def results_of(spec: FixedSpec, parts: Collection[str]) -> int:
+    """Version of what this program gives to a request; shards of different versions make no dataset.
+
+    Version 2 draws codes by numbers of 53 bits, in version 1 they had 23; and certificates of images are those of
+    `spd_core.accept.certificate`, in version 1 they were sums of excess. What neither changes has stayed version 1.
+    """
+    return 2 if of_codes(parts) or spec.method.guarantee is Guarantee.TV else 1
+
+
+def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str], results: int) -> str:
+    """`FixedSpec.fingerprint` of a dumped spec, so that a plan of another version of the program can be checked.
+
+    Version 1 of the results is not part of it: plans of that version did not say it.
+    """
+    fixed = fixed_fields(spec) | ({"results": results} if results > 1 else {})
+    canonical = json.dumps({**fixed, "pair_sha256": pair_sha256}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+#: Methods that each family of models can be decoded with.
+_METHODS_OF = {
+    "mar": ("plain", "cspd", "null", "auto"),
+    "causal": ("plain", "speculative", "null", "auto"),
+    "llamagen": ("plain", "speculative", "null", "auto"),
+}
+#: Fields of law and method that mean something for some families only; elsewhere only their defaults are allowed.
+_FAMILIES_OF = {
+    ("law", "handoff_level"): ("causal",),
+    ("law", "head_schedule"): ("mar", "causal"),
+    ("law", "head_steps_end"): ("mar", "causal"),
+    ("law", "cfg_interval"): ("llamagen",),
+    ("law", "top_k"): ("llamagen",),
+    ("law", "top_p"): ("llamagen",),
+    ("method", "stride"): ("causal",),
+    ("method", "proposals"): ("causal",),
+    ("method", "head_window"): ("mar", "causal"),
+    ("method", "tree"): ("llamagen",),
+    ("method", "drafter"): ("llamagen",),
+}
+#: Acceptance rules of each family that speculates.
+_RULES_OF = {
+    "causal": ("lossless", "annealed", "coupled"),
+    "llamagen": ("lossless", "annealed", "lantern", "lantern++"),
+}
+
+
+def _check_auto(method: Auto, card: PairCard, pair: str) -> None:
+    rules = {m.acceptance.rule for m in admissible(card, method) if isinstance(m, Speculative)}
+    for knob, unset, rule in (("delta", 1.0, "annealed"), ("radius", 0.0, "coupled")):
+        if (value := getattr(method, knob)) != unset and rule not in rules:
+            raise SpecError(f"method.{knob}: got {value:g}, allowed: {unset:g} ({pair} has no {rule} acceptance)")
+
+
+def _check_fields(spec: Spec, card: PairCard) -> None:
+    for (place, name), families in _FAMILIES_OF.items():
+        model = getattr(spec, place)
+        if card.family not in families and name in type(model).model_fields:
+            value, unset = getattr(model, name), type(model).model_fields[name].default
+            if value != unset:
+                allowed = f"{unset!r} ({spec.pair} is of the {card.family} family)"
+                raise SpecError(f"{place}.{name}: got {value!r}, allowed: {allowed}")
+    method = spec.method
+    if not isinstance(method, Speculative):
+        return
+    if method.acceptance.rule not in _RULES_OF[card.family]:
+        allowed = ", ".join(_RULES_OF[card.family])
+        raise SpecError(f"method.acceptance.rule: got {method.acceptance.rule!r}, allowed: {allowed} (of {spec.pair})")
+    if card.family == "llamagen" and method.drafter not in card.drafters:
+        raise SpecError(
+            f"method.drafter: got {method.drafter!r}, allowed: {' or '.join(card.drafters)} (of {spec.pair})"
+        )
+
+
+def _check_against_card(spec: Spec, card: PairCard) -> None:
+    if spec.method.name not in _METHODS_OF[card.family]:
+        allowed = ", ".join(_METHODS_OF[card.family])
+        raise SpecError(
+            f"method: got {spec.method.name!r}, allowed: {allowed} (the {card.family} family of {spec.pair})"
+        )
+    if isinstance(spec.method, Auto):
+        _check_auto(spec.method, card, spec.pair)
+    elif spec.batch == "auto":
+        raise SpecError(
+            f"batch: got 'auto', allowed: a number with method {spec.method.name}; auto goes with method auto"
+        )
+    elif spec.method.uses_draft and not card.drafters:
+        raise SpecError(f"method: got {spec.method.name!r}, allowed: plain or null ({spec.pair} has no draft)")
+    _check_fields(spec, card)
+
+
+def options_of(spec: Spec, url: str) -> dict[str, Any]:
+    """The storage options of a URL that is read: those of the output, if it is of the same protocol."""
+    return spec.storage_options if get_protocol(url) == get_protocol(spec.output) else {}
+
+
+def request_file(spec: Spec, names: tuple[str, ...]) -> RequestFile:
+    """The request file of a spec that names one; ``names`` are the classes of its pair."""
+    url = spec.requests.file or ""
+    return RequestFile(url, options_of(spec, url), names)
+
+
+def _with_request_file(spec: Spec, names: tuple[str, ...]) -> Spec:
+    """The spec with the rows of its request file counted and hashed; the same spec if it has none."""
+    given = spec.requests
+    if given.file is None:
+        if given.sha256:
+            raise SpecError(f"requests.sha256: got {given.sha256!r}, allowed: only with requests.file")
+        return spec
+    if given.labels != "balanced":
+        raise SpecError(f"requests.labels: got {list(given.labels)}, allowed: none beside requests.file")
+    source = request_file(spec, names)
+    try:
+        found = source.scan()
+    except RequestFileError as error:
+        raise SpecError(str(error)) from error
+    if "count" in given.model_fields_set and given.count != found.count:
+        raise SpecError(f"requests.count: got {given.count}, allowed: {found.count} (the rows of {source.shown})")
+    if given.sha256 not in ("", found.sha256):
+        raise SpecError(
+            f"requests.sha256: got {given.sha256[:12]}..., allowed: {found.sha256[:12]}... (the rows of {source.shown})"
+        )
+    counted = given.model_copy(update={"count": found.count, "sha256": found.sha256})
+    return spec.model_copy(update={"requests": counted})
+
+
+def _labels(given: Any, card: PairCard) -> Any:
+    """Labels as numbers, whatever way they are written."""
+    names = card.class_names
+    if given == "balanced":
+        return given
+    listed = given if isinstance(given, (list, tuple)) else [given]
+    allowed = f"balanced, or a list of labels, each {allowed_labels(names)} (the classes of {card.name})"
+    if not listed:
+        raise SpecError(f"requests.labels: got an empty list, allowed: {allowed}")
+    numbers = [label_of(value, names) for value in listed]
+    if None in numbers:
+        wrong = listed[numbers.index(None)]
+        near = alike(wrong, names) or (did_you_mean(wrong, ["balanced"]) if isinstance(wrong, str) else "")
+        raise SpecError(f"requests.labels: got {shown(wrong)}, allowed: {allowed}{near}")
+    return numbers
+
+
+def make_spec(raw: dict[str, Any]) -> Spec:
+    """Validates raw values; the law's missing fields come from the pair's card, the count from a request file.
+
+    Returns:
+        a `FixedSpec` unless the method is auto.
+
+    Raises:
+        SpecError: one line that names the field, the value and what is allowed.
+    """
+    try:
+        asked_pair = raw.get("pair", Spec.model_fields["pair"].default)
+        if not isinstance(asked_pair, str) or not asked_pair:
+            raise SpecError(
+                f"pair: got {shown(asked_pair or None)}, allowed: {', '.join(bundled_pairs())}, a folder or a URL"
+            )
+        check_url("pair", asked_pair)
+        options = raw.get("storage_options")
+        if isinstance(options, dict) and get_protocol(asked_pair) == get_protocol(str(raw.get("output", ""))):
+            pair_cache.use_options(asked_pair, options)
+        card = load_card(asked_pair)
+        law = raw.get("law", {})
+        if isinstance(law, dict):
+            raw = {**raw, "law": {**card.law.model_dump(), **law}}
+        if isinstance(asked := raw.get("requests"), dict) and "labels" in asked:
+            raw = {**raw, "requests": {**asked, "labels": _labels(asked["labels"], card)}}
+        method = raw.get("method", {})
+        if isinstance(method, dict) and "name" not in method:
+            raw = {**raw, "method": {**default_method(card).model_dump(), **method}}
+        if complaint := refuse_switches(raw, Spec):
+            raise SpecError(complaint)
+        spec = Spec.model_validate(raw)
+        spec._open = frozenset(path for path in _OPEN if not _given(raw, path))
+        spec = spec.with_open(_ON_GPU if spec.workers.num_gpus > 0 else {})
+        check_url("output", spec.output)
+        check_url("requests.file", spec.requests.file or "")
+    except (PairError, UrlError) as error:
+        raise SpecError(str(error)) from error
+    except ValidationError as error:
+        raise SpecError(one_line(error, Spec)) from error
+    _check_against_card(spec, card)
+    spec = _with_request_file(spec, card.class_names)
+    if isinstance(spec.method, Auto) or spec.batch == "auto":
+        return spec
+    return spec.decided(Choice(method=spec.method, batch=spec.batch))
+
+
+def _given(raw: dict[str, Any], path: str) -> bool:
+    place, _, name = path.partition(".")
+    return place in raw and (not name or name in raw[place])
+
+
+def load_spec(path: str | None, overrides: list[str]) -> Spec:
+    """Spec from a YAML file (None: defaults) and ``field.path=value`` overrides, values read as YAML.
+
+    Raises:
+        SpecError: unreadable file, a malformed override or a wrong value.
+    """
+    raw: Any = {}
+    if path is not None:
+        try:
+            raw = read_yaml(Path(path))
+        except OSError as error:
+            raise SpecError(f"spec: cannot read {path}: {error.strerror or error}") from error
+        except ValueError as error:  # no such YAML, or no such path
+            raise SpecError(f"spec: cannot read {path!r}: {error}") from error
+        raw = {} if raw is None else raw
+        if not isinstance(raw, dict):
+            raise SpecError(f"spec: got {shown(raw)} in {path}, allowed: a mapping of fields")
+        # Blocks that only hold an anchor, as in Compose files.
+        raw = {name: value for name, value in raw.items() if not str(name).startswith("x-")}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise SpecError(f"--set: got {override!r}, allowed: field.path=value")
+        try:
+            value = parse_yaml(text)
+        except YamlError as error:
+            raise SpecError(f"{key}: got {shown(text)}, allowed: a YAML value ({error})") from error
+        node = raw
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            child = node.get(parent, {})
+            if isinstance(child, str) and parent == "method":
+                child = {"name": child}
+            if not isinstance(child, dict):
+                raise SpecError(f"{key}: got a field below {parent!r}, which holds {child!r}; allowed: a field path")
+            node[parent] = child
+            node = child
+        node[leaf] = value
+    return make_spec(raw)

@@ -1,0 +1,1 @@
+"""Making it: the driver, its workers, and choosing the method."""

@@ -1,0 +1,301 @@
+"""The driver: from a spec to a finished dataset, from whatever state an earlier run left."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from jobs.dataset.commits import Committed, find_damage, find_missing, list_parts, read_committed, void_damaged
+from jobs.dataset.finish import check_whole, finish, stray
+from jobs.dataset.leftovers import foreign_parts, is_empty_at, stray_parts
+from jobs.dataset.manifest import check_manifest
+from jobs.dataset.presence import Presence
+from jobs.job.calibration import Calibration
+from jobs.job.plan import Plan, as_planned, check_weights, make_plan, store_plan, stored_plan
+from jobs.job.requests import store_requests
+from jobs.job.spec import FixedSpec, Spec, options_of
+from jobs.run.auto import decide, decided_before
+from jobs.run.cluster import running_ray
+from jobs.run.fit import fitted, is_to_be_fitted
+from jobs.run.fleet import Fleet
+from jobs.words.errors import JobError, SpecError
+from jobs.words.progress import Progress
+from spd_core.pairs.pair import load_card
+from workers import layout
+from workers.place import DRIVER, PlaceError, leave_sign
+from workers.records import WorkerSettings
+from workers.redact import public_url
+from workers.sealed import UnknownVersion
+from workers.store import Store, StoreError
+
+logger = logging.getLogger(__name__)
+#: Set by Ray for the entry point of a submitted job.
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM; no error, so nothing may catch it on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turns SIGINT and SIGTERM into `Stopped`; a second one is ignored while the first is being dealt with."""
+    came: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        came.append(number)
+        raise Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Exception as error:
+        # Raised inside Ray's compiled code, `Stopped` comes out as a SystemError.
+        if came:
+            raise Stopped(came[0]) from error
+        raise
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """A store that fails after the work has begun is no wrong input."""
+    try:
+        yield
+    except (PlaceError, UnknownVersion):
+        raise
+    except StoreError as error:
+        when = "once that is mended, the same command resumes" if error.lasting else "the same command resumes"
+        raise JobError(f"{error}; {when}") from error
+
+
+def _settings(spec: FixedSpec, plan: Plan, store: Store, run: str) -> WorkerSettings:
+    return WorkerSettings(
+        output=store.url,  # absolute: a worker's current folder is not the driver's
+        storage_options=spec.storage_options,
+        pair=spec.pair,
+        pair_options=options_of(spec, spec.pair),
+        pair_sha256=plan.pair_sha256,
+        law=spec.law,
+        method=spec.method,
+        batch=spec.batch,
+        image=spec.image,
+        features=spec.features,
+        device=spec.workers.device,
+        threads=spec.workers.threads,
+        fingerprint=plan.fingerprint,
+        shards=plan.shards,
+        encoders=spec.workers.encoders,
+        run=run,
+    )
+
+
+def _missing(plan: Plan, committed: Committed) -> list[int]:
+    return [shard for shard in range(plan.shards) if shard not in committed.records]
+
+
+def _refuse_foreign_files(store: Store) -> None:
+    """An output without plan and commits may hold nothing that the end of a job would overwrite."""
+    for path in (layout.CARD, layout.REPORT_JSON, layout.REPORT_HTML, layout.SUCCESS):
+        if store.exists(path):
+            raise SpecError(
+                f"output: {public_url(store.url)} holds a {path} of no job, allowed: an empty folder or an output"
+            )
+
+
+@contextmanager
+def _sign(store: Store, run: str) -> Iterator[None]:
+    """The driver's sign for its workers, see `workers.place`; nothing of it stays, not even a folder."""
+    made = store.missing_folders()
+    try:
+        leave_sign(store, run, DRIVER)
+        yield
+    finally:
+        store.withdraw(layout.sign(run, DRIVER), made)
+
+
+def _make_shards(
+    spec: FixedSpec, store: Store, plan: Plan, committed: Committed, presence: Presence
+) -> tuple[Plan, int]:
+    """Starts Ray, makes what is missing or damaged, and returns the plan that holds and the images made.
+
+    Nothing is written but signs, and nothing closed, before a worker has loaded its models and has shown that it sees
+    the output: until then the spec may still prove wrong.
+    """
+    todo = len(_missing(plan, committed)) + sum(shard in committed.records for shard in committed.damaged)
+    logger.info("starting Ray and the workers")
+    made = 0
+    # Ray puts its own signal handlers in place of the first ones.
+    with running_ray(spec.workers) as ray, _stoppable(), _sign(store, presence.run):
+        fleet = Fleet(ray, store, plan, _settings(spec, plan, store, presence.run), spec.workers, todo)
+        try:
+            fleet.wait_for_first()
+            presence.announce()
+            store_requests(store, spec, plan)
+            plan = store_plan(store, plan)
+            attempts = _open_shards(store, plan, committed)
+            _warn_of_platforms({*committed.platforms, *fleet.platforms})
+            done = sum(record.rows for record in committed.records.values())
+            progress = Progress(plan.shards, plan.rows, len(committed.records), done)
+            logger.info("shards to make: %d, workers: %d", len(attempts), fleet.size)
+            for record in fleet.run(attempts):
+                if record is not None:
+                    progress.add(record.rows)
+                    made += record.rows if record.run == presence.run else 0
+                progress.tick()
+                presence.beat()
+            logger.info(progress.line())
+        finally:
+            fleet.stop()
+    return plan, made
+
+
+def _open_shards(store: Store, plan: Plan, committed: Committed) -> dict[int, int]:
+    """Closes what is damaged; the shards to make, with the number of their next attempt.
+
+    ``_SUCCESS`` is taken away before a record says that it is wrong, and once more after it, see `jobs.dataset.finish`.
+    """
+    damaged = void_damaged(store, plan, committed)
+    attempts = {
+        shard: damaged.get(shard, committed.voided.get(shard, -1) + 1)
+        for shard in range(plan.shards)
+        if shard not in committed.records
+    }
+    if attempts:
+        store.delete(layout.SUCCESS)
+    return attempts
+
+
+def _warn_of_platforms(platforms: set[str]) -> None:
+    known = sorted(platforms - {""})
+    if len(known) > 1:
+        logger.warning("the shards are made on %d platforms: %s; equal bytes hold for each alone", len(known), known)
+
+
+def generate(spec: Spec) -> dict[str, Any]:
+    """Makes the dataset of a spec, or what an earlier run left to make of it.
+
+    Returns:
+        Where it is, its images and shards, what this run made, and its seconds.
+
+    Raises:
+        SpecError, PairError, StoreError: wrong input; nothing is written.
+        JobError: the job cannot go on; the same spec resumes it.
+        Stopped: a signal came; the same spec resumes it.
+    """
+    began = time.monotonic()
+    _refuse_a_lost_folder(spec)
+    with _stoppable():
+        store = Store(spec.output, spec.storage_options)
+        spec = as_planned(spec, store)
+        decided = decided_before(spec, store)
+        if decided is not None and not is_to_be_fitted(decided[0], store):
+            plan, made = _generate(*decided, store)
+        else:
+            # What would stop the job later must not cost a measurement first.
+            _refuse_foreign_files(store)
+            store.check_writable()
+            check_weights(spec.pair, load_card(spec.pair).sha256)
+            logger.info("starting Ray and the worker that measures")
+            with running_ray(spec.workers) as ray, _stoppable():
+                fixed = decide(ray, spec) if decided is None else (fitted(ray, decided[0]), decided[1])
+                plan, made = _generate(*fixed, store)
+    return {
+        "output": public_url(spec.output),
+        "images": plan.rows,
+        "shards": plan.shards,
+        "made": made,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _refuse_a_lost_folder(spec: Spec) -> None:
+    """A submitted job runs in a copy of its working directory, which Ray deletes some day."""
+    path = Path(spec.output).expanduser()
+    if _SUBMITTED in os.environ and "://" not in spec.output and "::" not in spec.output and not path.is_absolute():
+        raise SpecError(
+            f"output: got {spec.output!r}, allowed inside a submitted job: a URL or an absolute path that every node "
+            "reaches"
+        )
+
+
+def _generate(spec: FixedSpec, calibration: Calibration | None, store: Store) -> tuple[Plan, int]:
+    """`generate` with the method decided; the plan that holds and the images made."""
+    plan = make_plan(spec, calibration)
+    stored = stored_plan(store, plan)
+    plan = stored or plan
+    committed = read_committed(store, plan)
+    if stored is None and not committed.records:
+        _refuse_foreign_files(store)
+    _look_at_files(store, plan, committed)
+    made, work = 0, bool(committed.damaged or _missing(plan, committed))
+    if not (work or stored is None or _unfinished(store, plan, committed)):
+        return plan, made
+    exclusive = not store.check_writable()
+    with _resumable(), Presence(store, exclusive) as presence:
+        if work:
+            check_weights(spec.pair, plan.pair_sha256)
+            plan, made = _make_shards(spec, store, plan, committed, presence)
+            committed = read_committed(store, plan)
+            find_missing(store, committed)
+            if exclusive:
+                find_damage(store, committed)  # two attempts at a shard may have overwritten each other here
+            check_whole(plan, committed)
+        else:
+            presence.announce()
+            store_requests(store, spec, plan)
+            plan = store_plan(store, plan)
+        presence.beat()
+        # Another driver may have finished it meanwhile.
+        if _unfinished(store, plan, committed):
+            finish(spec.output, spec.storage_options)
+    return plan, made
+
+
+def _look_at_files(store: Store, plan: Plan, committed: Committed) -> None:
+    """Moves what is damaged to ``damaged``, as far as it is looked at, and refuses files that no attempt makes.
+
+    Raises:
+        SpecError: another's file lies where readers take it for rows of the dataset.
+    """
+    listed = list_parts(store)
+    if foreign := foreign_parts(listed, plan):
+        raise SpecError(stray(foreign))
+    if not _missing(plan, committed):
+        find_damage(store, committed)
+        return
+    find_missing(store, committed, listed)  # reading it all again would keep the workers waiting
+    if committed.records:
+        logger.info(
+            "%d of %d shards are committed; their files are there with their sizes and are not read again: "
+            "`spd validate` does that",
+            len(committed.records),
+            plan.shards,
+        )
+
+
+def _unfinished(store: Store, plan: Plan, committed: Committed) -> bool:
+    records = committed.records.values()
+    if check_manifest(store, plan, records):
+        return True
+    paths = [path for kept in records for path in kept.closed_paths]
+    return bool(stray_parts(list_parts(store), committed)) or not all(is_empty_at(store, path) for path in paths)

@@ -1,0 +1,178 @@
+"""What a job will take before it runs: shards, bytes, time and cost.
+
+From the pair's measured figures; on GPUs, for which a pair's card has none, from the counted work of its models and the
+ceilings of the card, and then the words say that it is a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from jobs.job.spec import FixedSpec, Spec
+from jobs.run.auto import choices_of, measured_in_words
+from jobs.run.encoding import encoding_cost, encoding_in_words
+from jobs.words.phrases import law_in_words, method_in_words, number, of_codes, rounding_in_words, size
+from jobs.words.progress import duration
+from spd_core.decode.ceilings import Ceilings, known_ceilings
+from spd_core.decode.predict import images_per_s
+from spd_core.law import Choice, SamplerLaw, Settings
+from spd_core.memory import BatchMemory, batch_memory
+from spd_core.pairs.pair import PairCard
+from workers.machine import usable_cpus
+from workers.redact import public_url
+
+_FEATURE_BYTES = 1280 * 2
+#: What the workers' GPUs are taken for where this machine has none.
+ASSUMED = "NVIDIA H100"
+
+
+class Estimate(Settings):
+    """A job's expected size; None where nothing was measured."""
+
+    rows: int
+    shards: int
+    bytes_at_most: int = Field(description="pixels as they are and features; images compress below that")
+    workers: int
+    images_per_s_per_worker: float | None = Field(description="None also while the method is still to be measured")
+    predicted_for: str = Field("", description="the GPU that the speed is predicted for; empty: it was measured")
+    seconds: float | None = Field(description="without the start of the workers")
+    cost: float | None = Field(description="at workers.price_per_hour")
+    encoded_per_s: float = Field(description="images that a worker encodes a second, as measured here")
+    memory: BatchMemory | None = Field(description="of a batch; None while the method is still to be measured")
+
+    @property
+    def waits_for_encoding(self) -> bool:
+        """Whether the decoder is faster than the encoding beside it."""
+        rate = self.images_per_s_per_worker
+        return rate is not None and rate > self.encoded_per_s
+
+
+def measured_rate(card: PairCard, spec: FixedSpec) -> float | None:
+    """Images per second of one CPU worker in the card's benchmark rows at this law and method, nearest batch."""
+    # Compared as models: a knob that is newer than the figures counts with its default.
+    rows: list[dict[str, Any]] = [
+        row
+        for row in card.figures.get("bench", {}).get("rows", [])
+        if row["method"] == spec.method.name
+        and type(spec.method).model_validate(row["settings"]) == spec.method
+        and SamplerLaw.model_validate(row["law"]) == spec.law
+    ]
+    if not rows or spec.workers.num_gpus > 0:
+        return None
+    return float(min(rows, key=lambda row: abs(row["batch"] - spec.batch))["images_per_s"])
+
+
+def assumed_device(spec: Spec) -> Ceilings | None:
+    """The ceilings of a GPU such as the workers may have: this machine's, or an H100's; None for workers on CPUs."""
+    if spec.workers.num_gpus == 0:
+        return None
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return known_ceilings(here, spec.law.dtype) or known_ceilings(ASSUMED, spec.law.dtype)
+
+
+def predicted_rate(card: PairCard, spec: Spec, at: Ceilings) -> float | None:
+    """Images per second of a worker by the cost model; of a spec with auto, those of its fastest predicted choice."""
+    options = (
+        [Choice(method=spec.method, batch=spec.batch)] if isinstance(spec, FixedSpec) else choices_of(spec, card, at)
+    )
+    rates = [images_per_s(card, spec.law, choice, at) for choice in options]
+    best = max((rate for rate in rates if rate is not None), default=None)
+    return best and best * min(1.0, spec.workers.num_gpus)
+
+
+def estimate(card: PairCard, spec: Spec) -> Estimate:
+    """The estimate of a spec; a worker count of 0 is taken as this machine's CPUs."""
+    height, width, channels = card.image_shape
+    per_image = height * width * channels + (_FEATURE_BYTES if spec.features else 0)
+    cpus = max(spec.workers.num_cpus, float(spec.workers.threads))
+    workers = min(spec.workers.count or max(1, int(usable_cpus() / cpus)), spec.shards)
+    rate = measured_rate(card, spec) if isinstance(spec, FixedSpec) else None
+    at = assumed_device(spec) if rate is None else None
+    rate = predicted_rate(card, spec, at) if at else rate
+    rows = spec.requests.count
+    seconds = rows / (rate * workers) if rate else None
+    price = spec.workers.price_per_hour
+    cost = price * workers * seconds / 3600 if price is not None and seconds is not None else None
+    return Estimate(
+        rows=rows,
+        shards=spec.shards,
+        bytes_at_most=rows * per_image,
+        workers=workers,
+        images_per_s_per_worker=rate,
+        predicted_for=at.name if at and rate else "",
+        seconds=seconds,
+        cost=cost,
+        encoded_per_s=_encoders(spec) / encoding_cost(card.image_shape, spec.image).seconds,
+        memory=batch_memory(card, spec.law, spec.method, spec.batch) if isinstance(spec, FixedSpec) else None,
+    )
+
+
+def _method_lines(card: PairCard, spec: Spec) -> list[str]:
+    codes = of_codes(card.sha256)
+    if isinstance(spec, FixedSpec):
+        return [f"method       {method_in_words(spec.method.model_dump(), codes)}, guarantee {spec.method.guarantee}"]
+    at = assumed_device(spec)
+    options = choices_of(spec, card, at)
+    rates = [images_per_s(card, spec.law, choice, at) if at else None for choice in options]
+    return [
+        f"method       auto, guarantee at least {spec.method.guarantee}: the fastest, before the plan is written",
+        f"measured     {measured_in_words(spec, options)}, by one worker:",
+        *(f"             {line}" for line in _listed(options, codes, rates)),
+    ]
+
+
+def _listed(options: Sequence[Choice], codes: bool, rates: Sequence[float | None]) -> list[str]:
+    """Each method on a line, with the batch sizes it is measured at and, if known, its predicted speeds."""
+    batches: dict[str, list[str]] = {}
+    for choice, predicted in zip(options, rates, strict=True):
+        name = f"{method_in_words(choice.method.model_dump(), codes)}, guarantee {choice.method.guarantee}"
+        shown = f"{choice.batch} (predicted {number(predicted)}/s)" if predicted else str(choice.batch)
+        batches.setdefault(name, []).append(shown)
+    return [f"{name}, batch {', '.join(sizes)}" for name, sizes in batches.items()]
+
+
+def _encoders(spec: Spec) -> int:
+    """Threads that a worker encodes with; beside a GPU, where the spec leaves it open, as many as cores here."""
+    return spec.workers.encoders or (usable_cpus() if spec.workers.num_gpus > 0 else 1)
+
+
+def _worker_lines(spec: Spec, guess: Estimate) -> list[str]:
+    """Memory of a batch and speed of encoding, and a warning if a decoder would wait for it."""
+    lines = []
+    if guess.memory is not None and guess.memory.total:
+        parts = ((name, getattr(guess.memory, name)) for name in ("weights", "cache", "activations", "head"))
+        listed = ", ".join(f"{name} {size(held)}" for name, held in parts if held)
+        lines.append(f"memory       about {size(guess.memory.total)} for a batch of {spec.batch} ({listed})")
+    rate = f"about {number(guess.encoded_per_s)} images/s a worker, {encoding_in_words(spec.image)}"
+    lines.append(f"encoding     {rate}, threads: {_encoders(spec)}, measured on this machine")
+    if guess.waits_for_encoding:
+        lines.append("warning      encoding is the bottleneck: more workers.encoders, image.effort fast or format webp")
+    return lines
+
+
+def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
+    """The estimate as text."""
+    fixed = isinstance(spec, FixedSpec)
+    unknown = "the pair's card has no figures at this law and method" if fixed else "the method is still to be measured"
+    basis = "about "
+    if guess.predicted_for:
+        basis = f"predicted for one {guess.predicted_for} a worker, not measured: at least about "
+    lines = [
+        f"output       {public_url(spec.output)}",
+        f"images       {guess.rows:,} of {len(card.class_names)} classes, {guess.shards:,} shards",
+        f"law          {law_in_words(spec.law.model_dump(), of_codes(card.sha256))}",
+        *_method_lines(card, spec),
+        *([f"rounding     {rounding}"] if (rounding := rounding_in_words(spec.law.dtype, card.name)) else []),
+        f"bytes        at most about {size(guess.bytes_at_most)} before compression",
+        f"workers      {guess.workers}",
+        f"time         {f'unknown: {unknown}' if guess.seconds is None else basis + duration(guess.seconds)}",
+    ]
+    lines += _worker_lines(spec, guess)
+    if spec.workers.price_per_hour is not None:
+        lines.append(f"cost         {'unknown' if guess.cost is None else 'about ' + number(guess.cost)}")
+    fingerprint = spec.fingerprint(card.sha256) if isinstance(spec, FixedSpec) else "follows from the method"
+    return [*lines, f"fingerprint  {fingerprint}"]

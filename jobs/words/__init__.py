@@ -1,0 +1,1 @@
+"""Figures, laws and methods in a person's words."""

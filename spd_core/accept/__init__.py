@@ -1,0 +1,1 @@
+"""Acceptance rules and residuals as pure functions of densities."""

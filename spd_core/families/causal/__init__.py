@@ -1,0 +1,1 @@
+"""Causal models over continuous tokens with a diffusion head, made here."""

@@ -1,0 +1,226 @@
+"""What every decoder of a causal model is made of, and plain decoding.
+
+A token is made in two parts. Above the hand-off its path runs down to a state of little noise; that state is what the
+context network reads, so tokens are made one after another. Below, every token's path runs on to the clean token given
+its own context, which no other token waits for: one batch for the whole image.
+
+Shape legend: B images, N tokens of an image, M positions of one pass, G context rows per image (2 under guidance: with
+the class, without), R rows (tokens being made), K steps above the hand-off, D token dims, Z context dims.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spd_core.capture import Captured
+from spd_core.decode.head_speculation import speculate_head
+from spd_core.decode.kept import kept
+from spd_core.decode.log import Decoded, DraftRecords, Meter
+from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, by_steps, walk
+from spd_core.decode.reader import CachedReader
+from spd_core.diffusion import handoff_step
+from spd_core.draws import Draws, Purpose
+from spd_core.families.causal.model import Causal
+from spd_core.law import SamplerLaw
+from spd_core.models.kv import reach_of
+from spd_core.precision import at_precision
+
+#: Tokens of an image whose noise plain decoding draws at once.
+DRAWN_AHEAD = 16
+
+
+@dataclass(frozen=True)
+class PathLaw:
+    """Where a token's path is handed over, and its guidance; of a law whose head steps fall, those of the first token.
+
+    Each number of head steps is a respacing of its own, and so has its own step nearest to the hand-off level.
+    """
+
+    law: SamplerLaw
+    tokens: int
+
+    def at(self, position: int) -> PathLaw:
+        """Of the token at ``position``, with its own number of head steps."""
+        return PathLaw(self.law.at(position, self.tokens), self.tokens)
+
+    def parts(self, position_R: Tensor) -> Iterator[tuple[PathLaw, Tensor | slice]]:
+        """The tokens at each number of head steps, as `spd_core.decode.path.by_steps`."""
+        for law, rows in by_steps(self.law, position_R, self.tokens):
+            yield PathLaw(law, self.tokens), rows
+
+    def stretches(self, longest: int) -> Iterator[tuple[PathLaw, range]]:
+        """The image's tokens in turn, at most ``longest`` at once and all with the same number of head steps."""
+        for path, group in itertools.groupby(range(self.tokens), self.at):
+            positions = list(group)
+            for first in range(0, len(positions), longest):
+                part = positions[first : first + longest]
+                yield path, range(part[0], part[-1] + 1)
+
+    @property
+    def first(self) -> int:
+        """The first step of a path."""
+        return self.law.head_steps - 1
+
+    @property
+    def handoff(self) -> int:
+        """The hand-off state is y_k of this step, which is the first one below."""
+        return handoff_step(self.law.head_steps, self.law.start_level, self.law.handoff_level)
+
+    @property
+    def above(self) -> int:
+        """Steps above the hand-off."""
+        return self.first - self.handoff
+
+    def scale(self, position: Tensor) -> Tensor:
+        """Guidance weight, one more dim than ``position``; linear: grows with the share of the tokens made."""
+        share = (position + 1).float() / self.tokens
+        share = share if self.law.cfg_schedule == "linear" else torch.ones_like(share)
+        return (1.0 + (self.law.cfg - 1.0) * share)[..., None]
+
+
+class ContextReader(CachedReader):
+    """A causal model's context network at a law, with the cache of a batch."""
+
+    def __init__(self, model: Causal, law: SamplerLaw, labels_A: Tensor) -> None:
+        super().__init__(law, labels_A, model.cache)
+        self.model = at_precision(model, law.dtype)
+        self.context = Captured(self._read, "causal.context")
+
+    def read(self, previous_AMD: Tensor, first_A: Tensor, furthest: int | None = None) -> Tensor:
+        """Contexts [G, A, M, Z] of positions first, first + 1, ...; each reads the token before it.
+
+        Args:
+            previous_AMD: the tokens before.
+            first_A: int64.
+            furthest: where the last of these positions lies, as far as the host knows; None: anywhere.
+        """
+        reach = self.cache.slots if furthest is None else reach_of(furthest + 1, first_A.device)
+        return self.context(previous_AMD, first_A, reach=reach)[0]
+
+    def _read(self, previous_AMD: Tensor, first_A: Tensor, reach: int) -> tuple[Tensor, ...]:
+        previous, first = (self.of_rows(of) for of in (previous_AMD, first_A))
+        with torch.autocast(previous.device.type, dtype=torch.bfloat16, enabled=self.low_precision):
+            z = self.model(previous, self.labels.flatten(), first, self.cache, reach).float()
+        return (self.of_copies(z),)
+
+
+def previous_tokens(states_BND: Tensor, image_A: Tensor, first_A: Tensor, count: int) -> Tensor:
+    """The tokens [A, count, D] before positions first, first + 1, ...; anything where there is none."""
+    before = first_A[:, None] + torch.arange(count, device=first_A.device) - 1
+    return states_BND[image_A[:, None], before.clamp(0, states_BND.shape[1] - 1)]
+
+
+def noise_above(draws: Draws, image_R: Tensor, token_R: Tensor, path: PathLaw, dims: int) -> PathNoise:
+    """The noise of the tokens' own paths above the hand-off."""
+    start = draws.normals(Purpose.START, image_R, token_R, dims)
+    step = draws.normals(Purpose.STEP, image_R, token_R, path.above * dims).view(-1, path.above, dims)
+    return PathNoise(start, step, path.handoff + 1)
+
+
+def own_draws(draws: Draws, image_R: Tensor, token_R: Tensor, law: SamplerLaw) -> HeadDraws:
+    """The random numbers of head self-speculation on the tokens' own paths."""
+    return HeadDraws(draws, image_R, token_R, torch.zeros_like(token_R), law.head_steps)
+
+
+def path_above(
+    head: BoundHead, path: PathLaw, noise: PathNoise, draws: HeadDraws, windows: tuple[int, ...], trace: bool = False
+) -> Path:
+    """Paths from their start to the hand-off, with head self-speculation if there are windows."""
+    steps = (path.first, path.handoff + 1)
+    if not windows:
+        return walk(head, noise.start, *steps, noise, trace)
+    return speculate_head(head, noise.start, *steps, noise, draws, windows, trace=trace)[0]
+
+
+@dataclass
+class Canvas:
+    """What is known of every token of a batch; the decoders write it in place."""
+
+    states: Tensor  #: [B, N, D] at the hand-off level
+    x0: Tensor  #: [B, N, D] the target's newest prediction on the way there
+    z: Tensor  #: [G, B, N, Z] the target's contexts
+
+    @staticmethod
+    def empty(target: Causal, batch: int, copies: int) -> Canvas:
+        c = target.config
+        states, x0 = (torch.zeros(batch, c.seq_len, c.token_dim, device=target.device) for _ in range(2))
+        return Canvas(states, x0, torch.zeros(copies, batch, c.seq_len, c.embed_dim, device=target.device))
+
+
+def finish(
+    head: LawHead, path: PathLaw, canvas: Canvas, draws: Draws, windows: tuple[int, ...], meter: Meter
+) -> Tensor:
+    """Clean tokens [B, N, D]: every path's steps below the hand-off, in one batch for each number of head steps."""
+    batch, length, dims = canvas.states.shape
+    device = canvas.states.device
+    image = torch.arange(batch, device=device).repeat_interleave(length)
+    token = torch.arange(length, device=device).repeat(batch)
+    states, x0, z = canvas.states.flatten(0, 1), canvas.x0.flatten(0, 1), canvas.z.flatten(1, 2)
+    clean = torch.empty_like(states)
+    for own, rows in path.parts(token):
+        with meter.span("finish"):
+            count = own.handoff + 1
+            step = draws.normals(Purpose.STEP, image[rows], token[rows], count * dims, round_R=1)
+            noise = PathNoise(states[rows], step.view(-1, count, dims))
+            bound = head.at(own.law).bind(z[:, rows].flatten(0, 1), own.scale(token[rows]))
+            if windows:
+                head_draws = own_draws(draws, image[rows], token[rows], own.law)
+                ends, _ = speculate_head(
+                    bound, noise.start, own.handoff, 0, noise, head_draws, windows, x0[rows]
+                )  # fmt: skip
+            else:
+                ends = walk(bound, noise.start, own.handoff, 0, noise)
+            clean[rows] = ends.end
+        meter.add(finish_head_calls=ends.calls, finish_head_rows=ends.rows * head.guided_rows)
+    return clean.view(batch, length, dims)
+
+
+def decode_causal_plain(
+    target: Causal, law: SamplerLaw, labels_B: Tensor, draws: Draws, windows: tuple[int, ...] = ()
+) -> Decoded:
+    """Samples a batch of images from a causal target at ``law``, token after token.
+
+    Args:
+        target: the model.
+        law: what is sampled; ``num_iter`` is not used.
+        labels_B: int64 class labels; below 0: no class.
+        draws: the images' random numbers.
+        windows: of head self-speculation; none: one head call a step.
+    """
+    meter, batch, length = Meter(labels_B.device), len(labels_B), target.config.seq_len
+    path, image = PathLaw(law, length), torch.arange(batch, device=labels_B.device)
+    key = ("causal, plain", at_precision(target, law.dtype), law, batch, labels_B.device)
+    reader = kept(key, labels_B.device, lambda: ContextReader(target, law, labels_B))
+    reader.start(labels_B)
+    head = LawHead.of(target.head, law)
+    canvas = Canvas.empty(target, batch, reader.copies)
+    for own_path, positions in path.stretches(DRAWN_AHEAD):
+        block = torch.arange(positions.start, positions.stop, device=labels_B.device)
+        images, tokens = image.repeat(len(block)), block.repeat_interleave(batch)
+        drawn = noise_above(draws, images, tokens, own_path, canvas.x0.shape[-1])
+        own, own_head = own_draws(draws, images, tokens, own_path.law), head.at(own_path.law)
+        own = own.ahead() if windows else own
+        for place, position in enumerate(positions):
+            rows = slice(place * batch, (place + 1) * batch)
+            before = canvas.states[:, max(position - 1, 0), None].contiguous()
+            with meter.span("context"):
+                z = reader.read(before, tokens[rows], position)[:, :, 0]
+            with meter.span("head"):
+                noise = PathNoise(drawn.start[rows], drawn.step[rows], drawn.offset)
+                bound = own_head.bind(z.flatten(0, 1), path.scale(tokens[rows]))
+                made = path_above(bound, own_path, noise, own.of(rows), windows)
+            canvas.states[:, position], canvas.x0[:, position], canvas.z[:, :, position] = made.end, made.x0, z
+            meter.add(
+                target_context_calls=1,
+                target_context_rows=batch * reader.copies,
+                target_head_calls=made.calls,
+                target_head_rows=made.rows * reader.copies,
+            )
+    clean = finish(head, path, canvas, draws, windows, meter)
+    rounds = torch.full((batch,), length)
+    return Decoded(clean, rounds, DraftRecords.concatenate([]), dict(meter.counts), meter.seconds())
