@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
+from jobs.words import console, progress
 from jobs.words.console import Steps, say
-from jobs.words.phrases import console, progress
 from jobs.words.progress import Progress
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.bench.command import table as bench_table
+from jobs.bench import table as bench_table
 from jobs.bench.table import ACCEPTANCES, Row
 from jobs.dataset.card import front_matter, render_card
 from jobs.dataset.finish import finish, rewrite_report
@@ -17,8 +17,8 @@ from jobs.dataset.report import render
 from jobs.dataset.status import status
 from jobs.dataset.validate import validate
 from jobs.job.plan import read_plan, store_plan
+from jobs.words import phrases as words
 from jobs.words.errors import SpecError
-from jobs.words.phrases import phrases as words
 from spd_core.law import Cspd, Speculative
 from tests.jobs.test_auto import auto_spec, planned
 from tests.jobs.tree import lose_shard, make_shards, make_tree

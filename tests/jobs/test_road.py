@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.bench import overhead as road
 from jobs.bench import overhead_waiting as waiting
-from jobs.bench.command import overhead as road
 from jobs.cli import main
 from jobs.dataset.commits import read_committed
 from jobs.dataset.finish import finish

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from spd_core.accept.paths import paths as acceptance
+from spd_core.accept import paths as acceptance
 from spd_core.codec import unpatchify
 from spd_core.draws import Purpose
 from spd_core.families.mar import cspd, plain

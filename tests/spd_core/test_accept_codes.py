@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from spd_core.accept import codes as accept_codes
+from spd_core.accept import paths as accept
 from spd_core.accept.codes import (
     neighbour_mass,
     neighbours,
@@ -18,9 +20,7 @@ from spd_core.accept.codes import (
     walk_tree,
     without,
 )
-from spd_core.accept.paths import codes as accept_codes
 from spd_core.accept.paths import excess, judge
-from spd_core.accept.paths import paths as accept
 from spd_core.families.llamagen import speculation as code_speculation
 from spd_core.families.llamagen.speculation import tree_of
 from spd_core.law import Acceptance, SamplerLaw, Speculative

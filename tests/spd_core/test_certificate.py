@@ -10,9 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
+from spd_core.accept import certificate
 from spd_core.accept.certificate import bounds, image_certificates, log_weights
 from spd_core.accept.codes import relaxation
-from spd_core.accept.paths import certificate, excess
+from spd_core.accept.paths import excess
 from spd_core.families.llamagen.speculation import tree_of
 from spd_core.law import Acceptance, Speculative
 from tests import enumerate_codes

@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
+from spd_core.accept import codes as accept_codes
 from spd_core.accept.codes import neighbours, probabilities, relaxation
-from spd_core.accept.paths import codes as accept_codes
 from spd_core.decode import decode
 from spd_core.draws import Draws
 from spd_core.families.llamagen import speculation as code_speculation

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spd_core import diffusion
-from spd_core.accept.paths import paths as accept
+from spd_core.accept import paths as accept
 from spd_core.families.llamagen import codes
 from spd_core.families.llamagen import model as llamagen
 from spd_core.families.llamagen.model import ClassEmbedding, FeedForward, LlamaGenConfig

@@ -17,8 +17,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from spd_core.accept import paths as accept
 from spd_core.accept.certificate import bounds, image_certificates, log_weights
-from spd_core.accept.paths import paths as accept
 from spd_core.decode.log import Decoded
 from spd_core.draws import Draws
 from spd_core.families.causal import speculation as speculative

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spd_core.accept.paths import codes as accept_codes
+from spd_core.accept import codes as accept_codes
 from spd_core.draws import Draws
 from spd_core.families.llamagen import codes
 from spd_core.families.llamagen import speculation as code_speculation

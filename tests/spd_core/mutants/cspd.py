@@ -7,8 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from spd_core.accept import paths as accept
 from spd_core.accept.paths import PROPOSAL_ROUNDS, Gaussian
-from spd_core.accept.paths import paths as accept
 from spd_core.draws import Draws, Purpose
 from spd_core.families.mar import cspd
 from spd_core.families.mar.cspd import decode_cspd, prefill_iterations

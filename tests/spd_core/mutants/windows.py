@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from spd_core.accept.paths import paths as accept
+from spd_core.accept import paths as accept
 from spd_core.decode import head_speculation
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, PathNoise
 from spd_core.draws import Draws, Purpose
