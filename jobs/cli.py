@@ -136,14 +136,14 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "validate": ("re-read a dataset and name every damaged file", _validate),
     "report": ("write report.html and report.json from what is committed", _report),
     "sample": ("a few images without Ray", _sample),
-    "bench": ("speed, acceptance and distance of decoding, without Ray", _module("bench")),
-    "calibrate": ("what method auto would choose here, without Ray; writes no dataset", _module("calibrate")),
+    "bench": ("speed, acceptance and distance of decoding, without Ray", _module("bench.command")),
+    "calibrate": ("what method auto would choose here, without Ray; writes no dataset", _module("commands.calibrate")),
     "road": (
         "speed and memory of everything around the decoder: planning, a job without a model, resuming, overhead",
-        _module("road"),
+        _module("bench.overhead"),
     ),
-    "train": ("train the models of a pair", _module("train")),
-    "convert": ("turn public MAR and LlamaGen checkpoints into a pair folder", _module("convert")),
+    "train": ("train the models of a pair", _module("commands.train")),
+    "convert": ("turn public MAR and LlamaGen checkpoints into a pair folder", _module("commands.convert")),
     "spec": ("print every field of the spec with its default, as YAML", _spec),
 }
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from jobs.bench import command as bench
+from jobs.bench import plot as bench_plot
 from jobs.bench.calls import measure_calls, predicted_speedup
-from jobs.bench.command import plot as bench_plot
 from jobs.bench.entries import (
     Naive,
     ablation_entries,
