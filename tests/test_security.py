@@ -95,7 +95,7 @@ def documents(tmp_path_factory) -> tuple[Plan, str, str]:
     """The plan of an output from who knows where, and what report and card make of it."""
     store = make_tree(tmp_path_factory.mktemp("hostile"))
     raw = json.loads(store.read(layout.PLAN))
-    kept = {key: raw["spec"][key] for key in ("method", "law", "image", "workers", "requests", "output")}
+    kept = {key: raw["spec"][key] for key in ("name", "method", "law", "image", "workers", "requests", "output")}
     raw["spec"] = {**hostile(raw["spec"]), **kept}
     raw["class_names"] = hostile(raw["class_names"])
     raw["pair"] = {**hostile(raw["pair"]), "reference": ""}
@@ -108,6 +108,8 @@ def documents(tmp_path_factory) -> tuple[Plan, str, str]:
         commit = {**json.loads(store.read(layout.commit(shard))), "fingerprint": raw["fingerprint"]}
         store.replace(layout.commit(shard), canonical_json(seal({k: v for k, v in commit.items() if k != "sha256"})))
     assert parse_plan(store.read(layout.PLAN)) is not None
+    raw["spec"]["name"] = hostile("name")
+    assert parse_plan(canonical_json(seal(raw))) is None, "a name is of letters and digits"
     report = rewrite_report(store.url)
     plan = read_plan(store)
     return plan, store.read(layout.REPORT_HTML).decode(), render_card(plan, report)
@@ -127,11 +129,11 @@ def test_hostile_texts_are_escaped_in_the_report(documents):
 def test_hostile_texts_are_escaped_in_the_card(documents):
     plan, _, card = documents
     front, body = card.removeprefix("---\n").split("\n---\n", 1)
-    assert yaml.safe_load(front)["pretty_name"] == plan.spec["name"]
+    assert yaml.safe_load(front)["pretty_name"] == plan.spec.name
     fence = re.search(r"^(`{3,})yaml$", body, re.MULTILINE)[1]
     before, inside = re.split(rf"^{fence}yaml\n", body, flags=re.MULTILINE)
     spec, after = re.split(rf"^{fence}$", inside, flags=re.MULTILINE)
-    assert yaml.safe_load(spec)["name"] == plan.spec["name"] and not after.strip()
+    assert yaml.safe_load(spec)["pair"] == plan.spec.pair and HOSTILE in plan.spec.pair and not after.strip()
     outside = re.sub(r"^```python$.*?^```$", "", before, flags=re.MULTILINE | re.DOTALL)
     plain = re.sub(r"\\.", "", outside)
     assert "<" not in plain and "](" not in plain and "```" not in plain

@@ -55,7 +55,7 @@ def throughput(plan: Plan, totals: Totals) -> Json:
     overlap; what the decoder's lacks of 1 is time in which it waited.
     """
     when, images = totals.activity(), totals.images
-    gpus = when.workers * float(plan.spec["workers"]["num_gpus"])
+    gpus = when.workers * plan.spec.workers.num_gpus
     started = datetime.datetime.fromisoformat(plan.created).timestamp()
     paid = when.workers * when.active_seconds
     split = {**totals.seconds, "other": max(0.0, when.worker_seconds - sum(totals.seconds.values()))}
@@ -86,7 +86,7 @@ def throughput(plan: Plan, totals: Totals) -> Json:
 
 def cost(plan: Plan, speed: Json, images: int) -> Json | None:
     """What the workers cost at the spec's price, warm-up and idle time included; None without a price."""
-    price = plan.spec["workers"]["price_per_hour"]
+    price = plan.spec.workers.price_per_hour
     if price is None:
         return None
     hours = speed["workers"] * (speed["active_seconds"] + speed["warm_up_seconds"]) / 3600
@@ -181,7 +181,7 @@ def quality(store: Store, plan: Plan, shards: Sequence[Kept], images: int) -> Js
         StoreError: a file cannot be read.
     """
     reference = plan.pair.reference
-    if not plan.spec["features"]:
+    if not plan.spec.features:
         return {"skipped": "the job wrote no image features (features: false)"}
     if not reference:
         return {"skipped": "the pair's card names no reference statistics"}
@@ -211,22 +211,22 @@ def aggregate(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals) 
         "version": 1,
         "made": _last_made(totals) or plan.created,
         "spd": package_version("spd"),
-        "name": spec["name"],
-        "output": spec["output"],
+        "name": spec.name,
+        "output": spec.output,
         "partial": len(shards) < plan.shards,
         "images": {"planned": plan.rows, "committed": totals.images},
         "shards": {"planned": plan.shards, "committed": len(shards)},
         "bytes": totals.bytes,
         "attempts": totals.attempts,
         "platforms": {name or "not recorded": images for name, images in sorted(totals.platforms.items())},
-        "law": spec["law"],
-        "method": spec["method"],
+        "law": spec.law.model_dump(mode="json"),
+        "method": spec.method.model_dump(mode="json"),
         "guarantee": plan.guarantee,
         "calibration": plan.calibration.model_dump(mode="json") if plan.calibration else None,
-        "seed": spec["seed"],
+        "seed": spec.seed,
         "pair": {**plan.pair.model_dump(), "sha256": plan.pair_sha256},
         "plan": plan.model_dump(mode="json", exclude={"calibration", "class_names", "pair", "pair_sha256", "spec"}),
-        "spec": spec,
+        "spec": plan.stored_spec,
     }
     if not totals.shards:
         return report

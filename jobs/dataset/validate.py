@@ -99,9 +99,9 @@ def _last_generations(sizes: dict[str, int]) -> dict[int, int]:
 def _image_shape(plan: Plan) -> tuple[int, int, int] | None:
     """Height, width and channels of the plan's images; None where its pair is not at hand."""
     try:
-        if "://" in plan.spec["pair"]:
+        if "://" in plan.spec.pair:
             return None  # a plan of strangers must not make us fetch what it names
-        card = load_card(plan.spec["pair"])
+        card = load_card(plan.spec.pair)
     except PairError:
         return None
     return card.image_shape if card.sha256 == plan.pair_sha256 else None
@@ -134,7 +134,7 @@ def _closed_problems(store: Store, records: list[Kept]) -> list[str]:
 
 def _planned_paths(plan: Plan, shard: int, generation: int) -> tuple[str, ...]:
     paths = layout.parts(shard, plan.shards, generation)
-    return paths if plan.spec["features"] else paths[:2]
+    return paths if plan.spec.features else paths[:2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from jobs.job.calibration import Calibration
 from jobs.job.spec import ADDED, FixedSpec, Spec, fingerprint_of, fixed_fields, results_of
@@ -43,7 +43,7 @@ class Plan(Settings):
     """Everything that decides a byte of the dataset, and where and when it was decided."""
 
     version: int = PLAN_VERSION
-    spec: dict[str, Any] = Field(description="every field of the spec except storage_options, which are never stored")
+    spec: FixedSpec = Field(description="without its storage_options, which are never stored")
     fingerprint: str = Field(description="sha256 over the spec's fixed fields, the pair's weights and the results")
     results: int = Field(1, ge=1, le=2, description="version of what a request gives: `jobs.job.spec.results_of`")
     pair: PairFacts
@@ -58,11 +58,28 @@ class Plan(Settings):
     created: str = Field(description="UTC, ISO 8601")
     sha256: str = Field("", description="over the stored plan without this field, see `workers.sealed`")
 
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _effort_of_before(cls, raw: Any) -> Any:
+        """A plan that knows no effort made its images at the one of before, not at today's default."""
+        if isinstance(raw, dict) and isinstance(raw.get("image"), dict):
+            return {**raw, "image": {"effort": ADDED["image.effort"], **raw["image"]}}
+        return raw
+
+    @field_serializer("spec")
+    def _stored(self, spec: FixedSpec) -> dict[str, Any]:
+        return spec.model_dump(mode="json", exclude={"storage_options"}, exclude_unset=True)
+
+    @property
+    def stored_spec(self) -> dict[str, Any]:
+        """The spec as JSON, with the fields that the plan was stored with: an older version had fewer."""
+        return self._stored(self.spec)
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Plan:
-        if self.fingerprint != fingerprint_of(self.spec, self.pair_sha256, self.results):
+        if self.fingerprint != fingerprint_of(self.stored_spec, self.pair_sha256, self.results):
             raise ValueError("the fingerprint is not that of the spec")
-        if self.rows != self.spec["requests"]["count"] or self.shards != -(-self.rows // self.spec["shard_size"]):
+        if self.rows != self.spec.requests.count or self.shards != self.spec.shards:
             raise ValueError("shards or rows are not those of the spec")
         chosen = self.calibration and self.calibration.chosen
         if chosen and Choice(method=chosen.method, batch=chosen.batch) != self.choice:
@@ -72,7 +89,7 @@ class Plan(Settings):
     @property
     def choice(self) -> Choice:
         """The method and batch size of every worker and every resume."""
-        return Choice(method=self.spec["method"], batch=self.spec["batch"])
+        return Choice(method=self.spec.method, batch=self.spec.batch)
 
     def to_bytes(self) -> bytes:
         """Canonical sealed JSON: the same plan gives the same bytes."""
@@ -80,7 +97,7 @@ class Plan(Settings):
 
     def rows_of(self, shard: int) -> range:
         """Indices of the requests of a shard."""
-        size: int = self.spec["shard_size"]
+        size = self.spec.shard_size
         return range(shard * size, min((shard + 1) * size, self.rows))
 
 
@@ -131,12 +148,14 @@ def make_plan(spec: FixedSpec, calibration: Calibration | None = None) -> Plan:
     dump = spec.model_dump(mode="json", exclude={"storage_options"})
     file = public_url(spec.requests.file) if spec.requests.file else None
     return Plan(
-        spec={
-            **dump,
-            "output": public_url(spec.output),
-            "pair": public_url(spec.pair),
-            "requests": {**dump["requests"], "file": file},
-        },
+        spec=FixedSpec.model_validate(
+            {
+                **dump,
+                "output": public_url(spec.output),
+                "pair": public_url(spec.pair),
+                "requests": {**dump["requests"], "file": file},
+            }
+        ),
         fingerprint=spec.fingerprint(card.sha256),
         results=results_of(spec, card.sha256),
         pair=PairFacts(name=card.name, licence=card.licence, data=card.data, reference=card.reference),
@@ -186,8 +205,7 @@ def task_of(plan: Plan, shard: int, attempt: int) -> ShardTask:
 
     No list of a job's requests ever exists. `jobs.job.requests.Tasks` knows both kinds of plans.
     """
-    labels, seed = plan.spec["requests"]["labels"], plan.spec["seed"]
-    made = requests_of(plan.rows_of(shard), labels, len(plan.class_names), seed)
+    made = requests_of(plan.rows_of(shard), plan.spec.requests.labels, len(plan.class_names), plan.spec.seed)
     return ShardTask(shard=shard, attempt=attempt, request_ids=made.ids, labels=made.labels, seeds=made.seeds)
 
 
@@ -254,7 +272,7 @@ def differences(stored: Plan, new: Plan) -> list[str]:
     """`changed` over every fixed field of two plans."""
     old, now = (
         {
-            **fixed_fields(plan.spec),
+            **fixed_fields(plan.stored_spec),
             "pair_sha256": plan.pair_sha256,
             "results (version of images and certificates)": plan.results,
         }
@@ -296,9 +314,9 @@ def as_planned(spec: Spec, store: Store) -> Spec:
     plan = parse_plan(store.read(layout.PLAN))
     if plan is None:
         return spec
-    asked = plan.calibration.batch if plan.calibration else plan.spec["batch"]
-    effort = plan.spec["image"].get("effort", ADDED["image.effort"])
-    return spec.with_open({"batch": asked, "shard_size": plan.spec["shard_size"], "image.effort": effort})
+    stored = plan.spec
+    asked = plan.calibration.batch if plan.calibration else stored.batch
+    return spec.with_open({"batch": asked, "shard_size": stored.shard_size, "image.effort": stored.image.effort})
 
 
 def store_plan(store: Store, plan: Plan) -> Plan:

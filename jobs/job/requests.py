@@ -27,13 +27,13 @@ from workers.store import Conflict, Store, StoreError
 
 def part_rows(plan: Plan) -> int:
     """Rows of a part: as many whole shards as fit into a batch, and at least one."""
-    size: int = plan.spec["shard_size"]
+    size = plan.spec.shard_size
     return size * max(1, BATCH // size)
 
 
 def request_parts(plan: Plan) -> tuple[str, ...]:
     """Paths of the copied rows; none if the spec names no request file."""
-    digest = plan.spec["requests"].get("sha256", "")
+    digest = plan.spec.requests.sha256
     parts = -(-plan.rows // part_rows(plan)) if digest else 0
     return tuple(layout.requests(digest, part, parts) for part in range(parts))
 
@@ -41,7 +41,7 @@ def request_parts(plan: Plan) -> tuple[str, ...]:
 def request_files(plan: Plan) -> tuple[str, ...]:
     """Paths of the parts and of their index."""
     parts = request_parts(plan)
-    return (*parts, layout.requests_index(plan.spec["requests"]["sha256"])) if parts else ()
+    return (*parts, layout.requests_index(plan.spec.requests.sha256)) if parts else ()
 
 
 def store_requests(store: Store, spec: FixedSpec, plan: Plan) -> None:
@@ -61,7 +61,7 @@ def store_requests(store: Store, spec: FixedSpec, plan: Plan) -> None:
             made.append(_put(store, path, table))
     except RequestFileError as error:
         raise SpecError(str(error)) from error
-    if digest.hexdigest() != plan.spec["requests"]["sha256"]:
+    if digest.hexdigest() != plan.spec.requests.sha256:
         for path in request_files(plan):
             store.delete(path)
         raise SpecError(f"requests.file: {source.shown} was changed while it was read, allowed: a file that stays")
@@ -134,7 +134,7 @@ def rows_problem(store: Store, plan: Plan) -> str | None:
         seeds = np.asarray(table["seed"]) if "seed" in table.column_names else None
         digest.add(Rows(first, np.asarray(table["label"]), ids, seeds))
         first += table.num_rows
-    if first and digest.hexdigest() != plan.spec["requests"]["sha256"]:
+    if first and digest.hexdigest() != plan.spec.requests.sha256:
         return f"{request_files(plan)[-1]}: the requests are not the plan's"
     return None
 
@@ -173,7 +173,7 @@ class Tasks:
         table = self.part(wanted.start // size).slice(wanted.start % size, len(wanted))
         given = {name: table[name].to_pylist() for name in table.column_names}
         ids = given.get("id") or [request_id(index) for index in wanted]
-        seeds = given.get("seed") or [image_seed(self._plan.spec["seed"], name) for name in ids]
+        seeds = given.get("seed") or [image_seed(self._plan.spec.seed, name) for name in ids]
         return ShardTask(
             shard=shard, attempt=attempt, request_ids=tuple(ids), labels=tuple(given["label"]), seeds=tuple(seeds)
         )

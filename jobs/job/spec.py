@@ -187,7 +187,7 @@ class FixedSpec(Spec):
 
 
 def fixed_fields(spec: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a dumped spec that decide a byte of the dataset.
+    """The fields that decide a byte of the dataset, from the stored form of a spec, its JSON.
 
     Of a request file that is the hash of its rows, wherever it lies; without one there is no such field, as in jobs of
     versions that knew no request files. Nor are there fields of head steps that fall where they do not, nor fields that
@@ -215,7 +215,7 @@ def results_of(spec: FixedSpec, parts: Collection[str]) -> int:
 
 
 def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str], results: int) -> str:
-    """`FixedSpec.fingerprint` of a dumped spec, so that a plan of another version of the program can be checked.
+    """`FixedSpec.fingerprint` of the stored form of a spec, so that a plan of another version can be checked.
 
     Version 1 of the results is not part of it: plans of that version did not say it.
     """

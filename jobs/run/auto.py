@@ -70,7 +70,7 @@ def decided_before(spec: Spec, store: Store) -> Decided | None:
         return _of_commits(spec, store)
     asked = {name: spec.model_dump(mode="json")[name] for name in ("method", "batch")}
     kept = stored.calibration
-    before = kept.model_dump(mode="json", include={"method", "batch"}) if kept else stored.spec
+    before = kept.model_dump(mode="json", include={"method", "batch"}) if kept else stored.stored_spec
     if found := changed({name: before[name] for name in asked}, asked):
         raise refusal(found)
     measured_on = kept.machine.get("device", "cpu") if kept else "cpu"

@@ -80,7 +80,7 @@ def test_a_choice_gives_the_plan_that_naming_it_gives(pair, tmp_path):
     named = auto_spec(pair, tmp_path, method=choices[4].method.model_dump(), batch=choices[4].batch)
     assert plan.fingerprint == make_plan(named).fingerprint
     assert plan.choice == choices[4]
-    assert plan.spec["method"]["name"] == "plain" and plan.spec["batch"] == 4
+    assert plan.spec.method.name == "plain" and plan.spec.batch == 4
     assert plan.calibration.chosen.images_per_s == 99.0
 
 
@@ -107,7 +107,7 @@ def test_a_stored_plan_decides_for_every_later_run(pair, tmp_path):
     assert again.fingerprint == plan.fingerprint
     assert store_plan(store, again).created == plan.created
     # Who names the method that was chosen continues the same dataset, and does not lose the table.
-    named = auto_spec(pair, tmp_path / "out", method=plan.spec["method"])
+    named = auto_spec(pair, tmp_path / "out", method=plan.spec.method.model_dump())
     assert store_plan(store, make_plan(*decided_before(named, store))).calibration == plan.calibration
 
 

@@ -386,7 +386,7 @@ def test_a_plan_stores_no_query():
     file = spec.requests.model_copy(update={"file": "https://user:pw@host/r.csv?sig=hunter2"})
     output = "s3://b/out?versionId=hunter2"
     plan = make_plan(spec.model_copy(update={"requests": file, "output": output}))
-    assert plan.spec["requests"]["file"] == "https://host/r.csv?***" and b"hunter2" not in plan.to_bytes()
+    assert plan.spec.requests.file == "https://host/r.csv?***" and b"hunter2" not in plan.to_bytes()
 
 
 @pytest.mark.parametrize(

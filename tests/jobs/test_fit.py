@@ -73,7 +73,7 @@ def test_the_plan_holds_the_batch_that_fits_and_a_resume_keeps_it(pair, tmp_path
     monkeypatch.setattr(driver, "is_to_be_fitted", lambda spec, store: fit.is_to_be_fitted(on_gpu(spec), store))
     spec = spec_of(pair, tmp_path / "out")
     assert driver.generate(spec)["made"] == 24
-    assert read_plan(Store(spec.output)).spec["batch"] == 3
+    assert read_plan(Store(spec.output)).spec.batch == 3
     assert driver.generate(spec)["made"] == 0
     assert small_device == [12, 6, 3]
 

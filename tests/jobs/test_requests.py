@@ -135,7 +135,7 @@ def test_the_plan_names_the_file_without_its_password(pair, tmp_path):
     spec = spec_of(pair, tmp_path, write(tmp_path, rows()))
     asked = spec.requests.model_copy(update={"file": "s3://me:hunter2@bucket/r.csv"})
     plan = make_plan(spec.model_copy(update={"requests": asked}))
-    assert plan.spec["requests"]["file"] == "s3://bucket/r.csv"
+    assert plan.spec.requests.file == "s3://bucket/r.csv"
     assert parse_plan(plan.to_bytes()) is not None
 
 
@@ -156,7 +156,7 @@ def test_what_contradicts_the_file_is_refused(pair, tmp_path, asked, says):
 
 def test_what_the_card_says_makes_the_same_job(pair, tmp_path):
     spec = spec_of(pair, tmp_path, write(tmp_path, rows()))
-    asked = make_plan(spec).spec["requests"]
+    asked = make_plan(spec).stored_spec["requests"]
     assert make_plan(spec_of(pair, tmp_path, **asked)).fingerprint == make_plan(spec).fingerprint
 
 

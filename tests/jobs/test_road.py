@@ -67,7 +67,7 @@ def test_the_road_is_measured_and_the_resume_makes_what_is_missing(tmp_path, her
     assert found["remainder"]["damaged"] == 0
     assert all(found[step]["peak_mb"] > 10 for step in ("plan", "null", "remainder", "resume"))
     assert validate(f"{tmp_path}/null").problems == ()
-    assert read_plan(Store(f"{tmp_path}/null")).spec["requests"]["count"] == 230
+    assert read_plan(Store(f"{tmp_path}/null")).spec.requests.count == 230
 
 
 def test_loop_and_jobs_decode_the_same_number_of_shards_a_worker(tmp_path, here):
