@@ -173,7 +173,7 @@ def _run(args: argparse.Namespace) -> int:
     """Runs a subcommand and turns what a user can do something about into one line and an exit code."""
     from pydantic import ValidationError
 
-    from jobs.run.driver import Stopped
+    from jobs.run.signals import Stopped
     from jobs.words.errors import JobError, SpecError
     from spd_core.pairs.pair import PairError
     from spd_core.quality.files import QualityError

@@ -69,7 +69,7 @@ class Presence:
     """
 
     def __init__(self, store: Store, exclusive: bool) -> None:
-        self._store, self._exclusive = store, exclusive
+        self._store, self.exclusive = store, exclusive
         self._driver, self.run = worker_name(), uuid.uuid4().hex
         self._beaten: float | None = None  #: when the mark was renewed; None: it is not there yet
 
@@ -97,7 +97,7 @@ class Presence:
         if self._beaten is not None:
             return
         other = read_mark(self._store)
-        if self._exclusive:
+        if self.exclusive:
             logger.warning(
                 "%s does not refuse to create what is there already: one driver at a time, which takes a lease (%s)",
                 public_url(self._store.url),
@@ -113,7 +113,7 @@ class Presence:
                 duration(other.age_s),
             )
         self._write()
-        if self._exclusive:
+        if self.exclusive:
             time.sleep(_SETTLE_S)
             if (holder := read_mark(self._store)) is not None and holder.run != self.run:
                 self._beaten = None
@@ -128,7 +128,7 @@ class Presence:
         """
         if self._beaten is None or time.monotonic() - self._beaten < BEAT_S:
             return
-        if self._exclusive and (mark := read_mark(self._store)) is not None and mark.run != self.run:
+        if self.exclusive and (mark := read_mark(self._store)) is not None and mark.run != self.run:
             self._beaten = None
             raise JobError(f"driver {mark.driver} has taken over this output; the same command resumes when it is done")
         self._write()

@@ -4,88 +4,37 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from jobs.dataset.commits import Committed, find_damage, find_missing, list_parts, read_committed, void_damaged
-from jobs.dataset.finish import check_whole, finish, stray
-from jobs.dataset.leftovers import foreign_parts, is_empty_at, stray_parts
-from jobs.dataset.manifest import check_manifest
+from jobs.dataset.commits import Committed, find_damage, find_missing, read_committed, void_damaged
+from jobs.dataset.finish import check_whole, finish
 from jobs.dataset.presence import Presence
 from jobs.job.calibration import Calibration
-from jobs.job.plan import Plan, as_planned, check_weights, make_plan, store_plan, stored_plan
+from jobs.job.plan import Plan, as_planned, check_weights, make_plan, store_plan
 from jobs.job.requests import store_requests
 from jobs.job.spec import FixedSpec, Spec, options_of
 from jobs.run.auto import decide, decided_before
 from jobs.run.cluster import running_ray
 from jobs.run.fit import fitted, is_to_be_fitted
 from jobs.run.fleet import Fleet
-from jobs.words.errors import JobError, SpecError
+from jobs.run.signals import resumable, stoppable
+from jobs.run.state import Case, find_state, is_unfinished, missing_shards, refuse_foreign_files
+from jobs.words.errors import SpecError
 from jobs.words.progress import Progress
 from spd_core.pairs.pair import load_card
 from workers import layout
-from workers.place import DRIVER, PlaceError, leave_sign
+from workers.place import DRIVER, leave_sign
 from workers.records import WorkerSettings
 from workers.redact import public_url
-from workers.sealed import UnknownVersion
-from workers.store import Store, StoreError
+from workers.store import Store
 
 logger = logging.getLogger(__name__)
 #: Set by Ray for the entry point of a submitted job.
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-
-
-class Stopped(BaseException):
-    """SIGINT or SIGTERM; no error, so nothing may catch it on the way out."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into `Stopped`; a second one is ignored while the first is being dealt with."""
-    came: list[int] = []
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
-        came.append(number)
-        raise Stopped(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except Exception as error:
-        # Raised inside Ray's compiled code, `Stopped` comes out as a SystemError.
-        if came:
-            raise Stopped(came[0]) from error
-        raise
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """A store that fails after the work has begun is no wrong input."""
-    try:
-        yield
-    except (PlaceError, UnknownVersion):
-        raise
-    except StoreError as error:
-        when = "once that is mended, the same command resumes" if error.lasting else "the same command resumes"
-        raise JobError(f"{error}; {when}") from error
 
 
 def _settings(spec: FixedSpec, plan: Plan, store: Store, run: str) -> WorkerSettings:
@@ -109,19 +58,6 @@ def _settings(spec: FixedSpec, plan: Plan, store: Store, run: str) -> WorkerSett
     )
 
 
-def _missing(plan: Plan, committed: Committed) -> list[int]:
-    return [shard for shard in range(plan.shards) if shard not in committed.records]
-
-
-def _refuse_foreign_files(store: Store) -> None:
-    """An output without plan and commits may hold nothing that the end of a job would overwrite."""
-    for path in (layout.CARD, layout.REPORT_JSON, layout.REPORT_HTML, layout.SUCCESS):
-        if store.exists(path):
-            raise SpecError(
-                f"output: {public_url(store.url)} holds a {path} of no job, allowed: an empty folder or an output"
-            )
-
-
 @contextmanager
 def _sign(store: Store, run: str) -> Iterator[None]:
     """The driver's sign for its workers, see `workers.place`; nothing of it stays, not even a folder."""
@@ -141,18 +77,18 @@ def _make_shards(
     Nothing is written but signs, and nothing closed, before a worker has loaded its models and has shown that it sees
     the output: until then the spec may still prove wrong.
     """
-    todo = len(_missing(plan, committed)) + sum(shard in committed.records for shard in committed.damaged)
+    todo = len(missing_shards(plan, committed)) + sum(shard in committed.records for shard in committed.damaged)
     logger.info("starting Ray and the workers")
     made = 0
     # Ray puts its own signal handlers in place of the first ones.
-    with running_ray(spec.workers) as ray, _stoppable(), _sign(store, presence.run):
+    with running_ray(spec.workers) as ray, stoppable(), _sign(store, presence.run):
         fleet = Fleet(ray, store, plan, _settings(spec, plan, store, presence.run), spec.workers, todo)
         try:
             fleet.wait_for_first()
             presence.announce()
             store_requests(store, spec, plan)
             plan = store_plan(store, plan)
-            attempts = _open_shards(store, plan, committed)
+            attempts = open_shards(store, plan, committed)
             _warn_of_platforms({*committed.platforms, *fleet.platforms})
             done = sum(record.rows for record in committed.records.values())
             progress = Progress(plan.shards, plan.rows, len(committed.records), done)
@@ -169,7 +105,7 @@ def _make_shards(
     return plan, made
 
 
-def _open_shards(store: Store, plan: Plan, committed: Committed) -> dict[int, int]:
+def open_shards(store: Store, plan: Plan, committed: Committed) -> dict[int, int]:
     """Closes what is damaged; the shards to make, with the number of their next attempt.
 
     ``_SUCCESS`` is taken away before a record says that it is wrong, and once more after it, see `jobs.dataset.finish`.
@@ -204,7 +140,7 @@ def generate(spec: Spec) -> dict[str, Any]:
     """
     began = time.monotonic()
     _refuse_a_lost_folder(spec)
-    with _stoppable():
+    with stoppable():
         store = Store(spec.output, spec.storage_options)
         spec = as_planned(spec, store)
         decided = decided_before(spec, store)
@@ -212,11 +148,11 @@ def generate(spec: Spec) -> dict[str, Any]:
             plan, made = _generate(*decided, store)
         else:
             # What would stop the job later must not cost a measurement first.
-            _refuse_foreign_files(store)
+            refuse_foreign_files(store)
             store.check_writable()
             check_weights(spec.pair, load_card(spec.pair).sha256)
             logger.info("starting Ray and the worker that measures")
-            with running_ray(spec.workers) as ray, _stoppable():
+            with running_ray(spec.workers) as ray, stoppable():
                 fixed = decide(ray, spec) if decided is None else (fitted(ray, decided[0]), decided[1])
                 plan, made = _generate(*fixed, store)
     return {
@@ -240,62 +176,49 @@ def _refuse_a_lost_folder(spec: Spec) -> None:
 
 def _generate(spec: FixedSpec, calibration: Calibration | None, store: Store) -> tuple[Plan, int]:
     """`generate` with the method decided; the plan that holds and the images made."""
-    plan = make_plan(spec, calibration)
-    stored = stored_plan(store, plan)
-    plan = stored or plan
-    committed = read_committed(store, plan)
-    if stored is None and not committed.records:
-        _refuse_foreign_files(store)
-    _look_at_files(store, plan, committed)
-    made, work = 0, bool(committed.damaged or _missing(plan, committed))
-    if not (work or stored is None or _unfinished(store, plan, committed)):
-        return plan, made
+    state = find_state(store, make_plan(spec, calibration))
+    match state.case:
+        case Case.DONE:
+            return state.plan, 0
+        case Case.TO_FINISH:
+            with _present(store) as presence:
+                presence.announce()
+                store_requests(store, spec, state.plan)
+                plan = store_plan(store, state.plan)
+                _finish(spec, store, plan, state.committed, presence)
+            return plan, 0
+        case Case.NEW | Case.UNFINISHED | Case.DAMAGED:
+            with _present(store) as presence:
+                check_weights(spec.pair, state.plan.pair_sha256)
+                plan, made = _make_shards(spec, store, state.plan, state.committed, presence)
+                _finish(spec, store, plan, _committed_now(store, plan, presence), presence)
+            return plan, made
+
+
+@contextmanager
+def _present(store: Store) -> Iterator[Presence]:
+    """The driver at work on the output; from here on a store that fails stops a job that can be resumed."""
     exclusive = not store.check_writable()
-    with _resumable(), Presence(store, exclusive) as presence:
-        if work:
-            check_weights(spec.pair, plan.pair_sha256)
-            plan, made = _make_shards(spec, store, plan, committed, presence)
-            committed = read_committed(store, plan)
-            find_missing(store, committed)
-            if exclusive:
-                find_damage(store, committed)  # two attempts at a shard may have overwritten each other here
-            check_whole(plan, committed)
-        else:
-            presence.announce()
-            store_requests(store, spec, plan)
-            plan = store_plan(store, plan)
-        presence.beat()
-        # Another driver may have finished it meanwhile.
-        if _unfinished(store, plan, committed):
-            finish(spec.output, spec.storage_options)
-    return plan, made
+    with resumable(), Presence(store, exclusive) as presence:
+        yield presence
 
 
-def _look_at_files(store: Store, plan: Plan, committed: Committed) -> None:
-    """Moves what is damaged to ``damaged``, as far as it is looked at, and refuses files that no attempt makes.
+def _committed_now(store: Store, plan: Plan, presence: Presence) -> Committed:
+    """What is committed after the work.
 
     Raises:
-        SpecError: another's file lies where readers take it for rows of the dataset.
+        JobError: a shard is still missing or damaged.
     """
-    listed = list_parts(store)
-    if foreign := foreign_parts(listed, plan):
-        raise SpecError(stray(foreign))
-    if not _missing(plan, committed):
-        find_damage(store, committed)
-        return
-    find_missing(store, committed, listed)  # reading it all again would keep the workers waiting
-    if committed.records:
-        logger.info(
-            "%d of %d shards are committed; their files are there with their sizes and are not read again: "
-            "`spd validate` does that",
-            len(committed.records),
-            plan.shards,
-        )
+    committed = read_committed(store, plan)
+    find_missing(store, committed)
+    if presence.exclusive:
+        find_damage(store, committed)  # two attempts at a shard may have overwritten each other here
+    check_whole(plan, committed)
+    return committed
 
 
-def _unfinished(store: Store, plan: Plan, committed: Committed) -> bool:
-    records = committed.records.values()
-    if check_manifest(store, plan, records):
-        return True
-    paths = [path for kept in records for path in kept.closed_paths]
-    return bool(stray_parts(list_parts(store), committed)) or not all(is_empty_at(store, path) for path in paths)
+def _finish(spec: FixedSpec, store: Store, plan: Plan, committed: Committed, presence: Presence) -> None:
+    presence.beat()
+    # Another driver may have finished it meanwhile.
+    if is_unfinished(store, plan, committed):
+        finish(spec.output, spec.storage_options)

@@ -28,7 +28,8 @@ from jobs.dataset import commits, finish, manifest
 from jobs.dataset.commits import find_missing, read_committed
 from jobs.dataset.leftovers import is_empty_part
 from jobs.job.plan import Plan, make_plan, task_of
-from jobs.run.driver import _look_at_files, _missing, _open_shards, _unfinished
+from jobs.run.driver import open_shards
+from jobs.run.state import is_unfinished, look_at_files, missing_shards
 from jobs.words.errors import JobError
 from tests.interleavings.explore import Found, Objects, explore
 from tests.jobs.tree import tree_spec, worker_settings
@@ -220,14 +221,14 @@ class Job:
         """What a driver does, its worker included; see `jobs.run.driver`."""
         store = Store(URL)
         committed = read_committed(store, self.plan)
-        _look_at_files(store, self.plan, committed)
-        if committed.damaged or _missing(self.plan, committed):
-            for number in _open_shards(store, self.plan, committed).values():
+        look_at_files(store, self.plan, committed)
+        if committed.damaged or missing_shards(self.plan, committed):
+            for number in open_shards(store, self.plan, committed).values():
                 self.attempt(platform, number)
             committed = read_committed(store, self.plan)
             find_missing(store, committed)
             finish.check_whole(self.plan, committed)
-        if _unfinished(store, self.plan, committed):
+        if is_unfinished(store, self.plan, committed):
             finish.finish(URL)
 
 

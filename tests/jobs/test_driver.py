@@ -22,7 +22,8 @@ from jobs.job.plan import read_plan
 from jobs.job.spec import Spec, Workers, make_spec
 from jobs.run.auto import choices_of
 from jobs.run.cluster import running_ray
-from jobs.run.driver import Stopped, _stoppable, generate
+from jobs.run.driver import generate
+from jobs.run.signals import Stopped, stoppable
 from jobs.words.errors import SpecError
 from spd_core.pairs.pair import load_card
 from tests.faults.in_process import parts_of
@@ -243,7 +244,7 @@ def test_killing_an_actor_loses_nothing(finished, pair, tmp_path):
 
 
 def test_a_signal_inside_rays_compiled_code_still_stops():
-    with pytest.raises(Stopped, match="SIGTERM") as stop, _stoppable():
+    with pytest.raises(Stopped, match="SIGTERM") as stop, stoppable():
         try:
             signal.raise_signal(signal.SIGTERM)
         except Stopped as error:
