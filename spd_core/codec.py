@@ -1,15 +1,15 @@
-"""Codecs between 8-bit images and continuous tokens.
+"""Codecs between 8-bit images and tokens: what every family's have in common, and the one of pixels.
 
 Shape legend: B images, H, W pixels, C channels, G grid side, N = G*G tokens, D token dims.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -28,10 +28,37 @@ def unpatchify(tokens_BND: Tensor, patch: int) -> Tensor:
     return x.permute(0, 3, 1, 4, 2, 5).reshape(b, d // patch**2, grid * patch, grid * patch)
 
 
-class PixelCodec(BaseModel):
-    """Tokens are normalised pixel patches: pad the image to ``padded`` with black, scale, cut into patches."""
+class Codec(BaseModel):
+    """How tokens become images; a card names it by its ``kind``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: The part of a pair that holds its weights, and what that is in words; empty: it has none.
+    part: ClassVar[str] = ""
+    part_title: ClassVar[str] = ""
+
+    kind: str
+
+    def network(self) -> nn.Module:
+        """The network of ``part``, with its first weights."""
+        raise NotImplementedError
+
+    def image_shape(self, tokens: int) -> tuple[int, int, int]:
+        """Height, width and channels of images of so many tokens."""
+        raise NotImplementedError
+
+    def images(self, tokens: Tensor, network: nn.Module | None) -> Tensor:
+        """uint8 images [B, H, W, C] of tokens [B, N, D] or codes [B, N].
+
+        Args:
+            tokens: of the images.
+            network: that of ``part``; None for a codec without one.
+        """
+        raise NotImplementedError
+
+
+class PixelCodec(Codec):
+    """Tokens are normalised pixel patches: pad the image to ``padded`` with black, scale, cut into patches."""
 
     kind: Literal["pixel"] = "pixel"
     size: int = Field(28, gt=0, description="side of the image, pixels")
@@ -40,6 +67,12 @@ class PixelCodec(BaseModel):
     patch_size: int = Field(4, gt=0, description="pixels per token and side")
     mean: float = Field(0.22, description="subtracted from pixels in [0, 1]")
     std: float = Field(0.332, gt=0, description="divides after the mean is subtracted")
+
+    def image_shape(self, tokens: int) -> tuple[int, int, int]:
+        return self.size, self.size, self.channels
+
+    def images(self, tokens: Tensor, network: nn.Module | None) -> Tensor:
+        return self.decode(tokens)
 
     def encode(self, images_BHWC: Tensor) -> Tensor:
         """Tokens float32 [B, N, D] of uint8 images."""

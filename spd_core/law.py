@@ -371,12 +371,3 @@ class Choice(Settings):
 
     method: Method
     batch: int = Field(ge=1, le=65536)
-
-
-#: Windows of head self-speculation worth trying on a pair that has none of its own, by family: long ones for few
-#: sequential calls, short ones for few rows.
-HEAD_WINDOWS: dict[Literal["mar", "causal", "llamagen"], tuple[tuple[int, ...], ...]] = {
-    "mar": ((8,), (4,)),
-    "causal": ((24, 20, 16, 12, 8), (12, 10, 8, 6, 4)),
-    "llamagen": (),
-}

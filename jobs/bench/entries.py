@@ -8,14 +8,14 @@ from typing import Literal
 
 from spd_core.law import Acceptance, Cspd, Guarantee, HeadWindow, Plain, SamplerLaw, Settings, Speculative
 
-GAMMAS: dict[Literal["mar", "causal", "llamagen"], tuple[int, ...]] = {
+GAMMAS: dict[str, tuple[int, ...]] = {
     "mar": (4, 8, 16, 32),
     "causal": (4, 8),
     "llamagen": (2, 4, 6),
 }
 PAPER_GAMMAS = (8,)
 #: How the head's steps fall in further rows of plain decoding, unless the law has so few that they hardly could.
-HEAD_SCHEDULES: dict[Literal["mar", "causal", "llamagen"], tuple[str, ...]] = {
+HEAD_SCHEDULES: dict[str, tuple[str, ...]] = {
     "mar": ("linear",),
     "causal": (),
     "llamagen": (),

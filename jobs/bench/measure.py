@@ -26,7 +26,7 @@ from spd_core.decode.naive import decode_naive
 from spd_core.draws import Draws, image_seed
 from spd_core.families.causal.deepen import deepened
 from spd_core.families.causal.model import Causal
-from spd_core.families.llamagen.model import LlamaGen
+from spd_core.families.mar.model import Mar
 from spd_core.law import Guarantee
 from spd_core.pairs.pair import Pair, load_pair
 
@@ -165,7 +165,7 @@ def _decode(pair: Pair, entry: Entry, seed: int, start: int, count: int, slots: 
     labels, draws = requests(pair, seed, start, count)
     began = now(pair.device)
     if isinstance(entry.method, Naive):
-        if isinstance(pair.target, LlamaGen):
+        if not isinstance(pair.target, Mar | Causal):
             raise TypeError("naive: got a model of codes, allowed: a model with a diffusion head")
         batches = zip(labels.split(slots), draws.seeds.split(slots), strict=True)
         decoded = Decoded.concatenate([decode_naive(pair.target, entry.law, b, Draws(s)) for b, s in batches])

@@ -19,7 +19,7 @@ from jobs.job.yaml_text import YamlError, parse_yaml, read_yaml
 from jobs.words.errors import SpecError
 from jobs.words.phrases import of_codes
 from spd_core.alike import did_you_mean
-from spd_core.candidates import admissible, default_method
+from spd_core.candidates import admissible
 from spd_core.complaints import one_line, refuse_switches, shown
 from spd_core.law import Auto, Choice, Guarantee, Method, MethodRequest, SamplerLaw, Settings, Speculative
 from spd_core.pairs.pair import PairCard, PairError, bundled_pairs, load_card
@@ -224,33 +224,6 @@ def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str], results: i
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-#: Methods that each family of models can be decoded with.
-_METHODS_OF = {
-    "mar": ("plain", "cspd", "null", "auto"),
-    "causal": ("plain", "speculative", "null", "auto"),
-    "llamagen": ("plain", "speculative", "null", "auto"),
-}
-#: Fields of law and method that mean something for some families only; elsewhere only their defaults are allowed.
-_FAMILIES_OF = {
-    ("law", "handoff_level"): ("causal",),
-    ("law", "head_schedule"): ("mar", "causal"),
-    ("law", "head_steps_end"): ("mar", "causal"),
-    ("law", "cfg_interval"): ("llamagen",),
-    ("law", "top_k"): ("llamagen",),
-    ("law", "top_p"): ("llamagen",),
-    ("method", "stride"): ("causal",),
-    ("method", "proposals"): ("causal",),
-    ("method", "head_window"): ("mar", "causal"),
-    ("method", "tree"): ("llamagen",),
-    ("method", "drafter"): ("llamagen",),
-}
-#: Acceptance rules of each family that speculates.
-_RULES_OF = {
-    "causal": ("lossless", "annealed", "coupled"),
-    "llamagen": ("lossless", "annealed", "lantern", "lantern++"),
-}
-
-
 def _check_auto(method: Auto, card: PairCard, pair: str) -> None:
     rules = {m.acceptance.rule for m in admissible(card, method) if isinstance(m, Speculative)}
     for knob, unset, rule in (("delta", 1.0, "annealed"), ("radius", 0.0, "coupled")):
@@ -258,41 +231,20 @@ def _check_auto(method: Auto, card: PairCard, pair: str) -> None:
             raise SpecError(f"method.{knob}: got {value:g}, allowed: {unset:g} ({pair} has no {rule} acceptance)")
 
 
-def _check_fields(spec: Spec, card: PairCard) -> None:
-    for (place, name), families in _FAMILIES_OF.items():
-        model = getattr(spec, place)
-        if card.family not in families and name in type(model).model_fields:
-            value, unset = getattr(model, name), type(model).model_fields[name].default
-            if value != unset:
-                allowed = f"{unset!r} ({spec.pair} is of the {card.family} family)"
-                raise SpecError(f"{place}.{name}: got {value!r}, allowed: {allowed}")
-    method = spec.method
-    if not isinstance(method, Speculative):
-        return
-    if method.acceptance.rule not in _RULES_OF[card.family]:
-        allowed = ", ".join(_RULES_OF[card.family])
-        raise SpecError(f"method.acceptance.rule: got {method.acceptance.rule!r}, allowed: {allowed} (of {spec.pair})")
-    if card.family == "llamagen" and method.drafter not in card.drafters:
-        raise SpecError(
-            f"method.drafter: got {method.drafter!r}, allowed: {' or '.join(card.drafters)} (of {spec.pair})"
-        )
-
-
 def _check_against_card(spec: Spec, card: PairCard) -> None:
-    if spec.method.name not in _METHODS_OF[card.family]:
-        allowed = ", ".join(_METHODS_OF[card.family])
-        raise SpecError(
-            f"method: got {spec.method.name!r}, allowed: {allowed} (the {card.family} family of {spec.pair})"
-        )
-    if isinstance(spec.method, Auto):
-        _check_auto(spec.method, card, spec.pair)
+    method, family = spec.method, card.of
+    methods = (*family.methods, "null", "auto")
+    if method.name not in methods:
+        allowed = f"{', '.join(methods)} (the {family.name} family of {spec.pair})"
+        raise SpecError(f"method: got {method.name!r}, allowed: {allowed}")
+    if isinstance(method, Auto):
+        _check_auto(method, card, spec.pair)
     elif spec.batch == "auto":
-        raise SpecError(
-            f"batch: got 'auto', allowed: a number with method {spec.method.name}; auto goes with method auto"
-        )
-    elif spec.method.uses_draft and not card.drafters:
-        raise SpecError(f"method: got {spec.method.name!r}, allowed: plain or null ({spec.pair} has no draft)")
-    _check_fields(spec, card)
+        raise SpecError(f"batch: got 'auto', allowed: a number with method {method.name}; auto goes with method auto")
+    elif complaint := family.refused_method(card, method, spec.pair):
+        raise SpecError(complaint)
+    if complaint := family.refused_law(spec.law, spec.pair):
+        raise SpecError(complaint)
 
 
 def options_of(spec: Spec, url: str) -> dict[str, Any]:
@@ -374,7 +326,7 @@ def make_spec(raw: dict[str, Any]) -> Spec:
             raw = {**raw, "requests": {**asked, "labels": _labels(asked["labels"], card)}}
         method = raw.get("method", {})
         if isinstance(method, dict) and "name" not in method:
-            raw = {**raw, "method": {**default_method(card).model_dump(), **method}}
+            raw = {**raw, "method": {**card.of.default_method(card).model_dump(), **method}}
         if complaint := refuse_switches(raw, Spec):
             raise SpecError(complaint)
         spec = Spec.model_validate(raw)

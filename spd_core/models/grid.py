@@ -1,14 +1,23 @@
-"""The token grid of an image: geometry that every model family shares, under the names of the public MAR code."""
+"""Sizes of models: what every family states of them, and the grid of continuous tokens under MAR's public names."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class TokenGrid(BaseModel):
-    """How an image becomes a square of continuous tokens."""
+class ModelConfig(BaseModel):
+    """Sizes of a model, as a pair's card holds them; a family derives its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of an image."""
+        raise NotImplementedError
+
+
+class TokenGrid(ModelConfig):
+    """How an image becomes a square of continuous tokens."""
 
     img_size: int = Field(256, gt=0, description="side of the square image, pixels")
     vae_stride: int = Field(16, gt=0, description="pixels per latent cell and side")

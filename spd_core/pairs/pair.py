@@ -10,34 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spd_core.alike import did_you_mean
-from spd_core.codec import PixelCodec
+from spd_core.codec import Codec
 from spd_core.complaints import one_line
-from spd_core.families.causal.model import Causal, CausalConfig
-from spd_core.families.llamagen.model import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
-from spd_core.families.llamagen.vq import Vq, VqCodec
-from spd_core.families.mar.model import Mar, MarConfig
-from spd_core.families.mar.vae import KlCodec, KlVae
-from spd_core.law import HEAD_WINDOWS, HeadWindow, Precision, SamplerLaw, Settings
-from spd_core.models.variance import PosteriorVariance
+from spd_core.families.family import Family
+from spd_core.families.registry import family
+from spd_core.law import HeadWindow, Precision, SamplerLaw, Settings
+from spd_core.models.grid import ModelConfig
 from spd_core.precision import arithmetic
 
 BUNDLED = Path(__file__).parent
-Codec = Annotated[PixelCodec | KlCodec | VqCodec, Field(discriminator="kind")]
-ModelConfig = MarConfig | CausalConfig | LlamaGenConfig
-Model = Mar | Causal | LlamaGen
-Module = TypeVar("Module", bound=nn.Module)
 
 
 class PairError(ValueError):
@@ -58,11 +51,13 @@ class PairCard(Settings):
     """The facts of a pair: what the models are, how they are meant to be sampled, where they come from."""
 
     name: str
-    family: Literal["mar", "causal", "llamagen"]
-    target: ModelConfig
-    draft: ModelConfig | None = None
-    eagle: EagleConfig | None = Field(None, description="a second draft, of codes: one layer on the target's features")
-    codec: Codec
+    family: str = Field(description="of the models: one of `spd_core.families.registry`")
+    target: SerializeAsAny[ModelConfig]
+    draft: SerializeAsAny[ModelConfig] | None = None
+    eagle: SerializeAsAny[BaseModel] | None = Field(
+        None, description="a second draft, of codes: one layer on the target's features"
+    )
+    codec: SerializeAsAny[Codec]
     class_names: tuple[str, ...] = Field(description="one name per label")
     law: SamplerLaw = Field(description="the law the pair is meant to be sampled at")
     reference: str = Field("", description="bundled reference statistics the images are compared with; empty: none")
@@ -82,16 +77,40 @@ class PairCard(Settings):
         default_factory=dict, description="measured figures and the command that printed them"
     )
 
-    @model_validator(mode="after")
-    def _one_family(self) -> Self:
-        kind = {"mar": MarConfig, "causal": CausalConfig, "llamagen": LlamaGenConfig}[self.family]
-        if not all(isinstance(config, kind) for config in (self.target, self.draft) if config is not None):
-            raise ValueError(f"family: got {self.family!r}, but target or draft has the sizes of another")
-        if (self.family == "llamagen") != isinstance(self.codec, VqCodec):
-            raise ValueError(f"codec: got {self.codec.kind!r} for family {self.family!r}; codes need vq, and only they")
-        if self.eagle is not None and self.family != "llamagen":
-            raise ValueError(f"eagle: got one for family {self.family!r}, allowed: for llamagen only")
-        return self
+    @field_validator("family")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return family(name).name
+
+    @field_validator("target", "draft", "eagle", mode="before")
+    @classmethod
+    def _of_the_family(cls, value: Any, info: ValidationInfo) -> Any:
+        name = info.data.get("family")
+        if value is None or name is None:
+            return value
+        kind = family(name).configs.get(str(info.field_name))
+        if kind is None:
+            raise ValueError(f"none for family {name}")
+        if isinstance(value, BaseModel) and not isinstance(value, kind):
+            raise ValueError(f"the sizes of family {name}, which are not {type(value).__name__}")
+        return kind.model_validate(value)
+
+    @field_validator("codec", mode="before")
+    @classmethod
+    def _codec_of_the_family(cls, value: Any, info: ValidationInfo) -> Any:
+        name = info.data.get("family")
+        if name is None:
+            return value
+        kinds = {codec.model_fields["kind"].default: codec for codec in family(name).codecs}
+        kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+        if kind not in kinds:
+            raise ValueError(f"kind {' or '.join(kinds)} for family {name}, not {kind!r}")
+        return kinds[kind].model_validate(value)
+
+    @property
+    def of(self) -> Family:
+        """The family of the pair's models."""
+        return family(self.family)
 
     @property
     def drafters(self) -> tuple[Literal["draft", "eagle"], ...]:
@@ -102,18 +121,12 @@ class PairCard(Settings):
     @property
     def windows(self) -> tuple[tuple[int, ...], ...]:
         """Schedules of head self-speculation worth trying: the pair's own, or its family's."""
-        return self.head_windows or HEAD_WINDOWS[self.family]
+        return self.head_windows or self.of.windows
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the images."""
-        codec = self.codec
-        if isinstance(codec, PixelCodec):
-            return codec.size, codec.size, codec.channels
-        if isinstance(codec, VqCodec):
-            return codec.size, codec.size, codec.vq.in_channels
-        side = 1 if isinstance(self.target, LlamaGenConfig) else self.target.img_size
-        return side, side, codec.vae.in_channels
+        return self.codec.image_shape(self.target.seq_len)
 
 
 @dataclass(frozen=True)
@@ -121,12 +134,14 @@ class Pair:
     """A loaded pair, in eval mode on one device."""
 
     card: PairCard
-    target: Model
-    draft: Model | None
+    target: nn.Module
+    draft: nn.Module | None
     device: torch.device
-    vae: KlVae | None = None
-    eagle: EagleDraft | None = None
-    vq: Vq | None = None
+    parts: Mapping[str, nn.Module] = field(default_factory=dict)  #: others, by name: autoencoder, further drafts
+
+    def drafter(self, name: str) -> nn.Module | None:
+        """The draft that a method names; None: the pair was loaded without it."""
+        return self.draft if name == "draft" else self.parts.get(name)
 
     def to_images(self, tokens: Tensor, precision: Precision = "float32") -> Tensor:
         """`images` on the CPU."""
@@ -148,15 +163,11 @@ class Pair:
 
     def _decoded(self, tokens: Tensor) -> Tensor:
         codec = self.card.codec
-        if isinstance(codec, PixelCodec):
-            return codec.decode(tokens)
-        if isinstance(codec, VqCodec):
-            if self.vq is None:
-                raise PairError(f"pair: {self.card.name} has no tokenizer, allowed: a pair with vq.safetensors")
-            return codec.decode(tokens, self.vq)
-        if self.vae is None:
-            raise PairError(f"pair: {self.card.name} has no autoencoder, allowed: a pair with vae.safetensors")
-        return codec.decode(tokens, self.vae)
+        network = self.parts.get(codec.part)
+        if codec.part and network is None:
+            missing, file = codec.part_title, f"{codec.part}.safetensors"
+            raise PairError(f"pair: {self.card.name} has no {missing}, allowed: a pair with {file}")
+        return codec.images(tokens, network)
 
 
 def bundled_pairs() -> list[str]:
@@ -231,21 +242,15 @@ def parse_card(raw: bytes, place: str) -> PairCard:
 
 def part_sizes(card: PairCard, draft: bool = True) -> dict[str, int]:
     """Parameters of each part that `load_pair` loads, from the card alone; without the small variances."""
-    target, codec = card.target, card.codec
-    makers: dict[str, Callable[[], nn.Module]] = {"target": lambda: _model(target)}
-    if draft and (small := card.draft) is not None:
-        makers["draft"] = lambda: _model(small)
-    if draft and (eagle := card.eagle) is not None and isinstance(target, LlamaGenConfig):
-        makers["eagle"] = lambda: EagleDraft(eagle, target)
-    if isinstance(codec, KlCodec):
-        makers["vae"] = lambda: KlVae(codec.vae)
-    if isinstance(codec, VqCodec):
-        makers["vq"] = lambda: Vq(codec.vq)
+    parts = card.of.parts(card).items()
+    makers = {name: part.make for name, part in parts if not part.small and (draft or not part.of_draft)}
     with torch.device("meta"):
-        return {part: sum(each.numel() for each in make().parameters()) for part, make in makers.items()}
+        return {name: sum(each.numel() for each in make().parameters()) for name, make in makers.items()}
 
 
-def _load_part(folder: Path, card: PairCard, part: str, make: Callable[[], Module], device: torch.device) -> Module:
+def _load_part(
+    folder: Path, card: PairCard, part: str, make: Callable[[], nn.Module], device: torch.device
+) -> nn.Module:
     path = folder / f"{part}.safetensors"
     try:
         with path.open("rb") as file:
@@ -272,18 +277,6 @@ def _load_part(folder: Path, card: PairCard, part: str, make: Callable[[], Modul
     return model.eval().requires_grad_(False)
 
 
-def _model(config: ModelConfig) -> Model:
-    if isinstance(config, LlamaGenConfig):
-        return LlamaGen(config)
-    return Mar(config) if isinstance(config, MarConfig) else Causal(config)
-
-
-def _add_variance(folder: Path, card: PairCard, part: str, model: Model) -> None:
-    if part in card.sha256 and not isinstance(model, LlamaGen):
-        head = model.head
-        head.variance = _load_part(folder, card, part, lambda: PosteriorVariance.of(head), model.device)
-
-
 def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True) -> Pair:
     """Loads a bundled pair or a pair folder; weights are checked against the card's hashes.
 
@@ -295,19 +288,11 @@ def load_pair(name: str, device: torch.device | str = "cpu", draft: bool = True)
     Raises:
         PairError: unknown pair, unreadable or corrupt weights.
     """
-    folder, card = pair_folder(name), load_card(name)
-    small_config, eagle_config, codec, sizes = card.draft, card.eagle, card.codec, card.target
-    place = torch.device(device)
-    target = _load_part(folder, card, "target", lambda: _model(sizes), place)
-    _add_variance(folder, card, "target_variance", target)
-    small = eagle = vae = vq = None
-    if draft and small_config is not None:
-        small = _load_part(folder, card, "draft", lambda: _model(small_config), place)
-        _add_variance(folder, card, "draft_variance", small)
-    if draft and eagle_config is not None and isinstance(sizes, LlamaGenConfig):
-        eagle = _load_part(folder, card, "eagle", lambda: EagleDraft(eagle_config, sizes), place)
-    if isinstance(codec, KlCodec) and "vae" in card.sha256:
-        vae = _load_part(folder, card, "vae", lambda: KlVae(codec.vae), place)
-    if isinstance(codec, VqCodec) and "vq" in card.sha256:
-        vq = _load_part(folder, card, "vq", lambda: Vq(codec.vq), place)
-    return Pair(card, target, small, place, vae, eagle, vq)
+    folder, card, place = pair_folder(name), load_card(name), torch.device(device)
+    parts = {
+        part: _load_part(folder, card, part, of.make, place)
+        for part, of in card.of.parts(card).items()
+        if (draft or not of.of_draft) and (not of.optional or part in card.sha256)
+    }
+    card.of.assemble(parts)
+    return Pair(card, parts.pop("target"), parts.pop("draft", None), place, parts)

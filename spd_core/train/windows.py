@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spd_core.decode.path import BoundHead, LawHead, Trace, steps_down, windows_by_step
+from spd_core.families.causal.model import Causal
 from spd_core.families.causal.tokens import PathLaw
-from spd_core.families.llamagen.model import LlamaGen
 from spd_core.families.mar.model import Mar
 from spd_core.pairs.pair import Pair
 from spd_core.train.variance import plain_paths, token_contexts
@@ -58,7 +58,7 @@ def tuned_windows(
     Raises:
         ValueError: a pair of codes.
     """
-    if isinstance(pair.target, LlamaGen):
+    if not isinstance(pair.target, Mar | Causal):
         raise ValueError(f"windows: got pair {pair.card.name}, allowed: a pair with a diffusion head")
     law, rng, parts = pair.card.law, np.random.default_rng(seed), []
     first = law.head_steps - 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from spd_core.candidates import BATCHES, admissible, choices
-from spd_core.law import HEAD_WINDOWS, Auto, Cspd, Guarantee, Plain, Speculative
+from spd_core.families.registry import family as family_of
+from spd_core.law import Auto, Cspd, Guarantee, Plain, Speculative
 from spd_core.pairs.pair import load_card
 from tests.tiny_causal import make_tiny_causal_pair
 from tests.tiny_pair import make_tiny_pair
@@ -37,7 +38,7 @@ def test_a_floor_admits_what_promises_as_much(floor, admitted):
 @pytest.mark.parametrize("family", ["mar", "causal"])
 def test_plain_comes_first_then_with_windows(cards, family):
     methods = admissible(cards[family], Auto())
-    assert methods[:3] == (Plain(), *(Plain(head_window=window) for window in HEAD_WINDOWS[family]))
+    assert methods[:3] == (Plain(), *(Plain(head_window=window) for window in family_of(family).windows))
     assert {method.guarantee for method in methods} == {EXACT}
     assert len(set(methods)) == len(methods)
 

@@ -557,7 +557,7 @@ def test_a_pair_of_codes_decodes_with_both_drafts(pair):
 
 def test_neighbours_are_those_that_the_decoder_sees(pair):
     """Codes are compared at length one; by the stored rows others are near."""
-    codebook = pair.vq.quantize
+    codebook = pair.parts["vq"].quantize
     seen, stored = codebook.vectors, codebook.embedding.weight
     assert not torch.equal(neighbours(seen, 2), neighbours(stored, 2))
     assert torch.allclose(seen.norm(dim=1), torch.ones(8))

@@ -92,7 +92,7 @@ def test_converted_pair_loads_and_makes_images(files: dict[str, Path]):
     assert (card.codec.size, card.codec.padded, card.image_shape) == (8, 8, (8, 8, 3))
     pair = load_pair(str(files["out"]))
     assert pair.card == card
-    parts = {"target": pair.target, "draft": pair.draft, "vq": pair.vq}
+    parts = {"target": pair.target, "draft": pair.draft, "vq": pair.parts["vq"]}
     for part, model in parts.items():
         saved = torch.load(files[part], weights_only=False)["model"]
         saved.pop("quantize.codebook_used", None)
@@ -116,7 +116,7 @@ def test_every_public_container(saver: Saver, new_format: bool, files: dict[str,
     convert_llamagen(files["target"], None, None, files["out"], "alone", 8, target_config=TARGET, vq_config=VQ)
     pair = load_pair(str(files["out"]))
     assert all(torch.equal(value, half[key].float()) for key, value in pair.target.state_dict().items())
-    assert pair.draft is None and pair.vq is None
+    assert pair.draft is None and "vq" not in pair.parts
     with pytest.raises(PairError, match="no tokenizer"):
         pair.to_images(torch.zeros(1, 16, dtype=torch.int64))
 

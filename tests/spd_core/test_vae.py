@@ -89,6 +89,6 @@ def test_pair_makes_images_with_its_autoencoder_only(vae: KlVae):
     )  # fmt: skip
     assert card.image_shape == (16, 16, 3)
     tokens, device = torch.randn(2, 16, 16), torch.device("cpu")
-    assert Pair(card, Mar(MODEL), None, device, vae).to_images(tokens).shape == (2, 16, 16, 3)
+    assert Pair(card, Mar(MODEL), None, device, {"vae": vae}).to_images(tokens).shape == (2, 16, 16, 3)
     with pytest.raises(PairError, match="no autoencoder"):
         Pair(card, Mar(MODEL), None, device).to_images(tokens)

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spd_core.models.grid import ModelConfig
 from spd_core.models.kv import KvCache, LayerCache
 from spd_core.models.linear import Linear
 from spd_core.models.tree import Tree, ancestors, depths
@@ -34,10 +35,8 @@ ROPE_BASE = 10_000.0
 NORM_EPS = 1e-5
 
 
-class LlamaGenConfig(BaseModel):
+class LlamaGenConfig(ModelConfig):
     """Sizes of a model under the public names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: int = Field(768, gt=0)
     n_layer: int = Field(12, gt=0)

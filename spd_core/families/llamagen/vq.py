@@ -9,13 +9,14 @@ Shape legend: B images, C channels, H, W pixels, h, w cells, N = h * w tokens, V
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spd_core.codec import Codec
 from spd_core.families.mar.vae import AttnBlock, Downsample, ResnetBlock, Upsample, norm
 
 #: Images and pixels encoded or decoded at once; they bound the memory of the full-resolution feature maps.
@@ -162,15 +163,27 @@ class Vq(nn.Module):
         return self.decoder(self.post_quant_conv(vectors_BEhw))
 
 
-class VqCodec(BaseModel):
+class VqCodec(Codec):
     """Tokens are codes in raster order; the tokenizer's weights lie beside the card."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    part: ClassVar[str] = "vq"
+    part_title: ClassVar[str] = "tokenizer"
 
     kind: Literal["vq"] = "vq"
     vq: VqConfig = Field(default_factory=VqConfig)
     size: int = Field(256, gt=0, description="side of the image, pixels")
     padded: int = Field(256, gt=0, description="side after padding with black, pixels; the tokenizer's")
+
+    def network(self) -> Vq:
+        return Vq(self.vq)
+
+    def image_shape(self, tokens: int) -> tuple[int, int, int]:
+        return self.size, self.size, self.vq.in_channels
+
+    def images(self, tokens: Tensor, network: nn.Module | None) -> Tensor:
+        if not isinstance(network, Vq):
+            raise TypeError(f"codec vq: got {type(network).__name__}, allowed: a Vq")
+        return self.decode(tokens, network)
 
     @property
     def at_once(self) -> int:

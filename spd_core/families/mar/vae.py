@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spd_core.codec import patchify, unpatchify
+from spd_core.codec import Codec, patchify, unpatchify
 
 GROUPS = 32
 NORM_EPS = 1e-6
@@ -227,15 +227,28 @@ class KlVae(nn.Module):
         return self.decoder(self.post_quant_conv(latents_BChw))
 
 
-class KlCodec(BaseModel):
+class KlCodec(Codec):
     """Tokens are patches of the autoencoder's latents times ``latent_scale``; the weights lie beside the card."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    part: ClassVar[str] = "vae"
+    part_title: ClassVar[str] = "autoencoder"
 
     kind: Literal["kl"] = "kl"
     vae: KlVaeConfig = Field(default_factory=KlVaeConfig)
     latent_scale: float = Field(0.2325, gt=0, description="one over the std of the latents; the mean is not removed")
     patch_size: int = Field(1, gt=0, description="latent cells per token and side")
+
+    def network(self) -> KlVae:
+        return KlVae(self.vae)
+
+    def image_shape(self, tokens: int) -> tuple[int, int, int]:
+        side = round(tokens**0.5) * self.patch_size * self.vae.stride
+        return side, side, self.vae.in_channels
+
+    def images(self, tokens: Tensor, network: nn.Module | None) -> Tensor:
+        if not isinstance(network, KlVae):
+            raise TypeError(f"codec kl: got {type(network).__name__}, allowed: a KlVae")
+        return self.decode(tokens, network)
 
     @torch.inference_mode()
     def encode(self, images_BHWC: Tensor, vae: KlVae, noise_BChw: Tensor) -> Tensor:

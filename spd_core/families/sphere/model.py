@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from spd_core.families.sphere.blocks import Block, Positions, RMSNorm, feed_forward_dims, rotary_table
 from spd_core.families.sphere.head import FlowHead
+from spd_core.models.grid import ModelConfig
 from spd_core.models.linear import Linear
 
 
-class SphereConfig(BaseModel):
+class SphereConfig(ModelConfig):
     """Sizes of a model; the defaults are SphereAR-B."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: int = Field(768, gt=0)
     n_layer: int = Field(24, gt=0)

@@ -1,0 +1,97 @@
+"""The causal family: what the rest of the program asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from spd_core.codec import PixelCodec
+from spd_core.decode.log import Decoded
+from spd_core.draws import Draws
+from spd_core.families.causal.model import Causal, CausalConfig
+from spd_core.families.causal.speculation import decode_speculative
+from spd_core.families.causal.tokens import decode_causal_plain
+from spd_core.families.family import Decoding, Family, Held, Part, every_field
+from spd_core.families.head_parts import attach_variances, variance_parts
+from spd_core.families.held import activation_bytes, guided, head_bytes
+from spd_core.families.mar.vae import KlCodec
+from spd_core.law import Acceptance, Auto, HeadWindow, Method, Plain, SamplerLaw, Speculative
+from spd_core.models.grid import ModelConfig
+
+if TYPE_CHECKING:
+    from spd_core.pairs.pair import Pair, PairCard
+
+#: Tokens drafted before each target pass, and steps the draft holds each prediction, that `method: auto` measures.
+SPECULATION = ((4, 15), (8, 15))
+
+
+class CausalFamily(Family):
+    """Causal models of continuous tokens with a diffusion head; tokens are handed over at a level of the path."""
+
+    name = "causal"
+    title = "causal model of continuous tokens"
+    configs: ClassVar = {"target": CausalConfig, "draft": CausalConfig}
+    codecs = (PixelCodec, KlCodec)
+    methods: ClassVar = {"plain": every_field(Plain), "speculative": every_field(Speculative) - {"tree", "drafter"}}
+    rules = ("lossless", "annealed", "coupled")
+    law_fields = frozenset(
+        {
+            "head_steps", "head_schedule", "head_steps_end", "start_level", "handoff_level", "cfg", "cfg_schedule",
+            "temperature", "dtype",
+        }
+    )  # fmt: skip
+    windows = ((24, 20, 16, 12, 8), (12, 10, 8, 6, 4))
+
+    def build(self, config: ModelConfig) -> Causal:
+        if not isinstance(config, CausalConfig):
+            raise TypeError(f"config: got {type(config).__name__}, allowed: CausalConfig")
+        return Causal(config)
+
+    def parts(self, card: PairCard) -> dict[str, Part]:
+        return super().parts(card) | variance_parts(self, card)
+
+    def assemble(self, parts: Mapping[str, nn.Module]) -> None:
+        attach_variances(parts)
+
+    def default_method(self, card: PairCard) -> Plain | Speculative:
+        return Plain() if card.draft is None else Speculative(gamma=4, head_window=card.windows[0])
+
+    def offered(self, card: PairCard, auto: Auto, windows: Sequence[HeadWindow]) -> Iterator[Method]:
+        yield from super().offered(card, auto, windows)
+        if card.draft is None:
+            return
+        rules = [Acceptance(rule="annealed", delta=auto.delta)] if auto.delta > 1 else []
+        rules += [Acceptance(rule="coupled", radius=auto.radius)] if auto.radius > 0 else []
+        for gamma, stride in SPECULATION:
+            yield Speculative(gamma=gamma, stride=stride)
+            for rule in (Acceptance(), *rules):
+                yield Speculative(gamma=gamma, stride=stride, acceptance=rule, head_window=windows[0])
+
+    def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:
+        if not isinstance(config, CausalConfig):
+            return Held()
+        rows = guided(law, images)
+        return Held(
+            cache=2 * config.depth * rows * (config.seq_len + 1) * config.embed_dim,
+            activations=activation_bytes(rows * block, config.embed_dim),
+            # All tokens of an image are finished at once, at least by the last step.
+            head=head_bytes(law, images * config.seq_len, config.head_width, config.token_dim),
+        )
+
+    def decode(
+        self,
+        pair: Pair,
+        law: SamplerLaw,
+        method: Decoding,
+        labels_B: Tensor,
+        draws: Draws,
+        slots: int,
+    ) -> Decoded:
+        target, draft = pair.target, pair.draft
+        if isinstance(target, Causal) and isinstance(method, Plain):
+            return decode_causal_plain(target, law, labels_B, draws, method.head_window)
+        if isinstance(target, Causal) and isinstance(draft, Causal) and isinstance(method, Speculative):
+            return decode_speculative(target, draft, law, method, labels_B, draws, slots)
+        raise TypeError(f"pair {pair.card.name}: its models are not those of its card, or {method.name} is no method")

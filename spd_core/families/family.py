@@ -1,0 +1,174 @@
+"""What a family of models answers: everything that the rest of the program must know of it.
+
+Decoding, pair cards, job specs, reports and benchmarks ask the `Family` of a pair and know no family by name. A new one
+is a folder beside this file with a `Family` in it, and a line in `spd_core.families.registry`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from spd_core.codec import Codec
+from spd_core.law import Auto, Cspd, HeadWindow, Method, Null, Plain, SamplerLaw, Speculative
+from spd_core.models.grid import ModelConfig
+
+if TYPE_CHECKING:
+    from spd_core.decode.log import Decoded
+    from spd_core.draws import Draws
+    from spd_core.pairs.pair import Pair, PairCard
+
+#: Fields of a law that every family takes at any value, whether it reads them or not: the first versions refused none
+#: of them, and their jobs must still resume.
+NEVER_REFUSED = frozenset({"num_iter", "head_steps", "start_level"})
+
+
+#: Methods that a family decodes by.
+Decoding = Plain | Cspd | Speculative
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one model holds at the largest moment of decoding, beside its weights."""
+
+    cache: int = 0  #: numbers of keys and values
+    activations: int = 0  #: bytes of a transformer's pass over the batch
+    head: int = 0  #: bytes of the rows of a head that denoises tokens, with the random numbers of their paths
+
+
+@dataclass(frozen=True)
+class Part:
+    """A weights file of a pair, ``<name>.safetensors``."""
+
+    make: Callable[[], nn.Module]
+    of_draft: bool = False  #: plain decoding does without it
+    optional: bool = False  #: a pair may lack it
+    small: bool = False  #: not counted in estimates of memory
+
+
+class Family(ABC):
+    """A family of models: its configurations, what it can be asked for, and how it decodes."""
+
+    name: ClassVar[str]  #: as a card's ``family`` names it
+    title: ClassVar[str]  #: of one of its models, after "a"
+    #: Sizes by field of a card: of target and draft, and of further drafts.
+    configs: ClassVar[Mapping[str, type[BaseModel]]]
+    codecs: ClassVar[tuple[type[Codec], ...]]
+    #: Decoding methods, and the fields of each that mean something here; others are refused and not told.
+    methods: ClassVar[Mapping[str, frozenset[str]]]
+    #: Fields of a law that mean something here; others are refused, but for `NEVER_REFUSED`, and not told.
+    law_fields: ClassVar[frozenset[str]]
+    #: Acceptance rules of speculative decoding.
+    rules: ClassVar[tuple[str, ...]] = ()
+    #: Windows of head self-speculation worth trying on a pair that has none of its own: long ones for few sequential
+    #: calls, short ones for few rows; none: its models have no head that speculates.
+    windows: ClassVar[tuple[tuple[int, ...], ...]] = ()
+    #: Version of the random numbers that its decoders draw: `jobs.job.spec.results_of`.
+    results: ClassVar[int] = 1
+
+    @abstractmethod
+    def build(self, config: ModelConfig) -> nn.Module:
+        """A model of these sizes, with its first weights."""
+
+    @abstractmethod
+    def decode(
+        self,
+        pair: Pair,
+        law: SamplerLaw,
+        method: Decoding,
+        labels_B: Tensor,
+        draws: Draws,
+        slots: int,
+    ) -> Decoded:
+        """Decodes images of a pair of this family.
+
+        Args:
+            pair: loaded models; its draft is there if the method uses one.
+            law: what is sampled.
+            method: how; one of `methods`.
+            labels_B: int64 class labels on the pair's device.
+            draws: random numbers of the images.
+            slots: images decoded together, at most. Only speculative decoding is given more images than that.
+        """
+
+    def parts(self, card: PairCard) -> dict[str, Part]:
+        """The weights files that a pair with this card may have."""
+        target, draft, codec = card.target, card.draft, card.codec
+        found = {"target": Part(lambda: self.build(target))}
+        if draft is not None:
+            found["draft"] = Part(lambda: self.build(draft), of_draft=True)
+        if codec.part:
+            found[codec.part] = Part(codec.network, optional=True)
+        return found
+
+    def assemble(self, parts: Mapping[str, nn.Module]) -> None:  # noqa: B027, most have nothing to do
+        """Puts loaded parts into each other where a model holds another."""
+
+    def default_method(self, card: PairCard) -> Decoding:
+        """What a spec without a method is decoded by."""
+        return Plain()
+
+    def offered(self, card: PairCard, auto: Auto, windows: Sequence[HeadWindow]) -> Iterator[Method]:
+        """Every method that could pay on a pair, whatever it promises; plain decoding first.
+
+        Args:
+            card: of the pair.
+            auto: its delta and radius add relaxed rules.
+            windows: of head self-speculation, the best first.
+        """
+        yield Plain()
+        yield from (Plain(head_window=window) for window in windows)
+
+    def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:
+        """What a model of these sizes holds while ``images`` are decoded, ``block`` positions a pass.
+
+        Without an answer of the family a plan counts the weights alone.
+        """
+        return Held()
+
+    def refused_law(self, law: SamplerLaw, pair: str) -> str | None:
+        """The complaint about a field of a law that means nothing here; None: there is none."""
+        return self._refused(law, "law", self.law_fields | NEVER_REFUSED, pair)
+
+    def refused_method(self, card: PairCard, method: Method, pair: str) -> str | None:
+        """The complaint about a method, or a field of it, that a pair cannot honour; None: there is none.
+
+        Args:
+            card: of the pair.
+            method: asked for.
+            pair: its name, as the user knows it.
+        """
+        if isinstance(method, Null):
+            return None
+        if method.name not in self.methods:
+            allowed = ", ".join(self.methods)
+            return f"method: got {method.name!r}, allowed: {allowed} (the {self.name} family of {pair})"
+        if method.uses_draft and not card.drafters:
+            return f"method: got {method.name!r}, allowed: plain or null ({pair} has no draft)"
+        if (complaint := self._refused(method, "method", self.methods[method.name], pair)) is not None:
+            return complaint
+        if not isinstance(method, Speculative):
+            return None
+        if (rule := method.acceptance.rule) not in self.rules:
+            return f"method.acceptance.rule: got {rule!r}, allowed: {', '.join(self.rules)} (of {pair})"
+        if method.drafter not in card.drafters:
+            return f"method.drafter: got {method.drafter!r}, allowed: {' or '.join(card.drafters)} (of {pair})"
+        return None
+
+    def _refused(self, settings: BaseModel, place: str, meant: frozenset[str], pair: str) -> str | None:
+        for name, field in type(settings).model_fields.items():
+            value = getattr(settings, name)
+            if name not in meant and name != "name" and value != field.default:
+                allowed = f"{field.default!r} ({pair} is of the {self.name} family)"
+                return f"{place}.{name}: got {value!r}, allowed: {allowed}"
+        return None
+
+
+def every_field(method: type[BaseModel]) -> frozenset[str]:
+    """The fields of a method, for families in which all of them mean something."""
+    return frozenset(method.model_fields) - {"name"}
