@@ -165,7 +165,7 @@ def test_an_item_in_a_decoders_loop_exceeds_its_budget_and_is_named():
     waits = mutant(plain.decode_plain, LOOP, f"paths.x0.sum().item(); {LOOP}")
     said, line = over_a_budget_without_syncs(waits)
     assert said == "1 syncs a iteration, allowed: 0"
-    assert re.search(r"2 syncs +spd_core\.decode\.plain:decode_plain:\d+ \(item\)$", line)
+    assert re.search(r"2 syncs +spd_core\.families\.mar\.plain:decode_plain:\d+ \(item\)$", line)
 
 
 def test_a_cpu_tensor_in_a_device_index_is_named():
