@@ -32,7 +32,7 @@ class Driver:
 
     def __init__(self, pair: str, output: str, log: Path, variables: dict[str, str], *sets: str) -> None:
         fields = {"output": output, "pair": pair, "method": "null", "features": False, "shard_size": 4}
-        fields |= {"requests.count": 240, "workers.count": 1, "workers.num_cpus": 0.5}
+        fields |= {"requests.count": 40, "workers.count": 1, "workers.num_cpus": 0.5}
         given = [f"{name}={json.dumps(value)}" for name, value in fields.items()] + list(sets)
         command = [sys.executable, "-m", "jobs.cli", "generate", *(part for each in given for part in ("--set", each))]
         self._log = log
@@ -60,11 +60,14 @@ class Driver:
             time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def finished(pair: str, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> str:
+#: Images of a job that lasts long enough to be disturbed.
+LONG = "requests.count=240"
+
+
+def _made(pair: str, s3: SeaweedFS, folder: Path, *sets: str) -> str:
     """Output of the job when nothing goes wrong, made with the credentials of the environment alone."""
-    output, log = f"s3://{BUCKET}/{uuid.uuid4().hex}", tmp_path_factory.mktemp("undisturbed") / "log"
-    driver = Driver(pair, output, log, s3.variables)
+    output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    driver = Driver(pair, output, folder / "log", s3.variables, *sets)
     assert driver.wait() == 0, driver.said()
     assert "was at work" not in driver.said()
     assert validate(output, s3.options).problems == ()
@@ -72,8 +75,13 @@ def finished(pair: str, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(finished: str, s3: SeaweedFS) -> Rows:
-    return read_rows(Store(finished, s3.options))
+def finished(pair: str, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _made(pair, s3, tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pair: str, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    return read_rows(Store(_made(pair, s3, tmp_path_factory.mktemp("undisturbed"), LONG), s3.options))
 
 
 @pytest.mark.parametrize("how", ["environment", "options"])
@@ -87,21 +95,22 @@ def test_every_command_works_on_s3(how, finished, s3, monkeypatch, capsys):
     assert main(["status", finished, *given]) == 0
     assert "finished; `spd validate" in capsys.readouterr().out
     assert main(["validate", finished, *given]) == 0
-    assert "ok: 240 images, 60 shards" in capsys.readouterr().out
+    assert "ok: 40 images, 10 shards" in capsys.readouterr().out
     assert main(["report", finished, *given]) == 0
     # The same shards give the same report, so that it may be written at any time.
     assert (read_rows(Store(finished, s3.options)), Store(finished, s3.options).read(layout.SUCCESS)) == before
     assert main(["validate", finished, *given]) == 0
 
 
+@pytest.mark.slow
 def test_two_drivers_make_one_dataset(pair, s3, undisturbed, tmp_path):
     output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     store = Store(output, s3.options)
-    first = Driver(pair, output, tmp_path / "first.log", s3.variables)
+    first = Driver(pair, output, tmp_path / "first.log", s3.variables, LONG)
     first.wait_for(store, 1)
     # It may do next to nothing until the second one is up, so that both have something left to make.
     first.process.send_signal(signal.SIGSTOP)
-    second = Driver(pair, output, tmp_path / "second.log", s3.variables)
+    second = Driver(pair, output, tmp_path / "second.log", s3.variables, LONG)
     told = f"driver {socket.gethostname()}-{first.process.pid} was at work on this output"
     deadline = time.monotonic() + _LIMIT_S
     while told not in second.said():
@@ -123,7 +132,7 @@ def test_two_drivers_make_one_dataset(pair, s3, undisturbed, tmp_path):
 def test_a_driver_that_is_stopped_or_killed_is_explained_and_resumed(how, pair, s3, undisturbed, tmp_path):
     output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     store = Store(output, s3.options)
-    driver = Driver(pair, output, tmp_path / "first.log", s3.variables)
+    driver = Driver(pair, output, tmp_path / "first.log", s3.variables, LONG)
     driver.wait_for(store, 5)
     driver.process.send_signal(how)
     assert driver.wait() == (128 + how if how == signal.SIGTERM else -how)
@@ -137,7 +146,7 @@ def test_a_driver_that_is_stopped_or_killed_is_explained_and_resumed(how, pair, 
         assert found.state == "stopped" and "resumes" in found.next_step
     else:
         assert found.state in ("running", "killed") and f"-{driver.process.pid} was" in found.next_step
-    again = Driver(pair, output, tmp_path / "second.log", s3.variables)
+    again = Driver(pair, output, tmp_path / "second.log", s3.variables, LONG)
     assert again.wait() == 0, again.said()
     assert compare(read_rows(store), undisturbed) == Difference()
     assert status(output, s3.options).finished
@@ -150,7 +159,7 @@ def test_credentials_are_nowhere_to_be_read(pair, s3, tmp_path, request):
     # Ray puts sockets below it, whose paths may have 107 characters.
     ray = Path(tempfile.mkdtemp(prefix="spd-", dir="/tmp"))
     request.addfinalizer(lambda: shutil.rmtree(ray, ignore_errors=True))
-    good = Driver(pair, output, tmp_path / "good.log", {"RAY_TMPDIR": str(ray)}, given, "requests.count=40")
+    good = Driver(pair, output, tmp_path / "good.log", {"RAY_TMPDIR": str(ray)}, given)
     assert good.wait() == 0, good.said()
     wrong = {**s3.options, "secret": SECRET[::-1]}
     bad = Driver(pair, output, tmp_path / "bad.log", {}, f"storage_options={json.dumps(wrong)}")

@@ -17,11 +17,7 @@ Key = TypeVar("Key")
 
 
 def asking_line() -> str:
-    """The innermost line of the project on the stack, ``package.module:function:line``; "elsewhere" if there is none.
-
-    The module's name is that of the frame's globals, so a function compiled from a changed copy of its source still
-    counts as the project's.
-    """
+    """The innermost line of the project, ``package.module:function:line``; "elsewhere" if there is none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))

@@ -303,10 +303,11 @@ def test_pick_follows_its_weights():
     assert pick(weights.expand(2, 6), edges).tolist() == [1, 4]
 
 
-def test_every_code_of_a_wide_codebook_can_be_drawn_and_has_its_share():
+@pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_code_of_a_wide_codebook_can_be_drawn_and_has_its_share(every):
     """By inversion, a code's share of the numbers in [0, 1) is where they begin to give it to where they no longer do.
 
-    Numbers of 23 bits would miss thousands of these codes.
+    Numbers of 23 bits would miss thousands of these codes. Tried are the thousand rarest, and every so-manieth other.
     """
     logits = torch.randn(16384, generator=torch.Generator().manual_seed(0)) * 3
     p = logits.softmax(dim=0)
@@ -314,11 +315,14 @@ def test_every_code_of_a_wide_codebook_can_be_drawn_and_has_its_share():
     ends = p.double().cumsum(dim=0) / p.double().sum()
     middles = (ends + torch.cat([ends.new_zeros(1), ends[:-1]])) / 2
     on_grid = (middles * 2.0**53).floor() * 2.0**-53
-    codes = torch.arange(16384)
-    assert torch.equal(torch.cat([pick(p.expand(len(u), -1), u) for u in on_grid.split(512)]), codes)
+    codes = torch.cat([p.argsort()[:1000], torch.arange(0, 16384, every)]).unique()
+
+    def picked(uniforms):
+        return torch.cat([pick(p.expand(len(u), -1), u) for u in uniforms[codes].split(512)])
+
+    assert torch.equal(picked(on_grid), codes)
     coarse = ((middles * 2.0**23).floor() + 0.5) * 2.0**-23
-    missed = torch.cat([pick(p.expand(len(u), -1), u) for u in coarse.split(512)]) != codes
-    assert int(missed.sum()) > 1000
+    assert int((picked(coarse) != codes).sum()) > 900
 
 
 def test_pick_gives_the_next_possible_code_at_a_boundary():

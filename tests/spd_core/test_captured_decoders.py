@@ -13,7 +13,7 @@ from spd_core.law import Cspd, Plain, SamplerLaw
 from spd_core.pairs.pair import Pair, load_pair
 from tests.cpu_graph import cpu_graphs
 
-LABELS, SEEDS = torch.tensor([0, 4, 9]), torch.arange(3)
+LABELS, SEEDS = torch.tensor([0, 4]), torch.arange(2)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def mar() -> Pair:
 
 
 def law(pair: Pair, **changes) -> SamplerLaw:
-    return pair.card.law.model_copy(update={"num_iter": 12, "head_steps": 12, **changes})
+    return pair.card.law.model_copy(update={"num_iter": 8, "head_steps": 6, **changes})
 
 
 @pytest.mark.parametrize("changes", [{}, {"cfg": 1.0}, {"dtype": "bfloat16"}], ids=["guided", "unguided", "bfloat16"])
@@ -36,7 +36,7 @@ def test_plain_mar_from_graphs(mar: Pair, changes: dict):
     assert torch.allclose(again.flip(0), directly, atol=1e-3)
     assert len(recorded) == first, "another batch of the same size records nothing anew"
     # One graph of the whole loop for each number of rows that an iteration has.
-    assert Counter(recorded)["denoise 12 steps"] <= 8
+    assert 0 < Counter(recorded)["denoise 6 steps"] <= 8
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_cspd_from_graphs(mar: Pair, method: Cspd):
 @pytest.mark.parametrize("method", [Plain(head_window=(4,)), Cspd(gamma=4, head_window=(3, 2))], ids=lambda m: m.name)
 def test_head_windows_from_graphs(mar: Pair, method: Plain | Cspd):
     """Rounds of all rows make what rounds of the rows still open make, in a few times as many head calls."""
-    here = law(mar, head_steps=20)
+    here = law(mar, head_steps=10)
     directly = decode(mar, here, method, LABELS, Draws(SEEDS))
     with cpu_graphs():
         replayed = decode(mar, here, method, LABELS, Draws(SEEDS))
@@ -70,8 +70,8 @@ def test_head_windows_from_graphs(mar: Pair, method: Plain | Cspd):
 
 def test_head_windows_of_fixed_variance_from_graphs():
     pair = load_pair("fashion-ar")
-    here = pair.card.law.model_copy(update={"head_steps": 20, "handoff_level": 100})
-    labels, seeds = LABELS[:2], SEEDS[:2]
+    here = pair.card.law.model_copy(update={"head_steps": 10, "handoff_level": 100})
+    labels, seeds = LABELS, SEEDS
     directly = decode(pair, here, Plain(head_window=(4, 3)), labels, Draws(seeds)).tokens
     with cpu_graphs():
         replayed = decode(pair, here, Plain(head_window=(4, 3)), labels, Draws(seeds)).tokens
@@ -82,7 +82,7 @@ def test_rows_that_need_many_proposals_get_them(mar: Pair, monkeypatch: pytest.M
     """With two proposals a block nearly every refusal waits for the next block."""
     for module in (path, head_speculation, head_rounds):
         monkeypatch.setattr(module, "PROPOSALS", 2)
-    here = law(mar, head_steps=12, num_iter=4)
+    here = law(mar, head_steps=8, num_iter=4)
     directly = decode(mar, here, Plain(head_window=(4,)), LABELS, Draws(SEEDS)).tokens
     with cpu_graphs():
         replayed = decode(mar, here, Plain(head_window=(4,)), LABELS, Draws(SEEDS)).tokens

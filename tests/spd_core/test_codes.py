@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from spd_core.accept import codes as accept_codes
 from spd_core.accept.codes import neighbours, probabilities, relaxation
 from spd_core.decode import decode
-from spd_core.draws import Draws
+from spd_core.draws import Draws, Purpose
 from spd_core.families.llamagen import speculation as code_speculation
 from spd_core.families.llamagen.codes import LawReader, decode_codes_plain, guidance
 from spd_core.families.llamagen.drafts import Eagle, SmallDraft
@@ -24,7 +24,6 @@ from spd_core.models.kv import KvCache
 from spd_core.models.tree import Tree
 from spd_core.pairs.pair import load_pair
 from tests.enumerate_codes import Enumeration, Toy
-from tests.mutants import mutant
 from tests.tiny_codes import CONFIG, LAW, make_tiny_code_pair, smaller, tiny_codes, tiny_eagle
 
 IMAGES = 20_000
@@ -163,6 +162,10 @@ def test_relaxed_decoding_has_the_enumerated_law_and_certificate(tiny, case):
     assert expected.distance(toy) <= expected.certificate
 
 
+def _tests_by_the_drafts_numbers(self, purpose, *of, right=Draws.fine_uniforms):
+    return right(self, Purpose.CODE_DRAFT if purpose is Purpose.ACCEPT else purpose, *of)
+
+
 def _stays(self, made_A, tree, path_AM):
     """A cache whose kept nodes are left where they were drafted."""
 
@@ -177,12 +180,7 @@ MUTANTS = {
             tree, codes, p, q, uniform, room, lambda p, q_at, code, log_ratio, place: torch.full_like(log_ratio, 1.0)
         ),
     ),
-    "one number drafts and tests": (
-        CHAIN,
-        code_speculation._Decoding,
-        "_uniforms",
-        mutant(code_speculation._Decoding._uniforms, "(Purpose.CODE_DRAFT, Purpose.ACCEPT)", "(Purpose.ACCEPT,) * 2"),
-    ),
+    "one number drafts and tests": (CHAIN, Draws, "fine_uniforms", _tests_by_the_drafts_numbers),
     "kept nodes not moved": (Speculative(tree=(3, 2)), LawReader, "settle", _stays),
     "target read without its class": (
         CHAIN,

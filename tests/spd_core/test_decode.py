@@ -210,7 +210,7 @@ def test_law_needs_steps_that_fit():
 def test_an_image_does_not_depend_on_its_company(method):
     """An image alone and among others, on the bundled pair: the same but for the rounding of other products."""
     pair = load_pair("fashion-mar")
-    law = pair.card.law.model_copy(update={"num_iter": 16, "head_steps": 20})
+    law = pair.card.law.model_copy(update={"num_iter": 8, "head_steps": 8})
     labels, seeds = torch.tensor([0, 1, 2, 3]), torch.arange(4)
     together = decode(pair, law, method, labels, Draws(seeds))
     for image in (0, 3):
