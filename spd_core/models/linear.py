@@ -43,17 +43,16 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         onednn, weight = _ONEDNN, self.weight
+        if x.device.type != "cpu" or x.dtype is not torch.float32 or weight.dtype is not torch.float32:
+            return self._product(x, weight)
         if (
             onednn is None
-            or x.device.type != "cpu"
-            or x.dtype is not torch.float32
-            or weight.dtype is not torch.float32
-            or torch.is_grad_enabled()
-            or torch.is_autocast_enabled("cpu")
             or (work := x.numel() * self.out_features) < WORTH_IT
             or x.numel() == self.in_features  # one row: a plain pass over the weight is as fast
+            or torch.is_grad_enabled()
+            or torch.is_autocast_enabled("cpu")
         ):
-            return self._product(x, weight)
+            return F.linear(x, weight, self.bias)
         kept = _kept(self)
         if kept is None and work < WORTH_REORDERING:
             return F.linear(x, weight, self.bias)
