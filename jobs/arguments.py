@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from jobs.export.formats import FORMATS
+
 #: What ``spd train`` trains: the bundled pairs and the quality data.
 TRAINED = ("fashion-ar", "fashion-mar", "fashion-vq", "label-classifier", "reference")
 PARTS = (
@@ -29,6 +31,29 @@ def _output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="URL or folder of a dataset")
     parser.add_argument(
         "--storage-option", action="append", default=[], metavar="KEY=VALUE", help="of the output's file system"
+    )
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    _output(parser)
+    parser.add_argument("destination", metavar="DEST", help="URL or folder to export to: empty, or an export begun")
+    parser.add_argument("--to", required=True, choices=tuple(FORMATS), help="form of the export")
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="LABEL", help="only this class, number or name; may be repeated"
+    )
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="resize images to this side")
+    parser.add_argument("--image", choices=("png", "webp", "jpeg"), help="encode images anew; default: their own bytes")
+    parser.add_argument("--quality", type=int, metavar="Q", help="of jpeg; default: the dataset's, or 95")
+    parser.add_argument("--seed", type=int, default=0, help="npz: of the order of the images")
+    parser.add_argument("--partial", action="store_true", help="export what there is of a dataset that is not whole")
+    parser.add_argument(
+        "--file-mb", type=int, default=128, metavar="MB", help="size of a file, about; memory follows it"
+    )
+    parser.add_argument(
+        "--scratch", metavar="DIR", help="npz to a URL: folder of the array while it is made; default: temporary files'"
+    )
+    parser.add_argument(
+        "--to-storage-option", action="append", default=[], metavar="KEY=VALUE", help="of the file system of DEST"
     )
 
 
@@ -246,6 +271,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 
 #: By command, in the order of ``spd --help``; ``spec`` has none.
 ADD = {
-    "generate": _spec, "plan": _spec, "status": _output, "validate": _output, "report": _output, "sample": _sample,
+    "generate": _spec, "plan": _spec, "status": _output, "validate": _output, "report": _output, "export": _export,
+    "sample": _sample,
     "bench": _bench, "calibrate": _calibrate, "road": _road, "train": _train, "convert": _convert,
 }  # fmt: skip

@@ -109,6 +109,12 @@ def _report(args: argparse.Namespace) -> int:
     return _OK
 
 
+def _export(args: argparse.Namespace) -> int:
+    from jobs.export.command import run
+
+    return run(args, *_output(args), _storage_options(args.to_storage_option))
+
+
 def _sample(args: argparse.Namespace) -> int:
     from jobs.commands.sample import run
 
@@ -135,6 +141,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "status": ("how far a job is, from the store alone", _status),
     "validate": ("re-read a dataset and name every damaged file", _validate),
     "report": ("write report.html and report.json from what is committed", _report),
+    "export": ("write a dataset in a form that other programs read, or finish doing so", _export),
     "sample": ("a few images without Ray", _sample),
     "bench": ("speed, acceptance and distance of decoding, without Ray", _module("bench.command")),
     "calibrate": ("what method auto would choose here, without Ray; writes no dataset", _module("commands.calibrate")),

@@ -11,8 +11,9 @@ import ctypes
 import errno
 import os
 import re
+import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 #: What file systems without hard links, or without exclusive renames, answer.
@@ -36,6 +37,29 @@ def create(path: Path, data: bytes) -> None:
         FileExistsError: it does.
     """
     _publish(path, data, lambda temporary: _give_name(temporary, path))
+
+
+def create_from(path: Path, file: Path) -> None:
+    """Gives a file a second name that must not exist yet, or copies it there where that cannot be.
+
+    Raises:
+        FileExistsError: it does.
+    """
+    _make_folder(path.parent)
+    try:
+        os.link(file, path)
+    except OSError as error:
+        if error.errno not in (*_UNABLE, errno.EXDEV):
+            raise
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            shutil.copyfile(file, temporary)
+            _give_name(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+    _sync_folder(path.parent)
 
 
 def refuses_second(path: Path) -> bool:
@@ -93,11 +117,15 @@ def replace(path: Path, data: bytes) -> None:
     _publish(path, data, lambda temporary: temporary.replace(path))
 
 
-def _publish(path: Path, data: bytes, publish: Callable[[Path], object]) -> None:
+def _make_folder(folder: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # must not be taken for a create conflict
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+
+
+def _publish(path: Path, data: bytes, publish: Callable[[Path], object]) -> None:
+    _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -116,16 +144,28 @@ def sizes(root: Path) -> dict[str, int]:
     Raises:
         OSError: a folder cannot be read.
     """
+    found = {}
+    for path in _files(root):
+        try:
+            found[str(path)] = path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return found
 
+
+def has_files(root: Path) -> bool:
+    """Whether there is a file below a folder, or the folder is a file itself.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    return root.is_file() or next(_files(root), None) is not None
+
+
+def _files(root: Path) -> Iterator[Path]:
     def check(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise error
 
-    found = {}
     for folder, _, names in os.walk(root, onerror=check):
-        for path in (Path(folder, name) for name in names if not _TEMPORARY.fullmatch(name)):
-            try:
-                found[str(path)] = path.stat().st_size
-            except FileNotFoundError:
-                continue
-    return found
+        yield from (Path(folder, name) for name in names if not _TEMPORARY.fullmatch(name))

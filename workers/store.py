@@ -59,6 +59,7 @@ _FAULTS = frozenset({"500", "InternalError"})
 _CREATE_TRIES = 5
 _PROBE = "_run/.probe-"
 _FIND_TRIES, _FIND_S = 3, 1.0
+_READ = 1 << 23  #: bytes of a large object that are held at a time
 _memory_lock = threading.Lock()
 _answered: set[str] = set()  #: URLs of the stores that have answered this process
 
@@ -293,6 +294,28 @@ class Store:
         below = f"{folder}/" if folder else ""
         return {p: sizes[p] for p in sorted(sizes) if p.startswith(below)}
 
+    def local_folder(self) -> Path | None:
+        """The folder of this machine that the URL is; None: it is none."""
+        return Path(self._key("") or "/") if isinstance(self._opened[0], LocalFileSystem) else None
+
+    def is_empty(self) -> bool:
+        """Whether nothing lies below the URL, as far down as a first file; empty folders are nothing.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+
+        def call() -> bool:
+            fs, key = self._opened[0], self._key("")
+            if isinstance(fs, LocalFileSystem):
+                return not local_disk.has_files(Path(key or "/"))
+            return all(str(name).rstrip("/") == key for name in fs.ls(key, detail=False))
+
+        try:
+            return self._retry("list", "", call)
+        except FileNotFoundError:
+            return True
+
     def create(self, path: str, data: bytes) -> None:
         """Writes an object that must not exist yet; the same content under the name counts as written.
 
@@ -331,6 +354,51 @@ class Store:
                 fs.pipe_file(key, data, mode="create")
         else:
             _create_remote(fs, key, data)
+
+    def create_from(self, path: str, file: Path) -> None:
+        """Writes an object that must not exist yet from a file of this machine, without holding it in memory.
+
+        Args:
+            path: of the object.
+            file: it must not change afterwards: a disk may give it a second name in place of a copy.
+
+        Raises:
+            Conflict: other content lies there; the same content counts as written.
+            StoreError: the store cannot be written.
+        """
+        try:
+            self._retry("write", path, lambda: self._create_from_once(path, file))
+        except FileNotFoundError as error:
+            raise self._failure("write", path, error.__cause__ or error) from error
+        except OSError as error:
+            if not _is_taken(error):
+                raise
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            if self._retry("read", path, lambda: self._digest(path)) != digest:
+                raise Conflict(f"output: {self._shown_url}/{path} exists with other content") from error
+
+    def _create_from_once(self, path: str, file: Path) -> None:
+        fs, key = self._opened[0], self._key(path)
+        if isinstance(fs, LocalFileSystem):
+            local_disk.create_from(Path(key), file)
+        elif isinstance(fs, MemoryFileSystem):
+            with _memory_lock:
+                fs.put_file(str(file), key, mode="create")
+        else:
+            try:
+                fs.info(key)
+            except FileNotFoundError:
+                fs.put_file(str(file), key, mode="create")
+            else:
+                raise FileExistsError(key)
+
+    def _digest(self, path: str) -> str:
+        digest = hashlib.sha256()
+        with self._opened[0].open(self._key(path), "rb") as file:
+            while data := file.read(_READ):
+                digest.update(data)
+        return digest.hexdigest()
 
     def replace(self, path: str, data: bytes) -> None:
         """Writes an object, whatever lay there before.

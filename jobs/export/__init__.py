@@ -1,0 +1,1 @@
+"""Datasets written in the forms that other programs read."""
