@@ -118,6 +118,12 @@ def _words(node: Schema, root: Schema) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def allowed(model: type[BaseModel], field: str) -> str:
+    """What is allowed in a field of a model, in words."""
+    root = model.model_json_schema()
+    return " or ".join(_words(root["properties"][field], root))
+
+
 def _choices(node: Schema, root: Schema) -> list[str]:
     named = list(node.get("discriminator", {}).get("mapping", {}))
     for each in _branches(node, root):

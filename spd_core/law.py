@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import math
-from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from spd_core.accept.rules import RULES, Lossless, Rule, knobs_of, owners_of
+from spd_core.complaints import allowed
+from spd_core.settings import Guarantee as Guarantee
+from spd_core.settings import Settings as Settings
 
 #: Arithmetic of a law's products; `spd_core.precision` says what it covers.
 Precision = Literal["float32", "tf32", "bfloat16"]
-
-
-class Guarantee(StrEnum):
-    """What is known about the law of the images, against the target's own law."""
-
-    EXACT = "exact"  #: the target's law itself
-    TV = "tv"  #: the law of one image within a total variation that the mean of the images' certificates estimates
-    W_INF = "w_inf"  #: each token's hand-off state, given the tokens before it, coupled to within a stated radius
-    NONE = "none"  #: only the measured distance
-
-    def admits(self, other: Guarantee) -> bool:
-        """Whether ``other`` promises at least as much: exact above all, none below all, tv and w_inf side by side."""
-        return other in (self, Guarantee.EXACT) or self is Guarantee.NONE
-
-
-class Settings(BaseModel):
-    """Base of every settings model: frozen, unknown fields refused, defaults validated."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class SamplerLaw(Settings):
@@ -196,62 +183,96 @@ class Cspd(Settings):
         return True
 
 
-class Acceptance(Settings):
-    """When a drafted token is kept, and so what is promised."""
+def _known(name: str) -> str:
+    if name not in RULES:
+        raise PydanticCustomError("literal_error", "one of {allowed}", {"allowed": ", ".join(RULES)})
+    return name
 
-    rule: Literal["lossless", "annealed", "coupled", "lantern", "lantern++"] = Field(
-        "lossless",
-        description="lossless: with probability min(1, R); annealed: min(1, w R), w largest early in a block; "
-        "coupled: if the target's own path on the same noise ends within the radius; codes only: lantern, lantern++: "
-        "min(1, (p + S) / q), S the target's mass on codes near the drafted one",
+
+def _knob(name: str) -> Any:
+    """A field for the knob of every rule that has one of this name: described for each, within the widest bounds."""
+    fields = {rule: RULES[rule].model_fields[name] for rule in owners_of(name)}
+    rules: dict[str, list[str]] = {}
+    for rule, field in fields.items():
+        rules.setdefault(field.description or "", []).append(rule)
+
+    def bounds(kind: type[Ge | Le], of: str) -> list[Any]:
+        return [
+            next((getattr(mark, of) for mark in field.metadata if isinstance(mark, kind)), None)
+            for field in fields.values()
+        ]
+
+    lows, highs = bounds(Ge, "ge"), bounds(Le, "le")
+    return Field(
+        next(iter(fields.values())).default,
+        ge=None if None in lows else min(lows),
+        le=None if None in highs else max(highs),
+        description="; ".join(f"{', '.join(names)}: {text}" for text, names in rules.items()),
     )
-    delta: float = Field(
-        1.0,
-        ge=0.0,
-        le=1e6,
-        description="annealed: w of a block's first draft, at least 1, falling from there; "
-        "lantern: most mass S, at most 1",
+
+
+def _refused(knob: str, value: Any, error: PydanticCustomError | str) -> ValidationError:
+    return ValidationError.from_exception_data("Acceptance", [InitErrorDetails(type=error, loc=(knob,), input=value)])
+
+
+class Acceptance(Settings):
+    """When a drafted token is kept, and so what is promised: a rule of `spd_core.accept.rules` as a spec writes it.
+
+    The bundled rules' knobs are fields, whichever rule is meant. A knob that only another rule has is written beside
+    them, and is there for that rule alone, so that specs of the others stay what they are.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    rule: Annotated[str, AfterValidator(_known)] = Field(
+        Lossless.name,
+        description="; ".join(f"{name}: {rule.summary}" for name, rule in RULES.items()),
+        json_schema_extra=lambda schema: schema.update(enum=list(RULES)),
     )
-    nu: float = Field(0.7, ge=0.0, le=100.0, description="annealed: w falls by exp(-nu) a draft; 0: uniform")
-    radius: float = Field(
-        0.0,
-        ge=0.0,
-        description="coupled: largest Euclidean distance of a token's state at the hand-off, in units of the "
-        "normalised token; clean tokens may lie farther apart",
-    )
-    k: int = Field(100, ge=1, description="lantern, lantern++: nearest codes whose mass may count")
-    lam: float = Field(1.0, ge=1.0, le=1e6, description="lantern++: S at most (lam - 1) p")
+    delta: float = _knob("delta")
+    nu: float = _knob("nu")
+    radius: float = _knob("radius")
+    k: int = _knob("k")
+    lam: float = _knob("lam")
 
     @model_validator(mode="after")
-    def _knob_of_its_rule(self) -> Self:
-        for knob, rules in RULES_OF_KNOB.items():
-            value = getattr(self, knob)
-            if value != type(self).model_fields[knob].default and self.rule not in rules:
-                raise ValueError(f"{knob} belongs to rule {' or '.join(rules)}, got {value:g} with {self.rule}")
-        if self.rule == "annealed" and self.delta < 1:
-            raise ValueError(f"delta at least 1 with rule annealed, got {self.delta:g}")
-        if self.rule == "lantern" and self.delta > 1:
-            raise ValueError(f"delta at most 1 with rule lantern, got {self.delta:g}")
+    def _knobs_of_the_rule(self) -> Self:
+        given, knobs = self.__pydantic_extra__ or {}, knobs_of(self.rule)
+        for knob, value in given.items():
+            if knob not in knobs and not owners_of(knob):
+                raise _refused(knob, value, "extra_forbidden")
+        for knob, value in self._values().items():
+            unset = type(self).model_fields[knob].default if knob in type(self).model_fields else None
+            if knob not in knobs and value != unset:
+                shown = f"{value:g}" if isinstance(value, int | float) else repr(value)
+                raise ValueError(f"{knob} belongs to rule {' or '.join(owners_of(knob))}, got {shown} with {self.rule}")
+        try:
+            chosen = self.chosen
+        except ValidationError as error:
+            problem, model = error.errors()[0], RULES[self.rule]
+            knob = str(problem["loc"][0])
+            bounds = PydanticCustomError(
+                "knob", "{allowed}", {"allowed": f"{allowed(model, knob)} with rule {self.rule}"}
+            )
+            raise _refused(knob, problem["input"], bounds) from error
+        given.update({knob: getattr(chosen, knob) for knob in sorted(knobs) if knob not in type(self).model_fields})
         return self
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            **{knob: getattr(self, knob) for knob in type(self).model_fields if knob != "rule"},
+            **(self.model_extra or {}),
+        }
+
+    @property
+    def chosen(self) -> Rule[Any]:
+        """The rule with its knobs."""
+        knobs = knobs_of(self.rule)
+        return RULES[self.rule].model_validate({knob: value for knob, value in self._values().items() if knob in knobs})
 
     @property
     def guarantee(self) -> Guarantee:
-        return {"lossless": Guarantee.EXACT, "coupled": Guarantee.W_INF}.get(self.rule, Guarantee.TV)
-
-    @property
-    def neighbourly(self) -> bool:
-        """Whether the rule looks at codes near the drafted one."""
-        return self.rule in ("lantern", "lantern++")
-
-
-#: Acceptance rules that have each knob.
-RULES_OF_KNOB = {
-    "delta": ("annealed", "lantern"),
-    "nu": ("annealed",),
-    "radius": ("coupled",),
-    "k": ("lantern", "lantern++"),
-    "lam": ("lantern++",),
-}
+        return RULES[self.rule].guarantee
 
 
 class Speculative(Settings):
@@ -353,11 +374,28 @@ class Auto(Settings):
 
     @model_validator(mode="after")
     def _knob_of_its_guarantee(self) -> Self:
-        if self.delta != 1.0 and not self.guarantee.admits(Guarantee.TV):
-            raise ValueError(f"delta belongs to guarantee tv or none, got {self.delta:g} with {self.guarantee}")
-        if self.radius != 0.0 and not self.guarantee.admits(Guarantee.W_INF):
-            raise ValueError(f"radius belongs to guarantee w_inf or none, got {self.radius:g} with {self.guarantee}")
+        for rule in self.offered_rules():
+            knob = str(rule.auto_knob)
+            if not self.guarantee.admits(rule.guarantee):
+                allowed = f"guarantee {rule.guarantee} or none"
+                raise ValueError(f"{knob} belongs to {allowed}, got {getattr(self, knob):g} with {self.guarantee}")
         return self
+
+    def offered_rules(self) -> list[type[Rule[Any]]]:
+        """The relaxed rules whose knob here is set."""
+        fields = type(self).model_fields
+        return [
+            rule
+            for rule in RULES.values()
+            if rule.auto_knob is not None and getattr(self, rule.auto_knob) != fields[rule.auto_knob].default
+        ]
+
+    def relaxed(self) -> list[Acceptance]:
+        """The relaxed rules to measure, at the knob given here."""
+        return [
+            Acceptance.model_validate({"rule": rule.name, str(rule.main_knob): getattr(self, str(rule.auto_knob))})
+            for rule in self.offered_rules()
+        ]
 
 
 #: What a spec may ask for; a plan holds a `Method`.

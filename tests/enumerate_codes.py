@@ -1,10 +1,10 @@
 """The law of speculative decoding over codes, enumerated: every drafted code, every outcome of a test, the last draw.
 
 The mathematics is the product's: `_children_of` draws the drafts, the walk tests them and names the law of the code
-that follows, the relaxation gives every test's probability. What is here chooses the uniform numbers and adds up
+that follows, the rule gives every test's probability. What is here chooses the uniform numbers and adds up
 probabilities, in float64.
 
-Shape legend: V codes, A enumerated cases of a round, T nodes of a tree, I inner ones, R rows of a relaxation.
+Shape legend: V codes, A enumerated cases of a round, T nodes of a tree, I inner ones.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from spd_core.accept.certificate import log_weights
-from spd_core.accept.codes import Relaxation, Walk, walk_tree
+from spd_core.accept.codes import CodeTest, Walk, walk_tree
+from spd_core.accept.lemma import Verdict, acceptance_probability
+from spd_core.accept.rules import CodeRatios, RatioRule
 from spd_core.families.llamagen.speculation import _children_of, _cut
 from spd_core.models.tree import Tree
 
@@ -66,7 +68,21 @@ class Outcome:
 
 
 Drawing = Callable[[Tensor, Tensor], Tensor]
-Walking = Callable[[Tree, Tensor, Tensor, Tensor, Tensor, Tensor, Relaxation], Walk]
+Walking = Callable[[Tree, Tensor, Tensor, Tensor, Tensor, Tensor, CodeTest], Walk]
+
+
+class Watched:
+    """A rule whose probabilities of keeping a draft are noted."""
+
+    def __init__(self, rule: RatioRule, chances: list[Tensor]) -> None:
+        self.rule, self.chances = rule, chances
+
+    def judge(self, drafts: CodeRatios) -> Verdict:
+        self.chances.append(acceptance_probability(self.rule.log_relaxed(drafts)))
+        return self.rule.judge(drafts)
+
+    def residual(self, p: Tensor, q: Tensor) -> Tensor:
+        return self.rule.residual(p, q)
 
 
 def random_toy(codes: int, length: int, seed: int, sharpness: float = 1.5, agreement: float = 1.0) -> Toy:
@@ -114,7 +130,7 @@ class Enumeration:
     Args:
         toy: target and draft.
         tree: of a round.
-        relax: the rule.
+        test: the rule.
         cut: whether the tree is cut to the room, as when all images of a batch have as much.
         draw, walk: the product's, or a mutant.
     """
@@ -123,12 +139,12 @@ class Enumeration:
         self,
         toy: Toy,
         tree: Tree,
-        relax: Relaxation,
+        test: CodeTest,
         cut: bool = True,
         draw: Drawing = _children_of,
         walk: Walking = walk_tree,
     ) -> None:
-        self.toy, self.tree, self.relax, self.cut, self.draw, self.walk = toy, tree, relax, cut, draw, walk
+        self.toy, self.tree, self.test, self.cut, self.draw, self.walk = toy, tree, test, cut, draw, walk
         self.children: dict[tuple[int, int, int], dict[tuple[int, ...], float]] = {}
 
     def run(self) -> Outcome:
@@ -228,12 +244,8 @@ class Enumeration:
         q = torch.stack([toy.after(toy.q, known[:, node], at[node]) for node in inner], dim=1) if inner else p[:, :0]
         stands: list[Tensor] = []
 
-        def relax(p: Tensor, q_at: Tensor, code: Tensor, log_ratio: Tensor, place: Tensor) -> Tensor:
-            relaxed = self.relax(p, q_at, code, log_ratio, place)
-            stands.append(relaxed.clamp(max=0.0).exp().view(len(codes), -1))
-            return relaxed
-
-        walk = self.walk(tree, codes, p, q, uniform, torch.full((len(codes),), room), relax)
+        test = replace(self.test, rule=Watched(self.test.rule, stands))
+        walk = self.walk(tree, codes, p, q, uniform, torch.full((len(codes),), room), test)
         rank_order = [
             node
             for rank in range(max((len(tree.children(node)) for node in inner), default=0))

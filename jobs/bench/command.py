@@ -48,6 +48,7 @@ from jobs.bench.table import Row, as_json, as_markdown
 from jobs.job.spec import load_spec
 from jobs.words.console import Steps, say
 from jobs.words.errors import SpecError
+from spd_core.accept.rules import Ratios
 from spd_core.complaints import one_line
 from spd_core.law import Acceptance, Guarantee, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import PairCard
@@ -91,7 +92,7 @@ class Run:
         pair, calls = loaded(self.bench), {}
         for entry, own, figures in zip(self.entries, timed, self.speed[batch], strict=True):
             method, rule = entry.method, entry.acceptance
-            if not isinstance(method, Plain | Speculative) or (rule is not None and rule.rule == "coupled"):
+            if not isinstance(method, Plain | Speculative) or (rule and not issubclass(rule.chosen.evidence, Ratios)):
                 continue
             # What a draft must pass does not change what its calls cost.
             key = method if isinstance(method, Plain) else method.model_copy(update={"acceptance": Acceptance()})
@@ -143,8 +144,7 @@ class Run:
             "stride": None if entry.codes else getattr(method, "stride", None),
             "head_window": entry.head_window,
             "rule": rule and rule.rule,
-            "delta": rule.delta if rule and rule.rule in ("annealed", "lantern") else None,
-            "radius": rule.radius if rule and rule.rule == "coupled" else None,
+            **{knob: rule and getattr(rule.chosen, knob, None) for knob in ("delta", "radius")},
         }
 
     @property

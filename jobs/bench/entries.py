@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from spd_core.accept.rules import LanternPlus
 from spd_core.law import Acceptance, Cspd, Guarantee, HeadWindow, Plain, SamplerLaw, Settings, Speculative
 
 GAMMAS: dict[str, tuple[int, ...]] = {
@@ -66,7 +67,7 @@ class Entry:
     def label(self) -> str:
         """The entry's name in the table; several laws may share one."""
         if self.codes and isinstance(self.method, Speculative):
-            return ", ".join([series(self.method), *_knob(self.method.acceptance)])
+            return ", ".join([series(self.method), *self.method.acceptance.chosen.main_in_words])
         parts = [*_name(self.method)]
         if self.law.falls:
             parts.append(f"{self.law.head_steps}-{self.law.head_steps_end} head steps, {self.law.head_schedule}")
@@ -84,34 +85,15 @@ def _name(method: Plain | Cspd | Speculative | Naive) -> list[str]:
         noise = [] if method.aligned else ["unaligned"]
         return [f"cspd {method.variant}", f"gamma {method.gamma}", f"pre-fill {method.prefill:g}", *noise]
     rule = method.acceptance
-    block = [f"gamma {method.gamma}", f"stride {method.stride}"]
-    if rule.rule == "lossless":
-        return ["speculative", *block]
-    knob = f"delta {rule.delta:g}" if rule.rule == "annealed" else f"radius {rule.radius:g}"
-    return [f"speculative {rule.rule}", knob, *block]
+    name = "speculative" if rule == Acceptance() else f"speculative {rule.rule}"
+    return [name, *rule.chosen.main_in_words, f"gamma {method.gamma}", f"stride {method.stride}"]
 
 
 def series(method: Speculative) -> str:
     """What methods over codes that differ only in their rule's main knob have in common."""
-    rule = method.acceptance
-    parts: list[str] = [rule.rule]
-    if rule.rule == "annealed":
-        parts.append(f"nu {rule.nu:g}")
-    if rule.neighbourly:
-        parts.append(f"k {rule.k}")
-    if method.drafter != "draft":
-        parts.append(method.drafter)
-    return ", ".join([*parts, f"tree {'-'.join(map(str, method.tree))}" if method.tree else f"gamma {method.gamma}"])
-
-
-def knob(rule: Acceptance) -> float | None:
-    """Value of the main knob of a rule for codes."""
-    return {"annealed": rule.delta, "lantern": rule.delta, "lantern++": rule.lam}.get(rule.rule)
-
-
-def _knob(rule: Acceptance) -> list[str]:
-    value = knob(rule)
-    return [] if value is None else [f"{'lam' if rule.rule == 'lantern++' else 'delta'} {value:g}"]
+    drafter = [method.drafter] if method.drafter != "draft" else []
+    block = f"tree {'-'.join(map(str, method.tree))}" if method.tree else f"gamma {method.gamma}"
+    return ", ".join([*method.acceptance.chosen.series_in_words, *drafter, block])
 
 
 def falling_laws(law: SamplerLaw, schedules: Sequence[str], steps: Sequence[int] | None) -> list[SamplerLaw]:
@@ -225,7 +207,7 @@ def code_entries(
         methods += [chain.model_copy(update={"drafter": drafter}) for drafter in drafters[1:]]
         methods += [chain.model_copy(update={"tree": tree}) for tree in trees]
         methods += [chain.model_copy(update={"acceptance": rule}) for rule in rules]
-        neighbourly = [rule for rule in rules if rule.rule == "lantern++"]
+        neighbourly = [rule for rule in rules if isinstance(rule.chosen, LanternPlus)]
         methods += [
             chain.model_copy(update={"tree": tree, "acceptance": rule}) for tree in trees[:1] for rule in neighbourly
         ]

@@ -21,6 +21,7 @@ from torch import Tensor
 from jobs.bench.entries import Entry, Naive
 from jobs.job.plan import request_id
 from spd_core.accept.certificate import bounds, image_certificates, log_weights
+from spd_core.accept.lemma import acceptance_probability
 from spd_core.decode import Decoded, decode
 from spd_core.decode.naive import decode_naive
 from spd_core.draws import Draws, image_seed
@@ -63,7 +64,7 @@ class Tally:
         excess = torch.zeros(len(decoded.rounds), dtype=torch.float64).index_add(
             0, drafts.image, drafts.excess.double()
         )
-        overlaps = float(drafts.log_ratio.clamp(max=0.0).exp().sum())
+        overlaps = float(acceptance_probability(drafts.log_ratio).sum())
         weights = log_weights(*(column.numpy() for column in (drafts.log_ratio, drafts.accepted, drafts.excess)))
         certificates = torch.from_numpy(image_certificates(drafts.image.numpy(), weights, len(decoded.rounds)))
         return Tally(tested, accepted, overlaps, int(decoded.rounds.sum()), excess, certificates)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.bench.entries import knob, series
+from jobs.bench.entries import series
 from jobs.bench.table import Row
 from jobs.words.errors import SpecError
 from spd_core.law import Guarantee, Speculative
@@ -104,7 +104,7 @@ def _draw(
     panel.errorbar(x, y, xerr=reach, markersize=5, linewidth=1.2, elinewidth=0.7, **style)
     for row, at, _ in known:
         method = _method(row)
-        value = method and knob(method.acceptance)
+        value = method and method.acceptance.chosen.main_value
         if value is not None:
             place = (at, row.speedup_vs_plain)
             panel.annotate(f"{value:g}", place, (3, 4), textcoords="offset points", fontsize=7, color=style["color"])

@@ -226,9 +226,11 @@ def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str], results: i
 
 def _check_auto(method: Auto, card: PairCard, pair: str) -> None:
     rules = {m.acceptance.rule for m in admissible(card, method) if isinstance(m, Speculative)}
-    for knob, unset, rule in (("delta", 1.0, "annealed"), ("radius", 0.0, "coupled")):
-        if (value := getattr(method, knob)) != unset and rule not in rules:
-            raise SpecError(f"method.{knob}: got {value:g}, allowed: {unset:g} ({pair} has no {rule} acceptance)")
+    for rule in method.offered_rules():
+        if rule.name not in rules:
+            knob, fields = str(rule.auto_knob), type(method).model_fields
+            got, unset = getattr(method, knob), fields[knob].default
+            raise SpecError(f"method.{knob}: got {got:g}, allowed: {unset:g} ({pair} has no {rule.name} acceptance)")
 
 
 def _check_against_card(spec: Spec, card: PairCard) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import spd_core.pairs
-from spd_core.law import RULES_OF_KNOB, SamplerLaw
+from spd_core.accept.rules import knobs_of
+from spd_core.law import Acceptance, SamplerLaw
 
 #: Knobs of methods over codes only, and over paths only.
 _OF_CODES, _OF_PATHS = frozenset({"tree", "drafter"}), frozenset({"stride", "proposals", "head_window"})
@@ -142,8 +143,8 @@ def method_in_words(method: dict[str, Any], codes: bool = False) -> str:
     """One line for a dumped method of a pair of codes or of another: its name and every knob that it uses."""
     unused = _OF_PATHS if codes else _OF_CODES
     unused |= {"gamma"} if method.get("tree") else {"tree"}
-    rule = method.get("acceptance", {}).get("rule")
-    unused |= {knob for knob, rules in RULES_OF_KNOB.items() if rule not in rules}
+    rule = str(method.get("acceptance", {}).get("rule"))
+    unused |= frozenset(Acceptance.model_fields) - {"rule"} - knobs_of(rule)
     knobs = ", ".join(_knobs({name: value for name, value in method.items() if name != "name"}, unused))
     return f"{method['name']} ({knobs})" if knobs else str(method["name"])
 

@@ -1,15 +1,6 @@
-"""Acceptance of drafted codes: relaxed ratios, residuals and trees, as pure functions of distributions over codes.
+"""Acceptance of drafted codes: sampling from tables of probabilities, and the tests along a draft tree.
 
-A drafted code x of q stands with probability min(1, relaxed ratio) (`spd_core.accept.paths.judge`):
-
-- lossless: p(x) / q(x);
-- annealed: w p(x) / q(x), w >= 1 falling along the block (COOL-SD);
-- lantern, lantern++: (p(x) + S(x)) / q(x), S the target's mass on the longest prefix of x's k nearest codes that stays
-  within delta, or within (lam - 1) p(x) (LANTERN, arXiv:2410.03355; LANTERN++, arXiv:2502.06352).
-
-Every one of these is at least min(1, p/q), so for all of them the residual Norm[(p - q f)_+] of a refused draft is the
-lossless one, Norm[(p - q)_+], and the token's law is within sum_x (q f - p)_+ of p. (The published residual of LANTERN,
-that of p with the neighbours' mass moved onto the refused code, is as far from p, but another one for each code.)
+Rules and their ratios are those of `spd_core.accept.rules`; here is what they test, and in which order.
 
 Several drafts of one token, siblings in a tree, are tested in turn: after a refusal the next one is tested against the
 residual, and is itself drawn from q without those before it. That is exact for the lossless rule (recursive rejection
@@ -21,19 +12,20 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from spd_core.accept.paths import Verdict, annealed_log_weights, judge
+from spd_core.accept.lemma import Verdict
+from spd_core.accept.rules import CodeRatios, RatioRule, checked
 from spd_core.law import Acceptance, SamplerLaw
 from spd_core.models.tree import Tree, depths, parents, ranks
 
-#: What a rule makes of a log ratio: (p [R, V], q(x) [R], codes x [R], log p(x)/q(x) [R], place [R]) -> [R].
-Relaxation = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+#: Kinds of evidence that decoders of codes give a rule.
+EVIDENCE = (CodeRatios,)
 
 
 def probabilities(logits: Tensor, law: SamplerLaw) -> Tensor:
@@ -64,13 +56,6 @@ def pick(weights: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(reached, goal, right=True)[..., 0].clamp(max=weights.shape[-1] - 1)
 
 
-def residual(p: Tensor, q: Tensor) -> Tensor:
-    """Norm[(p - q)_+] [..., V]; p itself where nothing is left, which is where p equals q and no draft is refused."""
-    left = (p - q).clamp(min=0.0)
-    total = left.sum(dim=-1, keepdim=True)
-    return torch.where(total > 0, left / total, p)
-
-
 def without(weights: Tensor, code: Tensor) -> Tensor:
     """Weights [..., V] of a draw that must not give ``code`` [...] again, normalised; all 0 where nothing is left."""
     left = weights.scatter(-1, code[..., None], 0.0)
@@ -91,35 +76,36 @@ def neighbours(vectors_VE: Tensor, k: int) -> Tensor:
     return torch.cat(parts)
 
 
-def neighbour_mass(rule: Acceptance, p_RV: Tensor, code_R: Tensor, order_Vk: Tensor) -> Tensor:
-    """S [R] of rule lantern or lantern++: p on the longest prefix of the code's neighbours within its budget."""
-    masses = p_RV.gather(1, order_Vk[code_R]).cumsum(dim=1)
-    own = p_RV.gather(1, code_R[:, None])
-    budget = torch.full_like(own, rule.delta) if rule.rule == "lantern" else (rule.lam - 1.0) * own
-    return torch.where(masses <= budget, masses, 0.0).amax(dim=1)
+@dataclass(frozen=True)
+class CodeTest:
+    """A rule as it tests drafted codes."""
 
+    rule: RatioRule[Any]
+    nearest: Tensor | None  #: int64 [V, k], see `CodeRatios`
 
-def relaxation(rule: Acceptance, vectors_VE: Tensor) -> Relaxation:
-    """What a rule makes of log ratios.
+    @staticmethod
+    def of(acceptance: Acceptance, vectors_VE: Tensor) -> CodeTest:
+        """The test of a rule.
 
-    Args:
-        rule: any but coupled.
-        vectors_VE: the codes as the decoder sees them; only the neighbourly rules look at them.
+        Args:
+            acceptance: the rule.
+            vectors_VE: the codes as the decoder sees them, for a rule that looks at neighbours.
 
-    Raises:
-        ValueError: the rule is for continuous tokens only.
-    """
-    if rule.rule == "coupled":
-        raise ValueError("acceptance.rule: got 'coupled', allowed for codes: lossless, annealed, lantern, lantern++")
-    if not rule.neighbourly:
-        return lambda p, q_at, code, log_ratio, place: log_ratio + annealed_log_weights(rule, place)
-    order = neighbours(vectors_VE, rule.k)
+        Raises:
+            ValueError: the rule is not for codes.
+        """
+        rule = checked(acceptance.chosen, EVIDENCE, "codes")
+        if not isinstance(rule, RatioRule):
+            raise TypeError(f"rule {rule.name}: a rule on ratios is a RatioRule")
+        return CodeTest(rule, neighbours(vectors_VE, rule.neighbours) if rule.neighbours else None)
 
-    def relaxed(p: Tensor, q_at: Tensor, code: Tensor, log_ratio: Tensor, place: Tensor) -> Tensor:
-        mass = neighbour_mass(rule, p, code, order)
-        return ((p.gather(1, code[:, None])[:, 0] + mass) / q_at).log()
-
-    return relaxed
+    def ratios(self, p: Tensor, q_at: Tensor, code: Tensor, place: Tensor, uniform: Tensor) -> CodeRatios:
+        """The evidence of R drafts; arguments as the fields of `CodeRatios`."""
+        p_at = p.gather(-1, code[..., None])[..., 0]
+        log_ratio = (p_at / q_at).log()
+        return CodeRatios(
+            log_ratio=log_ratio, place=place, uniform=uniform, p=p, q_at=q_at, code=code, nearest=self.nearest
+        )
 
 
 @dataclass(frozen=True)
@@ -146,7 +132,7 @@ def walk_tree(
     q_AIV: Tensor,
     uniform_AT: Tensor,
     room_A: Tensor,
-    relax: Relaxation,
+    test: CodeTest,
 ) -> Walk:
     """Tests all drafts of a tree and follows those that stand.
 
@@ -158,7 +144,7 @@ def walk_tree(
             from what was left of it.
         uniform_AT: of the tests; that of node 0 is not used.
         room_A: deepest node that is a draft at all in each image.
-        relax: the rule.
+        test: the rule.
     """
     device, inner = codes_AT.device, q_AIV.shape[1]
     if not inner:
@@ -175,20 +161,19 @@ def walk_tree(
         # being fewer codes than children, is no draft.
         code, at = codes_AT[:, rank.child], rank.child - 1
         p, drawn = rank.of(law), rank.of(q)
-        p_at, q_at = (of.gather(2, code[..., None])[..., 0] for of in (p, drawn))
+        q_at = drawn.gather(2, code[..., None])[..., 0]
         undecided = following[:, rank.node] == rank.node
         real = (q_at > 0) & (depth[rank.node] < room_A[:, None]) & undecided
         # 2. Its test.
-        ratio = (p_at / q_at).log()
         place = (depth[rank.child] - 1).expand_as(code)
-        flat = (p.flatten(0, 1), q_at.flatten(), code.flatten(), ratio.flatten(), place.flatten())
-        verdict = judge(ratio, relax(*flat).view_as(ratio), uniform_AT[:, rank.child])
+        verdict = test.rule.judge(test.ratios(p, q_at, code, place, uniform_AT[:, rank.child]))
         stands = verdict.accepted & real
         following = following.index_copy(1, rank.node, torch.where(stands, rank.child, following[:, rank.node]))
-        accepted[:, at], log_ratio[:, at], excess[:, at], tested[:, at] = stands, ratio, verdict.excess, real
+        accepted[:, at], log_ratio[:, at] = stands, verdict.log_ratio
+        excess[:, at], tested[:, at] = verdict.excess, real
         # 3. What is left for the next child, or for the code that follows the node.
         refused = (real & ~stands)[..., None]
-        law = rank.put(law, torch.where(refused, residual(p, drawn), p))
+        law = rank.put(law, torch.where(refused, test.rule.residual(p, drawn), p))
         q = rank.put(q, without(drawn, code)) if rank.others else q
     path = [torch.zeros_like(image)]
     for _ in range(max(tree.depth)):

@@ -17,7 +17,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spd_core.accept.paths import accept, change_noise, first_refusal, reflect
+from spd_core.accept.lemma import accept, first_refusal, residual_acceptance
+from spd_core.accept.paths import change_noise, reflect
 from spd_core.capture import Captured
 from spd_core.decode.path import PROPOSALS, BoundHead, HeadDraws, LawHead, PathNoise
 from spd_core.draws import Draws
@@ -237,7 +238,7 @@ def _first_kept(
     """Of each row's held proposals that are not used up the first that its residual keeps, and whether there is one."""
     back = -shift_RD * log_scale_RD.exp()
     _, log_inverse = change_noise(normals_RHD, back[:, None], -log_scale_RD[:, None])
-    kept = -torch.expm1(log_inverse.clamp(max=0.0)) > keeps_RH
+    kept = residual_acceptance(-log_inverse) > keeps_RH
     kept = kept & (torch.arange(keeps_RH.shape[1], device=used_R.device) >= used_R[:, None])
     found, place = kept.to(torch.uint8).max(dim=1)
     return place, found.bool()

@@ -24,7 +24,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from spd_core.accept.paths import accept, change_noise, first_refusal, reflect, sample_residual
+from spd_core.accept.lemma import accept, first_refusal, sample_residual
+from spd_core.accept.paths import change_noise, reflect
 from spd_core.capture import recorded
 from spd_core.decode.head_rounds import Plan, run_rounds
 from spd_core.decode.path import (

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from spd_core.accept.rules import Evidence, names_for
 from spd_core.codec import Codec
-from spd_core.law import Auto, Cspd, HeadWindow, Method, Null, Plain, SamplerLaw, Speculative
+from spd_core.law import Acceptance, Auto, Cspd, HeadWindow, Method, Null, Plain, SamplerLaw, Speculative
 from spd_core.models.grid import ModelConfig
 
 if TYPE_CHECKING:
@@ -63,13 +64,22 @@ class Family(ABC):
     methods: ClassVar[Mapping[str, frozenset[str]]]
     #: Fields of a law that mean something here; others are refused, but for `NEVER_REFUSED`, and not told.
     law_fields: ClassVar[frozenset[str]]
-    #: Acceptance rules of speculative decoding.
-    rules: ClassVar[tuple[str, ...]] = ()
+    #: Kinds of evidence that its decoders give an acceptance rule; none: no method takes a rule.
+    evidence: ClassVar[tuple[type[Evidence], ...]] = ()
     #: Windows of head self-speculation worth trying on a pair that has none of its own: long ones for few sequential
     #: calls, short ones for few rows; none: its models have no head that speculates.
     windows: ClassVar[tuple[tuple[int, ...], ...]] = ()
     #: Version of the random numbers that its decoders draw: `jobs.job.spec.results_of`.
     results: ClassVar[int] = 1
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Acceptance rules of speculative decoding: those that its decoders can apply."""
+        return names_for(*self.evidence)
+
+    def relaxed(self, auto: Auto) -> list[Acceptance]:
+        """The relaxed rules among them for which a measurement names a knob."""
+        return [rule for rule in auto.relaxed() if rule.rule in self.rules]
 
     @abstractmethod
     def build(self, config: ModelConfig) -> nn.Module:

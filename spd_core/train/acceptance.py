@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spd_core.accept.lemma import acceptance_probability
 from spd_core.accept.paths import path_log_ratio
 from spd_core.decode.path import BoundHead, LawHead, steps_down
 from spd_core.diffusion import respaced_timesteps
@@ -88,7 +89,7 @@ def _of_images(
     judge = bound(target)
     k = steps_down(path.first, path.handoff + 1, token.device)
     shift = judge.shift(k, trace.x0, predictions(judge, trace.states, path))
-    accepted = path_log_ratio(trace.noise, shift).clamp(max=0.0).exp()
+    accepted = acceptance_probability(path_log_ratio(trace.noise, shift))
     # The mean of the log ratio's noisy part is zero, so it is left out.
     path_kl = 0.5 * shift.square().sum(dim=(-2, -1))
     return accepted.view(-1, length).mean(dim=1), path_kl.view(-1, length).mean(dim=1)

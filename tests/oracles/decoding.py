@@ -13,7 +13,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from spd_core.accept import paths as acceptance
+from spd_core.accept import cspd as acceptance
+from spd_core.accept.paths import Gaussian
 from spd_core.codec import unpatchify
 from spd_core.draws import Purpose
 from spd_core.families.mar import cspd, plain
@@ -155,8 +156,10 @@ def _decoded(target: Mar, draft: Mar, run: Named, labels: Tensor, draws: TableDr
         inner_temperature=run["inner_temperature"],
         unresolved="zeros",
     )
-    watched = ("mar_step", "log_path_factor", "tempered_log_ratio", "accept", "resample_released")
-    with recorded(*((cspd, name) for name in watched), (acceptance, "thinning")) as calls:
+    of_decoder = ("mar_step", "log_path_factor", "resample_released")
+    of_test = ("tempered_log_ratio", "accept", "thinning")
+    watched = [*((cspd, name) for name in of_decoder), *((acceptance, name) for name in of_test)]
+    with recorded(*watched) as calls:
         tokens = cspd.decode_cspd(target, draft, _law(run, target), method, labels, draws).tokens
     judged = [r for r in draws.requests if r.purpose is Purpose.ACCEPT]
     outputs = {"tokens": tokens, "latent": unpatchify(tokens, target.config.patch_size)}
@@ -195,8 +198,8 @@ def _rounds(oracle: Oracle, run: str) -> tuple[RoundTable, ...]:
 
 def _unit(inputs: Named, inner_temperature: float) -> dict[str, Tensor]:
     """Acceptance test and residual sampler alone."""
-    target = acceptance.Gaussian(inputs["target_mean"], inputs["target_std"])
-    draft = acceptance.Gaussian(inputs["draft_mean"], inputs["draft_std"])
+    target = Gaussian(inputs["target_mean"], inputs["target_std"])
+    draft = Gaussian(inputs["draft_mean"], inputs["draft_std"])
     x, noise, keep = inputs["x"], inputs["proposal_noise"], inputs["proposal_uniform"]
     log_factor = -acceptance.log_path_factor(inputs["draft_logstd_sum"], inputs["target_logstd_sum"])
     log_ratio = acceptance.tempered_log_ratio(target, draft, x, inner_temperature) + log_factor

@@ -8,17 +8,16 @@ import pytest
 import torch
 from scipy import stats
 
-from spd_core.accept.paths import (
+from spd_core.accept.cspd import (
     PROPOSAL_ROUNDS,
-    Gaussian,
-    accept,
-    first_refusal,
     log_path_factor,
     resample_modified,
     resample_released,
     tempered_log_ratio,
     thinning,
 )
+from spd_core.accept.lemma import accept, first_refusal
+from spd_core.accept.paths import Gaussian
 
 ROWS = 20_000
 

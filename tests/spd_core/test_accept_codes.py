@@ -8,19 +8,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spd_core.accept import codes as accept_codes
-from spd_core.accept import paths as accept
+from spd_core.accept import rules
 from spd_core.accept.codes import (
-    neighbour_mass,
+    CodeTest,
     neighbours,
     pick,
     probabilities,
-    relaxation,
-    residual,
     walk_tree,
     without,
 )
-from spd_core.accept.paths import excess, judge
+from spd_core.accept.lemma import acceptance_probability, excess, judge, residual
+from spd_core.accept.rules import Annealed
 from spd_core.families.llamagen import speculation as code_speculation
 from spd_core.families.llamagen.speculation import tree_of
 from spd_core.law import Acceptance, SamplerLaw, Speculative
@@ -50,7 +48,7 @@ def _vectors(codes, seed=0):
 
 
 def _enumerate(toy, branches, rule=LOSSLESS, **kwargs):
-    return Enumeration(toy, _tree(branches), relaxation(rule, _vectors(toy.codes)), **kwargs).run()
+    return Enumeration(toy, _tree(branches), CodeTest.of(rule, _vectors(toy.codes)), **kwargs).run()
 
 
 def _filtered(codes, length, seed, p_law, q_law):
@@ -172,7 +170,7 @@ def test_annealing_spends_most_on_early_drafts():
     uniform = _enumerate(toy, (1, 1, 1), Acceptance(rule="annealed", delta=2.0, nu=0.0))
     assert annealed.accepted == pytest.approx(uniform.accepted)
     assert annealed.certificate < 0.7 * uniform.certificate
-    weights = accept.annealed_log_weights(Acceptance(rule="annealed", delta=2.0, nu=0.5), torch.arange(4)).exp()
+    weights = Annealed(delta=2.0, nu=0.5).log_weight(torch.arange(4)).exp()
     assert weights.tolist() == pytest.approx([2.0, 2.0 * 0.60653066, 1.0, 1.0])
 
 
@@ -256,7 +254,7 @@ RESIDUAL_MUTANTS = {
 @pytest.mark.parametrize("name", RESIDUAL_MUTANTS)
 def test_wrong_residuals_are_caught(name):
     toy = random_toy(4, 2, seed=1, agreement=0.5)
-    with patch.object(accept_codes, "residual", mutant(residual, *RESIDUAL_MUTANTS[name])):
+    with patch.object(rules, "residual", mutant(residual, *RESIDUAL_MUTANTS[name])):
         assert _enumerate(toy, (1, 1)).distance(toy) > 5e-3
 
 
@@ -274,7 +272,7 @@ def test_a_sibling_that_could_not_be_drawn_is_no_draft():
 def test_an_excess_that_ignores_the_rule_is_caught(rule):
     wrong = mutant(judge, "excess(log_ratio_R, log_relaxed_R)", "excess(log_ratio_R, log_ratio_R)")
     toy = random_toy(3, 3, seed=0, agreement=0.5)
-    with patch.object(accept_codes, "judge", wrong):
+    with patch.object(rules, "judge", wrong):
         outcome = _enumerate(toy, (1, 1, 1), rule)
     assert outcome.distance(toy) > outcome.certificate + 1e-3
 
@@ -360,7 +358,9 @@ def test_neighbour_mass_is_that_of_the_longest_prefix_within_the_budget():
     code = torch.zeros(1, dtype=torch.int64)
 
     def mass(**rule):
-        return neighbour_mass(Acceptance(**rule), p, code, order).item()
+        test = CodeTest.of(Acceptance(k=3, **rule), vectors)
+        drafts = test.ratios(p, torch.ones(1), code, code, torch.ones(1))
+        return float(test.rule.log_relaxed(drafts).exp() - p[0, 0])
 
     assert mass(rule="lantern", delta=0.19) == 0
     assert mass(rule="lantern", delta=0.21) == pytest.approx(0.2)
@@ -372,7 +372,7 @@ def test_neighbour_mass_is_that_of_the_longest_prefix_within_the_budget():
 
 def test_the_coupled_rule_is_of_continuous_tokens_only():
     with pytest.raises(ValueError, match="'coupled', allowed for codes: lossless"):
-        relaxation(Acceptance(rule="coupled", radius=1.0), _vectors(3))
+        CodeTest.of(Acceptance(rule="coupled", radius=1.0), _vectors(3))
 
 
 # Many codes.
@@ -416,10 +416,11 @@ def test_known_figures_at_a_thousand_codes():
         accepted = []
         for p, q, vectors in drawn:
             log_ratio = (p / q).log()
-            relaxed = relaxation(rule, vectors)(p.expand(1000, 1000), q, codes, log_ratio, torch.zeros_like(codes))
-            accepted.append(float((q * relaxed.clamp(max=0).exp()).sum()))
+            test = CodeTest.of(rule, vectors)
+            relaxed = test.rule.log_relaxed(test.ratios(p.expand(1000, 1000), q, codes, torch.zeros_like(codes), q))
+            accepted.append(float((q * acceptance_probability(relaxed)).sum()))
             spent = float((q * excess(log_ratio, relaxed)).sum())
-            refused = q * (1 - relaxed.clamp(max=0).exp())
+            refused = q * (1 - acceptance_probability(relaxed))
             law = q - refused + refused.sum() * residual(p, q)
             assert float((law - p).abs().sum()) / 2 == pytest.approx(spent, abs=1e-10)
             assert accepted[-1] - spent == pytest.approx(1 - 0.382, abs=1e-9)

@@ -13,8 +13,8 @@ from scipy import stats
 
 from spd_core.accept import certificate
 from spd_core.accept.certificate import bounds, image_certificates, log_weights
-from spd_core.accept.codes import relaxation
-from spd_core.accept.paths import excess
+from spd_core.accept.codes import CodeTest
+from spd_core.accept.lemma import excess
 from spd_core.families.llamagen.speculation import tree_of
 from spd_core.law import Acceptance, Speculative
 from tests import enumerate_codes
@@ -60,7 +60,7 @@ def test_certificates_of_images_without_a_test_are_zero():
 
 def _enumerated(toy, branches, rule):
     """Expected certificate of an image, and what else is known of the toy's decoding."""
-    walk = Enumeration(toy, tree_of(Speculative(tree=branches)), relaxation(rule, torch.eye(toy.codes).double()))
+    walk = Enumeration(toy, tree_of(Speculative(tree=branches)), CodeTest.of(rule, torch.eye(toy.codes).double()))
     return walk.certified(), walk.run()
 
 

@@ -10,8 +10,9 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from spd_core.accept import codes as accept_codes
-from spd_core.accept.codes import neighbours, probabilities, relaxation
+from spd_core.accept import rules
+from spd_core.accept.codes import CodeTest, neighbours, probabilities
+from spd_core.accept.rules import Lossless
 from spd_core.decode import decode
 from spd_core.draws import Draws, Purpose
 from spd_core.families.llamagen import speculation as code_speculation
@@ -152,7 +153,7 @@ RELAXED = {
 def test_relaxed_decoding_has_the_enumerated_law_and_certificate(tiny, case):
     law, method = RELAXED[case]
     toy = Toy(*(_tables(tiny[model], law, 1) for model in ("target", "draft")))
-    rule = relaxation(method.acceptance, VECTORS[:4].double())
+    rule = CodeTest.of(method.acceptance, VECTORS[:4].double())
     expected = Enumeration(toy, tree_of(method), rule).run()
     decoded = _speculate(tiny, law, method, _same_label(IMAGES, 4))
     assert _p_value(decoded.tokens, expected.law) > 1e-3
@@ -171,14 +172,12 @@ def _stays(self, made_A, tree, path_AM):
 
 
 MUTANTS = {
-    "samples of p as residual": (CHAIN, accept_codes, "residual", lambda p, q: p),
+    "samples of p as residual": (CHAIN, rules, "residual", lambda p, q: p),
     "every draft accepted": (
         CHAIN,
-        code_speculation,
-        "walk_tree",
-        lambda tree, codes, p, q, uniform, room, relax: accept_codes.walk_tree(
-            tree, codes, p, q, uniform, room, lambda p, q_at, code, log_ratio, place: torch.full_like(log_ratio, 1.0)
-        ),
+        Lossless,
+        "log_relaxed",
+        lambda self, drafts: torch.full_like(drafts.log_ratio, 1.0),
     ),
     "one number drafts and tests": (CHAIN, Draws, "fine_uniforms", _tests_by_the_drafts_numbers),
     "kept nodes not moved": (Speculative(tree=(3, 2)), LawReader, "settle", _stays),

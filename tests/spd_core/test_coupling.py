@@ -8,18 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from spd_core.accept.paths import (
-    Gaussian,
-    accept,
-    annealed_log_weights,
-    excess,
-    judge,
-    judge_coupled,
-    path_log_ratio,
-    reflect,
-    sample_residual,
-)
-from spd_core.law import Acceptance
+from spd_core.accept.lemma import accept, excess, judge, sample_residual
+from spd_core.accept.paths import Gaussian, path_log_ratio, reflect
+from spd_core.accept.rules import Annealed, Coupled, Couplings
 
 ROWS = 40_000
 
@@ -135,7 +126,7 @@ def test_path_log_ratio_is_that_of_the_densities():
 
 
 def test_annealed_weights_fall_and_never_cost_acceptance():
-    weights = annealed_log_weights(Acceptance(rule="annealed", delta=3.0), torch.arange(5))
+    weights = Annealed(delta=3.0).log_weight(torch.arange(5))
     assert weights[0] == pytest.approx(math.log(3))
     assert (weights.diff() <= 0).all()
     assert weights[-1] == 0
@@ -166,7 +157,7 @@ def test_certificate_is_the_total_variation(delta):
 
 def test_coupled_rule_measures_the_distance():
     drafted, coupled = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]), torch.zeros(3, 2)
-    verdict = judge_coupled(Acceptance(rule="coupled", radius=2.0), drafted, coupled)
+    verdict = Coupled(radius=2.0).judge(Couplings(drafted=drafted, coupled=coupled))
     assert verdict.accepted.tolist() == [True, False, True]
     assert verdict.log_ratio[0] == math.inf
     assert verdict.log_ratio[1] == pytest.approx(math.log(0.4))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spd_core import diffusion
-from spd_core.accept import paths as accept
+from spd_core.accept import cspd as accept
 from spd_core.families.llamagen import codes
 from spd_core.families.llamagen import model as llamagen
 from spd_core.families.llamagen.model import ClassEmbedding, FeedForward, LlamaGenConfig
@@ -125,8 +125,8 @@ def paper_sign(patch: Patch) -> None:
 
 
 def plain_densities(patch: Patch) -> None:
-    right = cspd.tempered_log_ratio
-    patch.setattr(cspd, "tempered_log_ratio", lambda p, q, x, _: right(p, q, x, 1.0))
+    right = accept.tempered_log_ratio
+    patch.setattr(accept, "tempered_log_ratio", lambda p, q, x, _: right(p, q, x, 1.0))
 
 
 def own_noise_for_target(patch: Patch) -> None:

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from spd_core.accept import paths as accept
+from spd_core.accept import lemma, rules
 from spd_core.accept.certificate import bounds, image_certificates, log_weights
 from spd_core.decode.log import Decoded
 from spd_core.draws import Draws
@@ -118,7 +118,7 @@ def _of_the_weighted_ratio(rows, propose):
         values, log_ratio, uniforms = propose(at, attempt)
         return values, log_ratio + math.log(WEIGHT), uniforms
 
-    return accept.sample_residual(rows, weighted)
+    return lemma.sample_residual(rows, weighted)
 
 
 def _of_p(rows, propose):
@@ -133,7 +133,7 @@ def test_a_wrong_residual_is_caught(models, known, residual):
 
 def _spoilt(change):
     def judge(*tested):
-        verdict = accept.judge(*tested)
+        verdict = lemma.judge(*tested)
         return replace(verdict, excess=change(verdict))
 
     return judge
@@ -148,5 +148,5 @@ EXCESS = {
 
 @pytest.mark.parametrize("name", EXCESS)
 def test_a_wrong_excess_is_caught(models, known, name):
-    with patch.object(speculative, "judge", _spoilt(EXCESS[name])), pytest.raises(AssertionError):
+    with patch.object(rules, "judge", _spoilt(EXCESS[name])), pytest.raises(AssertionError):
         test_the_certificate_is_the_total_variation(models, known)

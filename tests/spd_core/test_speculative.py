@@ -10,7 +10,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from spd_core.accept.paths import LAST_RESORT, ROUNDING, judge, sample_residual
+from spd_core.accept import rules
+from spd_core.accept.lemma import LAST_RESORT, judge, sample_residual
+from spd_core.accept.paths import ROUNDING
 from spd_core.decode.path import LawHead
 from spd_core.draws import Draws, Purpose
 from spd_core.families.causal import speculation as speculative
@@ -273,7 +275,8 @@ def _proposals(model, method):
         return values[:, 0]
 
     labels, draws = torch.arange(30) % 3, Draws(torch.arange(30))
-    with patch.multiple(speculative, judge=_refused, sample_residual=first, path_above=path_above):
+    of_path = patch.multiple(speculative, sample_residual=first, path_above=path_above)
+    with patch.object(rules, "judge", _refused), of_path:
         decode_speculative(model, model, GUIDED, method, labels, draws)
     shared = [draws.normals(Purpose.START, image, token, 4) for _, image, token in starts]
     refused = [(start != own).any(dim=1) for (start, _, _), own in zip(starts, shared, strict=True)]

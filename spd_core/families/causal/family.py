@@ -11,7 +11,7 @@ from spd_core.codec import PixelCodec
 from spd_core.decode.log import Decoded
 from spd_core.draws import Draws
 from spd_core.families.causal.model import Causal, CausalConfig
-from spd_core.families.causal.speculation import decode_speculative
+from spd_core.families.causal.speculation import EVIDENCE, decode_speculative
 from spd_core.families.causal.tokens import decode_causal_plain
 from spd_core.families.family import Decoding, Family, Held, Part, every_field
 from spd_core.families.head_parts import attach_variances, variance_parts
@@ -35,7 +35,7 @@ class CausalFamily(Family):
     configs: ClassVar = {"target": CausalConfig, "draft": CausalConfig}
     codecs = (PixelCodec, KlCodec)
     methods: ClassVar = {"plain": every_field(Plain), "speculative": every_field(Speculative) - {"tree", "drafter"}}
-    rules = ("lossless", "annealed", "coupled")
+    evidence = EVIDENCE
     law_fields = frozenset(
         {
             "head_steps", "head_schedule", "head_steps_end", "start_level", "handoff_level", "cfg", "cfg_schedule",
@@ -62,11 +62,9 @@ class CausalFamily(Family):
         yield from super().offered(card, auto, windows)
         if card.draft is None:
             return
-        rules = [Acceptance(rule="annealed", delta=auto.delta)] if auto.delta > 1 else []
-        rules += [Acceptance(rule="coupled", radius=auto.radius)] if auto.radius > 0 else []
         for gamma, stride in SPECULATION:
             yield Speculative(gamma=gamma, stride=stride)
-            for rule in (Acceptance(), *rules):
+            for rule in (Acceptance(), *self.relaxed(auto)):
                 yield Speculative(gamma=gamma, stride=stride, acceptance=rule, head_window=windows[0])
 
     def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:

@@ -27,16 +27,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spd_core.accept.paths import (
-    ROUNDING,
-    Verdict,
-    annealed_log_weights,
-    first_refusal,
-    judge,
-    judge_coupled,
-    path_log_ratio,
-    sample_residual,
-)
+from spd_core.accept.lemma import Verdict, first_refusal, sample_residual
+from spd_core.accept.paths import ROUNDING, path_log_ratio
+from spd_core.accept.rules import Couplings, Ratios, checked
 from spd_core.capture import recorded
 from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded, Meter, TestLog
@@ -57,6 +50,8 @@ from spd_core.families.causal.tokens import (
 from spd_core.law import SamplerLaw, Speculative
 from spd_core.precision import at_precision
 
+#: Kinds of evidence that decoding over paths gives a rule.
+EVIDENCE = (Ratios, Couplings)
 #: Types of a `Verdict`: accepted, log ratio, excess.
 TESTED = (torch.bool, torch.float32, torch.float32)
 #: Most residual proposals of one token at once; attempts go on until one is kept.
@@ -98,6 +93,9 @@ def decode_speculative(
         labels_B: int64 class labels; below 0: no class.
         draws: the images' random numbers.
         slots: images decoded together, at least 1; None: all.
+
+    Raises:
+        ValueError: a rule that is not for continuous tokens.
     """
     return _Decoding(target, draft, law, method, labels_B, draws, slots or len(labels_B)).run()
 
@@ -211,6 +209,7 @@ class _Decoding:
         slots: int,
     ) -> None:
         self.law, self.method, self.labels, self.draws, self.slots = law, method, labels, draws, slots
+        self.rule = checked(method.acceptance.chosen, EVIDENCE, "continuous tokens")
         self.meter = Meter(labels.device)
         self.length, self.dims = target.config.seq_len, target.config.token_dim
         self.path = PathLaw(law, self.length)
@@ -352,15 +351,11 @@ class _Decoding:
 
     def _verify(self, drafted: Drafted, z: Tensor, noise: _Noise) -> tuple[Verdict, Path | None]:
         """Steps 2b and 3: each draft's own verdict; for the coupled rule also the target's paths on the same noise."""
-        rule, path, row, place = self.method.acceptance, drafted.path, drafted.row, drafted.place
+        if self.rule.evidence is Couplings:
+            return self._couple(drafted, z, noise)
+        path, row, place = drafted.path, drafted.row, drafted.place
         image, token = self.active[row], self.made[row] + place
         bound = self._bind(path, z, row, place)
-        if rule.rule == "coupled":
-            own = own_draws(self.draws, image, token, path.law)
-            coupled = path_above(bound, path, noise.of(path, row, place), own, self.method.head_window)
-            self.meter.add(target_head_calls=coupled.calls, target_head_rows=coupled.rows * self.reader.copies)
-            self.canvas.x0[row, token] = coupled.x0
-            return judge_coupled(rule, drafted.end, coupled.end), coupled
         trace = drafted.trace
         x0 = predictions(bound, trace.states, path)
         self.meter.add(target_head_calls=1, target_head_rows=x0.shape[0] * x0.shape[1] * self.reader.copies)
@@ -370,7 +365,19 @@ class _Decoding:
         self.canvas.x0[row, token] = x0[:, -1] + news
         log_ratio = path_log_ratio(trace.noise, shift)
         uniform = self.draws.uniforms(Purpose.ACCEPT, image, token)[:, 0]
-        return judge(log_ratio, log_ratio + annealed_log_weights(rule, place), uniform, ROUNDING), None
+        tested = Ratios(log_ratio=log_ratio, place=place, uniform=uniform, rounding=ROUNDING)
+        return self.rule.judge(tested), None
+
+    def _couple(self, drafted: Drafted, z: Tensor, noise: _Noise) -> tuple[Verdict, Path]:
+        """Steps 2b and 3 with the target's own paths on the drafts' noise."""
+        path, row, place = drafted.path, drafted.row, drafted.place
+        image, token = self.active[row], self.made[row] + place
+        own = own_draws(self.draws, image, token, path.law)
+        bound = self._bind(path, z, row, place)
+        coupled = path_above(bound, path, noise.of(path, row, place), own, self.method.head_window)
+        self.meter.add(target_head_calls=coupled.calls, target_head_rows=coupled.rows * self.reader.copies)
+        self.canvas.x0[row, token] = coupled.x0
+        return self.rule.judge(Couplings(drafted=drafted.end, coupled=coupled.end)), coupled
 
     def _own_tokens(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from spd_core.accept.codes import EVIDENCE
 from spd_core.decode.log import Decoded
 from spd_core.draws import Draws
 from spd_core.families.family import Decoding, Family, Held, Part, every_field
@@ -38,7 +39,7 @@ class LlamaGenFamily(Family):
         "plain": frozenset(),
         "speculative": every_field(Speculative) - {"stride", "proposals", "head_window"},
     }
-    rules = ("lossless", "annealed", "lantern", "lantern++")
+    evidence = EVIDENCE
     law_fields = frozenset({"cfg", "cfg_schedule", "cfg_interval", "temperature", "top_k", "top_p", "dtype"})
     results = 2
 
@@ -58,8 +59,7 @@ class LlamaGenFamily(Family):
 
     def offered(self, card: PairCard, auto: Auto, windows: Sequence[HeadWindow]) -> Iterator[Method]:
         yield from super().offered(card, auto, windows)
-        rules = [Acceptance(rule="annealed", delta=auto.delta)] if auto.delta > 1 else []
-        for gamma, drafter, rule in itertools.product(GAMMAS, card.drafters, (Acceptance(), *rules)):
+        for gamma, drafter, rule in itertools.product(GAMMAS, card.drafters, (Acceptance(), *self.relaxed(auto))):
             yield Speculative(gamma=gamma, drafter=drafter, acceptance=rule)
 
     def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:

@@ -26,7 +26,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spd_core.accept.codes import pick, relaxation, walk_tree, without
+from spd_core.accept.codes import CodeTest, pick, walk_tree, without
 from spd_core.capture import Captured
 from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded, Meter, TestLog
@@ -80,7 +80,7 @@ def decode_codes_speculative(
         slots: images decoded together, at least 1; None: all.
 
     Raises:
-        ValueError: a rule of continuous tokens.
+        ValueError: a rule that is not for codes.
     """
     count, device = min(slots or len(labels_B), len(labels_B)), labels_B.device
     models = tuple(at_precision(model, law.dtype) for model in (target, draft))
@@ -106,7 +106,7 @@ class Round:
         method: Speculative,
         labels_A: Tensor,
     ) -> None:
-        self.relax, self.tree = relaxation(method.acceptance, vectors_VE), tree_of(method)
+        self.test, self.tree = CodeTest.of(method.acceptance, vectors_VE), tree_of(method)
         self.length, self.depth, nodes = target.config.block_size, max(self.tree.depth), 1 + len(self.tree.parents)
         self.reader = LawReader(target, target, law, labels_A, nodes)
         self.draft: CodeDraft
@@ -155,7 +155,7 @@ class Round:
         """
         p_ATV = self.reader.distribution(features_GATd, made_A[:, None] + depths(tree, made_A.device))
         room_A = torch.where(made_A < self.draft.earliest, 0, self.length - made_A)
-        walk = walk_tree(tree, codes_AT, p_ATV, q_AIV, testing_AT, room_A, self.relax)
+        walk = walk_tree(tree, codes_AT, p_ATV, q_AIV, testing_AT, room_A, self.test)
         own = pick(walk.law, own_AM.gather(1, walk.kept[:, None])[:, 0])
         stood = torch.cat([codes_AT.gather(1, walk.path)[:, 1:], own[:, None]], dim=1)
         codes = stood.scatter(1, walk.kept[:, None], own[:, None])

@@ -23,16 +23,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spd_core.accept.paths import (
+from spd_core.accept.cspd import (
     RELEASED_ATTEMPTS,
-    Gaussian,
-    accept,
-    first_refusal,
+    LastSteps,
+    Tempered,
     log_path_factor,
     resample_modified,
     resample_released,
-    tempered_log_ratio,
 )
+from spd_core.accept.lemma import Verdict, first_refusal
+from spd_core.accept.paths import Gaussian
 from spd_core.capture import recorded
 from spd_core.decode.head_speculation import Lookahead
 from spd_core.decode.log import Decoded, DraftRecords, Meter
@@ -166,9 +166,10 @@ def _judge_released(
         p, q = _gaussian(own), _gaussian(drafted)
         # The public code multiplies p by 1/Sigma, the inverse of the paper's factor; kept as it is.
         log_factor = -log_path_factor(drafted.log_std_sum, own.log_std_sum)
-        log_ratio = tempered_log_ratio(p, q, drafted.x0, method.inner_temperature) + log_factor
         uniforms = draws.uniforms(Purpose.ACCEPT, rows.image, rows.token, round_R=number)[:, 0]
-        accepted = accept(log_ratio, uniforms)
+        tested = LastSteps(target=p, draft=q, x=drafted.x0, log_factor=log_factor, uniform=uniforms)
+        verdict = Tempered(inner_temperature=method.inner_temperature).judge(tested)
+        accepted = verdict.accepted
         # To know that nothing was refused costs a wait for a GPU, more than to resample in vain.
         waits = recorded(tokens.device)
         if waits or not bool(accepted.all()):
@@ -190,7 +191,7 @@ def _judge_released(
         target_head_calls=own.head_calls,
         target_head_rows=own.head_rows * guided_rows,
     )
-    return _records(rows, index, log_ratio, accepted)
+    return _records(rows, index, verdict)
 
 
 def _runs(numbers: int) -> list[int]:
@@ -199,8 +200,8 @@ def _runs(numbers: int) -> list[int]:
     return [min(run, RELEASED_ATTEMPTS - start) for start in range(0, RELEASED_ATTEMPTS, run)]
 
 
-def _records(rows: TokenRows, index: Tensor, log_ratio: Tensor, accepted: Tensor) -> DraftRecords:
-    return DraftRecords(rows.image, rows.token, index, log_ratio, accepted, torch.full_like(log_ratio, torch.nan))
+def _records(rows: TokenRows, index: Tensor, verdict: Verdict) -> DraftRecords:
+    return DraftRecords(rows.image, rows.token, index, verdict.log_ratio, verdict.accepted, verdict.excess)
 
 
 def _paper(
@@ -366,10 +367,11 @@ def _paper_round(
     with meter.span("residual"):
         p, q = _gaussian(own), _gaussian(drafted)
         log_factor = log_path_factor(drafted.log_std_sum, own.log_std_sum)
-        log_ratio = tempered_log_ratio(p, q, drafted.x0, method.inner_temperature) + log_factor
         round_R = batch.rounds[rows.image]
         uniforms = draws.uniforms(Purpose.ACCEPT, rows.image, rows.token, round_R=round_R)[:, 0]
-        accepted = accept(log_ratio, uniforms)
+        tested = LastSteps(target=p, draft=q, x=drafted.x0, log_factor=log_factor, uniform=uniforms)
+        verdict = Tempered(inner_temperature=method.inner_temperature).judge(tested)
+        accepted = verdict.accepted
 
         # Place of each row in its image's block; padding counts as accepted so that it never stops anyone.
         sizes_A, sizes_here = start_A - masked_A, [a - b for a, b in zip(start_here, masked_here, strict=True)]
@@ -389,7 +391,7 @@ def _paper_round(
         target_head_calls=own.head_calls,
         target_head_rows=own.head_rows * guided_rows,
     )
-    return _records(rows, index, log_ratio, accepted), within <= kept_A[which]
+    return _records(rows, index, verdict), within <= kept_A[which]
 
 
 def _replace(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from spd_core.accept import codes as accept_codes
+from spd_core.accept import rules
+from spd_core.accept.rules import Annealed, RatioRule
 from spd_core.draws import Draws
 from spd_core.families.llamagen import codes
 from spd_core.families.llamagen import speculation as code_speculation
@@ -41,8 +43,8 @@ def _exact(law: SamplerLaw) -> Tensor:
 def _expected():
     models = _models()
     toy = Toy(*(of_codes._tables(models[model], LAW, 1) for model in ("target", "draft")))
-    relax = accept_codes.relaxation(RELAXED.acceptance, of_codes.VECTORS[:4].double())
-    return Enumeration(toy, tree_of(RELAXED), relax).run()
+    test = accept_codes.CodeTest.of(RELAXED.acceptance, of_codes.VECTORS[:4].double())
+    return Enumeration(toy, tree_of(RELAXED), test).run()
 
 
 def _inputs(seed: int) -> tuple[Tensor, Draws]:
@@ -86,14 +88,12 @@ CHECKS = {"chain": chain, "tree": tree, "eagle": eagle, "plain": plain, "relaxed
 
 def _walked(change):
     return lambda right: (
-        lambda tree, codes, p, q, uniform, room, relax: change(right, tree, codes, p, q, uniform, room, relax)
+        lambda tree, codes, p, q, uniform, room, test: change(right, tree, codes, p, q, uniform, room, test)
     )
 
 
 def _ignored(right):
-    return lambda tree, codes, p, q, uniform, room, relax: right(
-        tree, codes, p, q, uniform, room, lambda p, q_at, code, ratio, place: torch.ones_like(ratio)
-    )
+    return lambda self, drafts: replace(right(self, drafts), accepted=torch.ones_like(drafts.code, dtype=torch.bool))
 
 
 MUTANTS = (
@@ -126,10 +126,10 @@ MUTANTS = (
         lambda r: lambda logits, law: r(logits, law.model_copy(update={"top_k": law.top_k + 1})),
         "plain",
     ),
-    Mutant("samples of p as residual", accept_codes, "residual", lambda r: lambda p, q: p, "chain"),
-    Mutant("residual with the roles swapped", accept_codes, "residual", lambda r: lambda p, q: r(q, p), "chain"),
-    Mutant("residual squared", accept_codes, "residual", lambda r: lambda p, q: r(p, q) ** 2, "chain"),
-    Mutant("every draft stands", code_speculation, "walk_tree", _ignored, "chain"),
+    Mutant("samples of p as residual", rules, "residual", lambda r: lambda p, q: p, "chain"),
+    Mutant("residual with the roles swapped", rules, "residual", lambda r: lambda p, q: r(q, p), "chain"),
+    Mutant("residual squared", rules, "residual", lambda r: lambda p, q: r(p, q) ** 2, "chain"),
+    Mutant("every draft stands", RatioRule, "judge", _ignored, "chain"),
     Mutant(
         "tested one sibling's number for all",
         code_speculation,
@@ -215,24 +215,24 @@ MUTANTS = (
         _walked(lambda r, tree, c, p, q, *rest: r(tree, c, p, (q**0.7) / (q**0.7).sum(-1, keepdim=True), *rest)),
         "eagle",
     ),
-    Mutant("EAGLE: samples of p as residual", accept_codes, "residual", lambda r: lambda p, q: p, "eagle"),
+    Mutant("EAGLE: samples of p as residual", rules, "residual", lambda r: lambda p, q: p, "eagle"),
     Mutant(
         "relaxed: the weight of another place",
-        accept_codes,
-        "annealed_log_weights",
-        lambda r: lambda rule, place: r(rule, place + 1),
+        Annealed,
+        "log_weight",
+        lambda r: lambda self, place: r(self, place + 1),
         "relaxed",
     ),
     Mutant(
         "relaxed: excess halved",
-        accept_codes,
+        rules,
         "judge",
         lambda r: lambda *t: (lambda v: replace(v, excess=v.excess / 2))(r(*t)),
         "relaxed",
     ),
     Mutant(
         "relaxed: residual of the relaxed ratio",
-        accept_codes,
+        rules,
         "residual",
         lambda r: lambda p, q: r(2 * p, q),
         "relaxed",

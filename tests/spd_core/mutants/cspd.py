@@ -7,8 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spd_core.accept import paths as accept
-from spd_core.accept.paths import PROPOSAL_ROUNDS, Gaussian
+from spd_core.accept import cspd as accept
+from spd_core.accept.cspd import PROPOSAL_ROUNDS
+from spd_core.accept.paths import Gaussian
 from spd_core.draws import Draws, Purpose
 from spd_core.families.mar import cspd
 from spd_core.families.mar.cspd import decode_cspd, prefill_iterations
@@ -165,20 +166,24 @@ MUTANTS = (
     Mutant("the public code's sign of the factor", cspd, "log_path_factor", lambda r: lambda q, p: -r(q, p), "paper"),
     Mutant("no path factor", cspd, "log_path_factor", lambda r: lambda q, p: 0 * r(q, p), "paper"),
     Mutant(
-        "true densities in the test", cspd, "tempered_log_ratio", lambda r: lambda p, q, x, t: r(p, q, x, 1.0), "paper"
+        "true densities in the test",
+        accept,
+        "tempered_log_ratio",
+        lambda r: lambda p, q, x, t: r(p, q, x, 1.0),
+        "paper",
     ),
     Mutant(
         "target and draft swapped in the test",
-        cspd,
+        accept,
         "tempered_log_ratio",
         lambda r: lambda p, q, x, t: r(q, p, x, t),
         "paper",
     ),
     Mutant(
-        "every draft stands", cspd, "accept", lambda r: lambda ratio, u: torch.ones_like(u, dtype=torch.bool), "paper"
+        "every draft stands", accept, "accept", lambda r: lambda ratio, u: torch.ones_like(u, dtype=torch.bool), "paper"
     ),
     Mutant(
-        "no draft stands", cspd, "accept", lambda r: lambda ratio, u: torch.zeros_like(u, dtype=torch.bool), "paper"
+        "no draft stands", accept, "accept", lambda r: lambda ratio, u: torch.zeros_like(u, dtype=torch.bool), "paper"
     ),
     Mutant(
         "the test's number from the resampling", Draws, "uniforms", _other_purpose("uniforms", Purpose.ACCEPT), "paper"
@@ -251,14 +256,14 @@ MUTANTS = (
     Mutant("released: paper's sign", cspd, "log_path_factor", lambda r: lambda q, p: -r(q, p), "released"),
     Mutant(
         "released: true densities in the test",
-        cspd,
+        accept,
         "tempered_log_ratio",
         lambda r: lambda p, q, x, t: r(p, q, x, 1.0),
         "released",
     ),
     Mutant(
         "released: stop at the first refusal",
-        cspd,
+        accept,
         "accept",
         lambda r: lambda ratio, u: r(ratio, u).long().cumprod(0).bool(),
         "released",

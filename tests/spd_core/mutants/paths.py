@@ -11,6 +11,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from spd_core.accept import rules
+from spd_core.accept.rules import Annealed
 from spd_core.decode.path import BoundHead, Trace
 from spd_core.draws import Draws, Purpose
 from spd_core.families.causal import speculation as speculative
@@ -189,7 +191,7 @@ def _own_path_of_the_draft(right):
 MUTANTS = (
     Mutant(
         "every draft stands",
-        speculative,
+        rules,
         "judge",
         _judged(lambda v, *_: replace(v, accepted=torch.ones_like(v.accepted))),
         "one token",
@@ -245,28 +247,28 @@ MUTANTS = (
     ),
     Mutant(
         "relaxed: another weight than the rule's",
-        speculative,
-        "annealed_log_weights",
-        lambda r: lambda rule, place: r(rule, place) * 1.5,
+        Annealed,
+        "log_weight",
+        lambda r: lambda self, place: r(self, place) * 1.5,
         "relaxed",
     ),
     Mutant(
         "relaxed: excess halved",
-        speculative,
+        rules,
         "judge",
         _judged(lambda v, *_: replace(v, excess=v.excess / 2)),
         "certificate",
     ),
     Mutant(
         "relaxed: excess of accepted drafts only",
-        speculative,
+        rules,
         "judge",
         _judged(lambda v, *_: replace(v, excess=v.excess * v.accepted)),
         "certificate",
     ),
     Mutant(
         "relaxed: log ratio recorded with the weight",
-        speculative,
+        rules,
         "judge",
         _judged(lambda v, ratio, relaxed, *_: replace(v, log_ratio=relaxed)),
         "certificate",

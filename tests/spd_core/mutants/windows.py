@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from spd_core.accept import paths as accept
+from spd_core.accept import lemma
 from spd_core.decode import head_speculation
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, PathNoise
 from spd_core.draws import Draws, Purpose
@@ -219,9 +219,7 @@ MUTANTS = (
     Mutant(
         "learned: scale inverted", head_speculation, "change_noise", lambda r: lambda n, s, g: r(n, s, -g), "one step"
     ),
-    Mutant(
-        "learned: keep by q/p, not by what is left", accept.torch, "expm1", lambda r: lambda x: -x.exp(), "one step"
-    ),
+    Mutant("learned: keep by q/p, not by what is left", lemma.torch, "expm1", lambda r: lambda x: -x.exp(), "one step"),
     Mutant(
         "learned: the residual's shift has the other sign",
         head_speculation._Residuals,

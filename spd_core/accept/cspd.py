@@ -1,0 +1,178 @@
+"""Acceptance of CSpD (Wang et al. 2024, arXiv:2411.11925): its test, and its two samplers of a refused token.
+
+The test compares two Gaussians, the last steps of the draft's own path and of the target's own path, and multiplies by
+a factor from the step variances. That is no ratio of two densities at one path, so nothing is known about the law of
+what is kept: no guarantee, and no excess.
+
+Shape legend: R tested draft tokens, M rows still open, P proposals of a row, T attempts, B images, D token dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from spd_core.accept.lemma import Verdict, accept, residual_acceptance
+from spd_core.accept.paths import Gaussian
+from spd_core.accept.rules import Evidence, Rule
+from spd_core.settings import Guarantee
+
+#: Proposals per row of one round of `resample_modified`; the last round picks by weight, so the loop always ends.
+PROPOSAL_ROUNDS = (1, 4, 16, 64, 256, 1024)
+#: Attempts of the released resampler.
+RELEASED_ATTEMPTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastSteps(Evidence):
+    """Drafted tokens beside the target's own paths: the last step's Gaussian of either path."""
+
+    target: Gaussian
+    draft: Gaussian
+    x: Tensor  #: [R, D] the drafted tokens
+    log_factor: Tensor  #: [R] log F, from the step variances
+    uniform: Tensor  #: [R] of the test
+
+
+class Tempered(Rule[LastSteps]):
+    """CSpD's test. It belongs to the method `cspd` and is no rule that a spec may choose, so it is not in `RULES`.
+
+    What replaces a refused draft is the variant's: `resample_released` or `resample_modified`.
+    """
+
+    name = "tempered"
+    summary = "with probability min(1, F p/q), p and q the last steps at a higher temperature"
+    guarantee = Guarantee.NONE
+    evidence = LastSteps
+
+    inner_temperature: float = Field(gt=0.0, description="factor on the last step's std")
+
+    def judge(self, drafts: LastSteps) -> Verdict:
+        log_ratio = tempered_log_ratio(drafts.target, drafts.draft, drafts.x, self.inner_temperature)
+        log_ratio = log_ratio + drafts.log_factor
+        return Verdict(accept(log_ratio, drafts.uniform), log_ratio, torch.full_like(log_ratio, torch.nan))
+
+
+def tempered_log_ratio(target: Gaussian, draft: Gaussian, x_RD: Tensor, inner_temperature: float) -> Tensor:
+    """log p(x)/q(x) [R] of the last step, distances measured in ``inner_temperature`` stds (CSpD's released code).
+
+    The normalisers keep the true stds, as in the public code; with one temperature on both sides it cancels anyway.
+    """
+    t = ((x_RD - target.mean) / (target.std * inner_temperature)).square()
+    d = ((x_RD - draft.mean) / (draft.std * inner_temperature)).square()
+    return (0.5 * (d - t) + draft.std.log() - target.std.log()).sum(dim=-1)
+
+
+def thinning(target: Gaussian, draft: Gaussian, log_factor: Tensor, y: Tensor) -> Tensor:
+    """Probability [...] that keeps y [..., D] ~ p: (1 - q(y) / (F p(y)))_+ with the true last-step Gaussians."""
+    return residual_acceptance(target.log_density(y) - draft.log_density(y) + log_factor)
+
+
+def resample_released(
+    target: Gaussian,
+    draft: Gaussian,
+    log_factor_R: Tensor,
+    image_R: Tensor,
+    propose: Callable[[Tensor], tuple[Tensor, Tensor]],
+    runs: Sequence[int] = (RELEASED_ATTEMPTS,),
+    early: bool = False,
+    zeros: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """CSpD's released resampler: attempts for all rows of an image until each had a proposal kept, at most 100.
+
+    A later kept proposal replaces an earlier one, as in the public code on one image. The attempts are made in ``runs``
+    and what they kept is read afterwards, so that nothing waits for a decision; the value is proposed once more.
+
+    Args:
+        target, draft: last-step Gaussians of the R rows' own paths.
+        log_factor_R: log F of each row.
+        image_R: int64, the image of each row.
+        propose: attempts [R, T] -> (normals [R, T, D], uniforms [R, T]).
+        runs: how many attempts are made at once, one entry after another.
+        early: no further run if every row has had a proposal kept; asking for it waits for a GPU.
+        zeros: a row that never had a proposal kept becomes zeros, as in the public code; else the target's mean.
+
+    Returns:
+        values [R, D] and the number of attempts [R] of each row's image.
+    """
+    p, q = (Gaussian(law.mean[:, None], law.std[:, None]) for law in (target, draft))
+    attempts, parts = torch.arange(sum(runs), device=image_R.device), []
+    for run in attempts.split(list(runs)):
+        normals, uniforms = propose(run.expand(len(image_R), -1))
+        parts.append(thinning(p, q, log_factor_R[:, None], torch.addcmul(p.mean, p.std, normals)) > uniforms)
+        if early and bool(torch.cat(parts, dim=1).any(dim=1).all()):
+            break
+    kept = torch.cat(parts, dim=1)
+    made = attempts[: kept.shape[1]]
+    # Of each image the attempts after which some row of it still had none.
+    open_BT = torch.zeros(len(image_R), len(made), dtype=torch.int64, device=image_R.device)
+    open_BT = open_BT.index_add(0, image_R, (kept.cumsum(dim=1) == 0).long())
+    rounds_R = (1 + (open_BT > 0).sum(dim=1)).clamp(max=len(made))[image_R]
+    newest = torch.where(kept & (made < rounds_R[:, None]), made, -1).amax(dim=1)
+    normals, _ = propose(newest.clamp(min=0)[:, None])
+    values = torch.addcmul(target.mean, target.std, normals[:, 0])
+    never = torch.zeros_like(values) if zeros else target.mean
+    return torch.where((newest >= 0)[:, None], values, never), rounds_R
+
+
+def resample_modified(
+    target: Gaussian,
+    draft: Gaussian,
+    log_factor_R: Tensor,
+    propose: Callable[[Tensor, int, int], tuple[Tensor, Tensor]],
+    early: bool = True,
+) -> Tensor:
+    """A sample [R, D] of the modified distribution Norm[(F p - q)_+] of each row (CSpD, section 3.4), always.
+
+    Acceptance-rejection from p in growing rounds. Should a row refuse all of them, its last round's proposals are
+    weighed by their thinning probabilities and one is drawn in proportion (sampling importance resampling). Where every
+    weight is zero (F p below q wherever p has mass: the modified distribution has none either) the proposal with the
+    largest p/q is taken.
+
+    Args:
+        target, draft: last-step Gaussians.
+        log_factor_R: log F of each row.
+        propose: (rows [M] still open, attempt, count) -> (normals [M, count, D], uniforms [M, count]).
+        early: a row that has its sample proposes no further, which waits for a GPU; else all rows go through all
+            rounds. The samples are the same.
+    """
+    result = target.mean.clone()
+    open_rows = torch.arange(len(result), device=result.device)
+    going = torch.ones_like(open_rows, dtype=torch.bool)  # of all rows, where none is left out
+    for attempt, count in enumerate(PROPOSAL_ROUNDS):
+        if not len(open_rows):
+            break
+        normals, uniforms = propose(open_rows, attempt, count)
+        p, q = target.at(open_rows), draft.at(open_rows)
+        y = torch.addcmul(p.mean[:, None], p.std[:, None], normals)
+        log_ratio = (
+            Gaussian(p.mean[:, None], p.std[:, None]).log_density(y)
+            - Gaussian(q.mean[:, None], q.std[:, None]).log_density(y)
+            + log_factor_R[open_rows, None]
+        )
+        keep = residual_acceptance(log_ratio)
+        kept = keep > uniforms
+        # First kept proposal of a row; ties of argmax go to the first maximum.
+        choice, found = kept.to(torch.uint8).argmax(dim=1), kept.any(dim=1)
+        if attempt == len(PROPOSAL_ROUNDS) - 1:
+            share = keep.cumsum(dim=1)
+            drawn = torch.searchsorted(share, uniforms[:, :1] * share[:, -1:]).squeeze(1).clamp(max=count - 1)
+            likeliest = log_ratio.argmax(dim=1)
+            choice = torch.where(found, choice, torch.where(share[:, -1] > 0, drawn, likeliest))
+            found = torch.ones_like(found)
+        if early:
+            result[open_rows[found]] = y[found, choice[found]]
+            open_rows = open_rows[~found]
+        else:
+            result = torch.where((going & found)[:, None], y[open_rows, choice], result)
+            going &= ~found
+    return result
+
+
+def log_path_factor(draft_log_std_sum: Tensor, target_log_std_sum: Tensor) -> Tensor:
+    """log of the paper's Sigma [R]: prod over noisy steps and dims of sigma_q / sigma_p (CSpD, equation 7)."""
+    return (draft_log_std_sum - target_log_std_sum).sum(dim=-1)
