@@ -215,6 +215,13 @@ def _refused(knob: str, value: Any, error: PydanticCustomError | str) -> Validat
     return ValidationError.from_exception_data("Acceptance", [InitErrorDetails(type=error, loc=(knob,), input=value)])
 
 
+def _add_knobs(schema: dict[str, Any]) -> None:
+    """Adds the knobs that are no field of `Acceptance` to its schema."""
+    for rule in RULES.values():
+        for name, knob in rule.model_json_schema().get("properties", {}).items():
+            schema["properties"].setdefault(name, knob)
+
+
 class Acceptance(Settings):
     """When a drafted token is kept, and so what is promised: a rule of `spd_core.accept.rules` as a spec writes it.
 
@@ -222,7 +229,7 @@ class Acceptance(Settings):
     them, and is there for that rule alone, so that specs of the others stay what they are.
     """
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_add_knobs)
 
     rule: Annotated[str, AfterValidator(_known)] = Field(
         Lossless.name,
@@ -237,15 +244,16 @@ class Acceptance(Settings):
 
     @model_validator(mode="after")
     def _knobs_of_the_rule(self) -> Self:
-        given, knobs = self.__pydantic_extra__ or {}, knobs_of(self.rule)
-        for knob, value in given.items():
+        knobs, fields = knobs_of(self.rule), type(self).model_fields
+        for knob, value in (self.model_extra or {}).items():
             if knob not in knobs and not owners_of(knob):
                 raise _refused(knob, value, "extra_forbidden")
         for knob, value in self._values().items():
-            unset = type(self).model_fields[knob].default if knob in type(self).model_fields else None
+            unset = fields[knob].default if knob in fields else None
             if knob not in knobs and value != unset:
-                shown = f"{value:g}" if isinstance(value, int | float) else repr(value)
-                raise ValueError(f"{knob} belongs to rule {' or '.join(owners_of(knob))}, got {shown} with {self.rule}")
+                only = "none" if unset is None else f"{unset:g}"
+                text = f"{only} with rule {self.rule}; it belongs to {' and '.join(owners_of(knob))}"
+                raise _refused(knob, value, PydanticCustomError("knob", "{allowed}", {"allowed": text}))
         try:
             chosen = self.chosen
         except ValidationError as error:
@@ -255,7 +263,8 @@ class Acceptance(Settings):
                 "knob", "{allowed}", {"allowed": f"{allowed(model, knob)} with rule {self.rule}"}
             )
             raise _refused(knob, problem["input"], bounds) from error
-        given.update({knob: getattr(chosen, knob) for knob in sorted(knobs) if knob not in type(self).model_fields})
+        # As the rule reads them, and those that are not given at their defaults.
+        self.__pydantic_extra__ = {knob: getattr(chosen, knob) for knob in sorted(knobs - set(fields))}
         return self
 
     def _values(self) -> dict[str, Any]:

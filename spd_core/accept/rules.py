@@ -160,7 +160,7 @@ class Annealed(RatioRule[Ratios]):
     main_knob = "delta"
     auto_knob = "delta"
 
-    delta: float = Field(1.0, ge=1.0, le=1e6, description="w of a block's first draft, falling from there")
+    delta: float = Field(1.0, ge=1.0, le=1e6, description="w of a block's first draft, at least 1, falling from there")
     nu: float = Field(0.7, ge=0.0, le=100.0, description="w falls by exp(-nu) a draft; 0: uniform")
 
     def log_weight(self, place: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ class Lantern(_OnNeighbours):
     summary = "codes: min(1, (p + S) / q), S at most delta, the target's mass on codes near the drafted one"
     main_knob = "delta"
 
-    delta: float = Field(1.0, ge=0.0, le=1.0, description="most mass S")
+    delta: float = Field(1.0, ge=0.0, le=1.0, description="most mass S, at most 1")
 
     def budget(self, p_at: Tensor) -> Tensor:
         return torch.full_like(p_at, self.delta)
