@@ -15,7 +15,6 @@ from spd_core.accept.codes import CodeTest, neighbours, probabilities
 from spd_core.accept.rules import Lossless
 from spd_core.decode import decode
 from spd_core.draws import Draws, Purpose
-from spd_core.families.llamagen import speculation as code_speculation
 from spd_core.families.llamagen.codes import LawReader, decode_codes_plain, guidance
 from spd_core.families.llamagen.drafts import Eagle, SmallDraft
 from spd_core.families.llamagen.model import EagleConfig, EagleDraft
