@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import spd_core.pairs
 from spd_core.accept.rules import knobs_of
 from spd_core.law import Acceptance, SamplerLaw
+
+if TYPE_CHECKING:
+    from spd_core.quality.metrics import Told
 
 #: Knobs of methods over codes only, and over paths only.
 _OF_CODES, _OF_PATHS = frozenset({"tree", "drafter"}), frozenset({"stride", "proposals", "head_window"})
@@ -69,29 +72,26 @@ def size(count: int) -> str:
     return f"{amount:,.1f} TB"
 
 
-def _with_interval(value: str, bounds: list[float] | None, show: Callable[[float], str]) -> str:
+def _with_interval(value: str, bounds: Sequence[float] | None, show: Callable[[float], str]) -> str:
     return value if bounds is None else f"{value} (95 % interval {show(bounds[0])} to {show(bounds[1])})"
+
+
+def _figure(figure: Told) -> str:
+    def show(value: float) -> str:
+        return percent(value) if figure.share else number(value, figure.digits)
+
+    if figure.spread is not None:
+        return f"{show(figure.value)} ± {number(figure.spread, 2)}"
+    return _with_interval(show(figure.value), figure.interval, show)
 
 
 def quality_in_words(quality: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and value of each figure of a dumped `QualityFigures`, or the reason why there are none."""
     if "skipped" in quality:
         return [("distance to real images", f"not computed: {quality['skipped']}")]
-    rows = [
-        (
-            f"Frechet distance to {quality['reference']} at N = {quality['n']:,}",
-            _with_interval(number(quality["frechet"], 4), quality["frechet_interval"], lambda x: number(x, 4)),
-        ),
-        (
-            f"floor: the same distance of {quality['floor_n']:,} real images",
-            f"{number(quality['floor'], 4)} ± {number(quality['floor_spread'], 2)}",
-        ),
-    ]
-    if quality["kid"] is not None:
-        rows.append(("kernel distance (KID)", _with_interval(number(quality["kid"]), quality["kid_interval"], number)))
-    if quality["label_agreement"] is not None:
-        text = _with_interval(percent(quality["label_agreement"]), quality["label_agreement_interval"], percent)
-        rows.append(("label agreement", text))
+    from spd_core.quality.metrics import told  # loads what only these figures need
+
+    rows = [(figure.name, _figure(figure)) for figure in told(quality)]
     return [*rows, ("features", f"{quality['extractor']}; these are not the published FID and KID")]
 
 

@@ -6,14 +6,12 @@ Shape legend: n images, D features, K classes.
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from spd_core.law import Settings
 from spd_core.quality.features import DIMS, EXTRACTOR
-from spd_core.quality.frechet import frechet_interval, frechet_of_features
-from spd_core.quality.intervals import GROUPS, wilson
-from spd_core.quality.kid import KernelSample, kid
+from spd_core.quality.metrics import METRICS, Generated
 from spd_core.quality.reference import load_reference
 
 Bounds = tuple[float, float]
@@ -29,7 +27,9 @@ class ClassFigures(Settings):
 
 
 class QualityFigures(Settings):
-    """Quality of n generated images; intervals are at 95 %."""
+    """Quality of n generated images; intervals are at 95 %. A metric that is added has its figures beside these."""
+
+    model_config = ConfigDict(extra="allow")
 
     extractor: str = Field(description="of the features; the distances are not the published FID and KID")
     reference: str
@@ -77,40 +77,7 @@ def evaluate(features_nD: Tensor, labels_n: Tensor, agree_n: Tensor | None, refe
     reference = load_reference(reference_name)
     names = reference.card.class_names
     _check(features_nD, labels_n, agree_n, len(names))
-    n = len(labels_n)
-    features = features_nD.float()
-    frechet_bounds = kid_value = kid_bounds = None
-    if n >= 2 * GROUPS:
-        distance = frechet_interval(features, labels_n, reference.moments)
-        frechet, frechet_bounds = distance.value, (distance.low, distance.high)
-        kernel = kid(KernelSample.of(features, labels_n), reference.kernel_sample)
-        kid_value, kid_bounds = kernel.value, (kernel.low, kernel.high)
-    else:
-        frechet = frechet_of_features(features, reference.moments)
-    floor = reference.floor(n)
-    images = torch.bincount(labels_n, minlength=len(names)).tolist()
-    agreeing = None if agree_n is None else torch.bincount(labels_n[agree_n], minlength=len(names)).tolist()
-    total = None if agreeing is None else sum(agreeing)
-    return QualityFigures(
-        extractor=EXTRACTOR,
-        reference=reference_name,
-        n=n,
-        frechet=frechet,
-        frechet_interval=frechet_bounds,
-        floor=floor.value,
-        floor_spread=floor.spread,
-        floor_n=floor.n,
-        kid=kid_value,
-        kid_interval=kid_bounds,
-        label_agreement=None if total is None else total / n,
-        label_agreement_interval=None if total is None else wilson(total, n),
-        classes=tuple(
-            ClassFigures(
-                name=name,
-                images=images[k],
-                agreeing=None if agreeing is None else agreeing[k],
-                agreement=None if agreeing is None or not images[k] else agreeing[k] / images[k],
-            )
-            for k, name in enumerate(names)
-        ),
-    )
+    images = Generated(features_nD.float(), labels_n, agree_n, reference)
+    figures = {name: value for metric in METRICS.values() for name, value in metric.figures(images).items()}
+    told = {"extractor": EXTRACTOR, "reference": reference_name, "n": len(labels_n)}
+    return QualityFigures.model_validate({**told, **figures})

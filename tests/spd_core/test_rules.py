@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +18,10 @@ from spd_core.families.causal.speculation import decode_speculative
 from spd_core.families.llamagen.speculation import tree_of
 from spd_core.families.registry import FAMILIES
 from spd_core.law import Acceptance, Auto, Guarantee, Speculative
+from tests.documented import code_of, shown_under
 from tests.enumerate_codes import Enumeration, random_toy
 from tests.tiny_causal import LAW, perturbed, tiny_causal
 from tests.toy_rule import Floored
-
-ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
 
 @pytest.fixture
@@ -146,10 +144,7 @@ def test_the_test_of_cspd_is_judged_by_the_same_interface():
 
 
 def test_the_documented_rule_is_the_tested_one():
-    section = ARCHITECTURE.read_text().partition("### Adding a rule\n")[2].partition("\n### ")[0]
-    (shown,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-    tested = Path(tests.toy_rule.__file__).read_text().partition("\n\n")[2]
-    assert shown.strip() == tested.strip()
+    assert shown_under("Adding a rule") == code_of(tests.toy_rule)
 
 
 @pytest.mark.usefixtures("floored")
