@@ -21,6 +21,7 @@ _SENTENCES = (
     (r"argument (?P<name>.+?): expected one argument", "{name}: got nothing, allowed: a value"),
     (r"argument (?P<name>.+?): expected at least one argument", "{name}: got nothing, allowed: one value or more"),
     (r"argument (?P<name>.+?): ignored explicit argument (?P<got>.*)", "{name}: got {got}, allowed: no value"),
+    (r"argument (?P<name>.+?): given twice, allowed: once", "{name}: given twice, allowed: once"),
     (r"the following arguments are required: (?P<name>.*)", "{name}: got nothing, allowed: a value"),
 )
 
@@ -38,11 +39,33 @@ def _in_our_words(message: str) -> str:
     return message
 
 
+class _Once(argparse.Action):
+    """Keeps an option's value; a second one would have to win silently."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        given: set[str] = vars(namespace).setdefault("given_options", set())
+        if option_string is not None and self.dest in given:
+            raise argparse.ArgumentError(self, "given twice, allowed: once")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes no abbreviations and complains in one line, exit code 2."""
+    """An argument parser that takes no abbreviations and complains in one line, exit code 2.
+
+    An option that is given twice is refused, unless it says ``append``.
+    """
 
     def __init__(self, **settings: object) -> None:
         super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
+        for name in (None, "store"):
+            self.register("action", name, _Once)
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with one line on standard error."""

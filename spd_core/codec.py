@@ -61,10 +61,10 @@ class PixelCodec(Codec):
     """Tokens are normalised pixel patches: pad the image to ``padded`` with black, scale, cut into patches."""
 
     kind: Literal["pixel"] = "pixel"
-    size: int = Field(28, gt=0, description="side of the image, pixels")
-    padded: int = Field(32, gt=0, description="side after padding, pixels")
-    channels: int = Field(1, gt=0)
-    patch_size: int = Field(4, gt=0, description="pixels per token and side")
+    size: int = Field(28, gt=0, le=4096, description="side of the image, pixels")
+    padded: int = Field(32, gt=0, le=4096, description="side after padding, pixels")
+    channels: int = Field(1, gt=0, le=4)
+    patch_size: int = Field(4, gt=0, le=4096, description="pixels per token and side")
     mean: float = Field(0.22, description="subtracted from pixels in [0, 1]")
     std: float = Field(0.332, gt=0, description="divides after the mean is subtracted")
 

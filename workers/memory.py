@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from spd_core.decode import kept
 from spd_core.law import Settings
 
 
@@ -43,7 +44,7 @@ def ran_out(error: BaseException) -> bool:
 
 @contextmanager
 def told_apart(batch: int, device: torch.device) -> Iterator[None]:
-    """Turns an error for want of memory inside into `OutOfMemory`.
+    """Turns an error for want of memory inside into `OutOfMemory`; what the device keeps between batches is given back.
 
     Args:
         batch: images decoded together.
@@ -54,6 +55,7 @@ def told_apart(batch: int, device: torch.device) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
+        kept.release()  # what an earlier batch recorded must not take the place of the next, smaller one
         raise OutOfMemory(_in_words(error, batch, device)) from error
 
 

@@ -82,13 +82,13 @@ def as_json(rows: list[Row], machine: dict[str, str]) -> dict[str, Any]:
 
 
 def _cell(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:z.{digits}f}"
 
 
 def _with_bounds(value: float | None, bounds: Bounds | None, digits: int) -> str:
     if value is None or bounds is None:
         return _cell(value, digits)
-    return f"{value:.{digits}f} ({bounds[0]:.{digits}f} to {bounds[1]:.{digits}f})"
+    return f"{value:z.{digits}f} ({bounds[0]:z.{digits}f} to {bounds[1]:z.{digits}f})"
 
 
 def _table(heads: list[str], lines: list[list[str]]) -> list[str]:

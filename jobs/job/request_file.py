@@ -56,6 +56,7 @@ class Found:
 
     count: int
     sha256: str  #: over the rows
+    classes: int  #: different labels among them
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,12 @@ class RequestFile:
         Raises:
             RequestFileError: as `rows`; no row at all; or two rows with one id.
         """
-        digest = RowDigest()
+        digest, labels = RowDigest(), set[int]()
         try:
             with RepeatedIds() as ids:
                 for rows in self.rows():
                     digest.add(rows)
+                    labels.update(np.unique(rows.labels).tolist())
                     if rows.ids is not None:
                         ids.add(rows.ids, rows.first)
                 again = ids.first_repeated()
@@ -120,7 +122,7 @@ class RequestFile:
         if not digest.count:
             raise RequestFileError(f"requests.file: got {self.shown} without a row, allowed: one row or more")
         pa.default_memory_pool().release_unused()
-        return Found(digest.count, digest.hexdigest())
+        return Found(digest.count, digest.hexdigest(), len(labels))
 
     def _id_of(self, row: int) -> str | None:
         for rows in self.rows():
@@ -152,6 +154,7 @@ class RequestFile:
         except WrongColumns as wrong:
             raise RequestFileError(
                 f"requests.file: columns: got {wrong} in {self.shown}, allowed: label and, if wanted, id and seed"
+                f"{wrong.near}"
             ) from wrong
         except WrongText as wrong:
             raise RequestFileError(f"requests.file: got {wrong} in {self.shown}, allowed: UTF-8 text") from wrong

@@ -1,4 +1,7 @@
-"""The three formats of request files as Arrow tables of their columns, batch by batch, values as they were written."""
+"""The three formats of request files as Arrow tables of their columns, batch by batch, values as they were written.
+
+In every format and message row 1 is the first request: neither a header nor an empty line counts.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+
+from spd_core.alike import did_you_mean
 
 COLUMNS = ("label", "id", "seed")
 _LONGEST_LINE = 1 << 16
@@ -47,10 +52,15 @@ class WrongText(Exception):
 
 
 class WrongColumns(Exception):
-    """Columns that are no request's, by name."""
+    """Columns that are no request's, by name; ``near`` says what was probably meant."""
 
     def __init__(self, names: list[str]) -> None:
-        super().__init__(", ".join(names[:10]) or "none")
+        super().__init__(", ".join(name if name == name.strip() else repr(name) for name in names[:10]) or "none")
+        spaced = next((name for name in names if name != name.strip() and name.strip() in COLUMNS), None)
+        other = next((name for name in names if name not in COLUMNS), "")
+        self.near = (
+            f", {spaced.strip()} without the spaces around it" if spaced is not None else did_you_mean(other, COLUMNS)
+        )
 
 
 def wanted(names: list[str]) -> list[str]:
@@ -88,16 +98,30 @@ def csv_tables(file: Any, batch: int) -> Iterator[pa.Table]:
     """Tables of a CSV file with a header, in blocks of bytes whatever the batch; all values are text."""
     _start_of_text(file)
     # As text: a number that is none is then found with its row.
-    texts = dict.fromkeys(COLUMNS, pa.string())
+    texts = pa_csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()))
+    wrong: list[Any] = []
+
+    def is_wrong(row: Any) -> str:
+        wrong.append(row)
+        return "error"
+
+    parse = pa_csv.ParseOptions(invalid_row_handler=is_wrong)
+    in_order = pa_csv.ReadOptions(use_threads=False)  # only then rows have numbers
     try:
-        with pa_csv.open_csv(file, convert_options=pa_csv.ConvertOptions(column_types=texts)) as source:
+        with pa_csv.open_csv(file, in_order, parse, texts) as source:
             names = wanted(source.schema.names)
             for part in source:
                 yield pa.Table.from_batches([part]).select(names)
     except (UnicodeDecodeError, pa.ArrowInvalid) as error:
         if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
             raise WrongText("text that is not UTF-8") from error
-        raise
+        if wrong:
+            row = wrong[0]
+            raise WrongRow(
+                "row", row.number - 2, row.text[:40], f"{row.expected_columns} values, as in the header"
+            ) from error
+        if "Empty CSV file" not in str(error):
+            raise
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

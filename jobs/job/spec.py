@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from jobs.job.labels import alike, allowed_labels, label_of
 from jobs.job.request_file import RequestFile, RequestFileError
-from jobs.job.urls import UrlError, check_url
+from jobs.job.urls import UrlError, check_folder, check_url
 from jobs.job.yaml_text import YamlError, parse_yaml, read_yaml
 from jobs.words.errors import SpecError
 from jobs.words.phrases import of_codes
@@ -114,8 +114,8 @@ class Spec(Settings):
     )
     batch: int | Literal["auto"] = Field(
         32,
-        description="images decoded together (1 to 65536); part of the plan: it moves rounding; auto, with method auto "
-        "only: the fastest; default with num_gpus: 256, or half of it and so on if that does not fit",
+        description="images decoded together (1 to 65536); part of the plan: it moves rounding; auto: the fastest with "
+        "method auto, otherwise the default; default with num_gpus: 256, or half of it and so on if that does not fit",
     )
     shard_size: int = Field(
         64,
@@ -127,6 +127,7 @@ class Spec(Settings):
     features: bool = Field(True, description="write image features and label agreement, for distance and report")
     workers: Workers = Workers()
     _open: frozenset[str] = PrivateAttr(frozenset())
+    _file_classes: int = PrivateAttr(0)  # different labels in the request file
 
     @model_validator(mode="before")
     @classmethod
@@ -154,6 +155,12 @@ class Spec(Settings):
     def shards(self) -> int:
         return -(-self.requests.count // self.shard_size)
 
+    def classes(self, of_pair: int) -> int:
+        """Different labels among the requests; ``of_pair`` are those of the pair."""
+        labels = self.requests.labels
+        asked = of_pair if labels == "balanced" else len(set(labels[: self.requests.count]))
+        return self._file_classes or min(asked, self.requests.count)
+
     @property
     def open_fields(self) -> frozenset[str]:
         """Those of `_OPEN` that were not given: they follow from the device and the version, or from a stored plan."""
@@ -163,7 +170,7 @@ class Spec(Settings):
         """This spec with a method and a batch size."""
         given = {name: getattr(self, name) for name in Spec.model_fields}
         fixed = FixedSpec(**{**given, "method": choice.method, "batch": choice.batch})
-        fixed._open = self._open
+        fixed._open, fixed._file_classes = self._open, self._file_classes
         return fixed
 
     def with_open(self, values: dict[str, Any]) -> Self:
@@ -241,8 +248,6 @@ def _check_against_card(spec: Spec, card: PairCard) -> None:
         raise SpecError(f"method: got {method.name!r}, allowed: {allowed}")
     if isinstance(method, Auto):
         _check_auto(method, card, spec.pair)
-    elif spec.batch == "auto":
-        raise SpecError(f"batch: got 'auto', allowed: a number with method {method.name}; auto goes with method auto")
     elif complaint := family.refused_method(card, method, spec.pair):
         raise SpecError(complaint)
     if complaint := family.refused_law(spec.law, spec.pair):
@@ -281,7 +286,9 @@ def _with_request_file(spec: Spec, names: tuple[str, ...]) -> Spec:
             f"requests.sha256: got {given.sha256[:12]}..., allowed: {found.sha256[:12]}... (the rows of {source.shown})"
         )
     counted = given.model_copy(update={"count": found.count, "sha256": found.sha256})
-    return spec.model_copy(update={"requests": counted})
+    spec = spec.model_copy(update={"requests": counted})
+    spec._file_classes = found.classes
+    return spec
 
 
 def _labels(given: Any, card: PairCard) -> Any:
@@ -332,9 +339,14 @@ def make_spec(raw: dict[str, Any]) -> Spec:
         if complaint := refuse_switches(raw, Spec):
             raise SpecError(complaint)
         spec = Spec.model_validate(raw)
+        if spec.batch == "auto" and not isinstance(spec.method, Auto):
+            # Nothing is measured for a method by name: the batch is as open as if it were left out.
+            raw = {name: value for name, value in raw.items() if name != "batch"}
+            spec = Spec.model_validate(raw)
         spec._open = frozenset(path for path in _OPEN if not _given(raw, path))
         spec = spec.with_open(_ON_GPU if spec.workers.num_gpus > 0 else {})
         check_url("output", spec.output)
+        check_folder("output", spec.output)
         check_url("requests.file", spec.requests.file or "")
     except (PairError, UrlError) as error:
         raise SpecError(str(error)) from error
@@ -371,10 +383,14 @@ def load_spec(path: str | None, overrides: list[str]) -> Spec:
             raise SpecError(f"spec: got {shown(raw)} in {path}, allowed: a mapping of fields")
         # Blocks that only hold an anchor, as in Compose files.
         raw = {name: value for name, value in raw.items() if not str(name).startswith("x-")}
+    given: set[str] = set()
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise SpecError(f"--set: got {override!r}, allowed: field.path=value")
+        if key in given:
+            raise SpecError(f"{key}: given twice on the command line, allowed: once")
+        given.add(key)
         try:
             value = parse_yaml(text)
         except YamlError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 from fsspec.registry import known_implementations, registry
 
@@ -16,6 +18,25 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 class UrlError(ValueError):
     """A URL that cannot be meant; the message is one line: field, value, what is allowed."""
+
+
+def check_folder(field: str, url: str) -> None:
+    """Refuses a path of this machine at which, or above which, there is a file.
+
+    Args:
+        field: of the spec.
+        url: its value; URLs of other file systems are left to their stores.
+
+    Raises:
+        UrlError: names the file.
+    """
+    if "::" in url or ("://" in url and not url.startswith("file://")):
+        return
+    path = Path(url.removeprefix("file://")).expanduser()
+    for place in (path, *path.parents):
+        if os.path.isfile(place):  # noqa: PTH113 - which raises for names that no file can have
+            where = "is a file" if place == path else f"is below {str(place)!r}, a file"
+            raise UrlError(f"{field}: cannot use {public_url(url)!r}: it {where}; allowed: a folder or a URL")
 
 
 def check_url(field: str, url: str) -> None:

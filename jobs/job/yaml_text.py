@@ -7,6 +7,7 @@ expand to, so that a few lines cannot become a billion values.
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from pathlib import Path
@@ -162,4 +163,6 @@ def read_yaml(path: Path) -> Any:
         data = file.read(LARGEST_FILE + 1)
     if len(data) > LARGEST_FILE:
         raise YamlError(f"more than {LARGEST_FILE:,} bytes; put long lists of labels into a request file")
+    if b"\0" in data and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise YamlError("bytes that are no text, or UTF-16 without its mark; allowed: UTF-8 text")
     return parse_yaml(data)

@@ -15,7 +15,7 @@ from pydantic import Field
 from jobs.job.spec import FixedSpec, Spec
 from jobs.run.auto import choices_of, measured_in_words
 from jobs.run.encoding import encoding_cost, encoding_in_words
-from jobs.words.phrases import law_in_words, method_in_words, number, of_codes, rounding_in_words, size
+from jobs.words.phrases import counted, law_in_words, method_in_words, number, of_codes, rounding_in_words, size
 from jobs.words.progress import duration
 from spd_core.decode.ceilings import Ceilings, known_ceilings
 from spd_core.decode.predict import images_per_s
@@ -161,9 +161,11 @@ def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
     basis = "about "
     if guess.predicted_for:
         basis = f"predicted for one {guess.predicted_for} a worker, not measured: at least about "
+    shards = counted(guess.shards, "shard", "shards")
+    classes = counted(spec.classes(len(card.class_names)), "class", "classes")
     lines = [
         f"output       {public_url(spec.output)}",
-        f"images       {guess.rows:,} of {len(card.class_names)} classes, {guess.shards:,} shards",
+        f"images       {guess.rows:,} of {classes}, {shards}",
         f"law          {law_in_words(spec.law.model_dump(), of_codes(card.sha256))}",
         *_method_lines(card, spec),
         *([f"rounding     {rounding}"] if (rounding := rounding_in_words(spec.law.dtype, card.name)) else []),

@@ -26,6 +26,7 @@ from jobs.job.requests import Tasks
 from jobs.job.spec import Workers
 from jobs.run.cluster import cut_off, draining_nodes, no_room, reserved, worker_count
 from jobs.words.errors import JobError, SpecError
+from jobs.words.progress import Pulse, duration
 from spd_core.pairs.pair import PairError
 from spd_core.quality.files import QualityError
 from workers import layout
@@ -140,6 +141,16 @@ class Fleet:
         return min(self._room, self._todo)
 
     @property
+    def up(self) -> int:
+        """Actors that may be given shards."""
+        return sum(slot.up for slot in self._slots)
+
+    @property
+    def in_progress(self) -> int:
+        """Shards that an actor has begun."""
+        return len({job.shard for slot in self._slots for job in self._begun(slot)})
+
+    @property
     def platforms(self) -> frozenset[str]:
         """Of the workers that have come up so far."""
         return frozenset(self._platforms)
@@ -152,7 +163,10 @@ class Fleet:
             JobError: no actor came up in time.
         """
         pending: _Pending = deque()
-        while not any(slot.up for slot in self._slots):
+        pulse = Pulse()
+        while not self.up:
+            if pulse.due():
+                logger.info("workers up: 0 of %d after %s", self.size, duration(pulse.seconds))
             self._look_around(pending)
             self._wait_once(pending)
             self._drop_late(pending)

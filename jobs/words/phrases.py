@@ -48,18 +48,23 @@ def rounding_in_words(dtype: str, pair: str) -> str:
     )
 
 
+def counted(count: int, one: str, more: str) -> str:
+    """``1 class`` or ``10 classes``."""
+    return f"{count:,} {one if count == 1 else more}"
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A number with some significant digits and thousands separators; a dash for none."""
     if value is None:
         return "–"
     if isinstance(value, int) or abs(value) >= 10**digits:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+        return f"{value:z,.0f}"
+    return f"{value:z.{digits}g}"  # z: no zero has a sign
 
 
 def percent(value: float | None) -> str:
     """A share as a percentage with one decimal; a dash for none."""
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{100 * value:z.1f} %"
 
 
 def size(count: int) -> str:

@@ -8,6 +8,7 @@ import time
 logger = logging.getLogger(__name__)
 
 _EVERY_S = 5.0
+_LONGEST_SILENCE_S = 60.0
 
 
 def duration(seconds: float) -> str:
@@ -28,6 +29,26 @@ def time_left(images: int, rate: float) -> str:
     return duration(images / rate) if rate > 0 else "unknown"
 
 
+class Pulse:
+    """When to say that something is still alive: after some seconds, then ever less often, at least once a minute."""
+
+    def __init__(self) -> None:
+        self._began = self._said = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    def due(self) -> bool:
+        """Whether it is time again; asking counts as saying it."""
+        silent_s = time.monotonic() - self._said
+        if silent_s < min(max(_EVERY_S, 0.5 * self.seconds), _LONGEST_SILENCE_S):
+            return False
+        self._said = time.monotonic()
+        return True
+
+
 class Progress:
     """Logs one line every few seconds: what is done, how fast, how long still.
 
@@ -41,6 +62,7 @@ class Progress:
         self._done_shards, self._done_images = done_shards, done_images
         self._made = 0
         self._began = self._said = self._added = time.monotonic()
+        self._pulse = Pulse()
 
     @property
     def made(self) -> int:
@@ -74,8 +96,23 @@ class Progress:
         seconds = images / self.rate - (time.monotonic() - self._added)
         return duration(seconds) if seconds > 0 else "a moment"
 
-    def tick(self) -> None:
-        """Logs the line if the last one is some seconds old."""
-        if time.monotonic() - self._said >= _EVERY_S:
+    def tick(self, workers: int, wanted: int, shards: int) -> None:
+        """Logs the line if the last one is some seconds old; before a shard is finished, what is in progress.
+
+        Args:
+            workers: that are up.
+            wanted: workers of the job.
+            shards: in progress.
+        """
+        if not self._made:
+            if self._pulse.due():
+                logger.info(
+                    "workers up: %d of %d, shards in progress: %d, none finished after %s",
+                    workers,
+                    wanted,
+                    shards,
+                    duration(self._pulse.seconds),
+                )
+        elif time.monotonic() - self._said >= _EVERY_S:
             self._said = time.monotonic()
             logger.info(self.line())

@@ -19,10 +19,10 @@ class ModelConfig(BaseModel):
 class TokenGrid(ModelConfig):
     """How an image becomes a square of continuous tokens."""
 
-    img_size: int = Field(256, gt=0, description="side of the square image, pixels")
-    vae_stride: int = Field(16, gt=0, description="pixels per latent cell and side")
-    patch_size: int = Field(1, gt=0, description="latent cells per token and side")
-    vae_embed_dim: int = Field(16, gt=0, description="latent channels")
+    img_size: int = Field(256, gt=0, le=4096, description="side of the square image, pixels")
+    vae_stride: int = Field(16, gt=0, le=1024, description="pixels per latent cell and side")
+    patch_size: int = Field(1, gt=0, le=1024, description="latent cells per token and side")
+    vae_embed_dim: int = Field(16, gt=0, le=4096, description="latent channels")
 
     @property
     def grid(self) -> int:

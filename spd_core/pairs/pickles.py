@@ -23,12 +23,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from spd_core.pairs import unfolding
 from spd_core.pairs.pair import PairError
 
 #: A file of the two public sizes is 1.1 times its weights; views into one storage may be named twice.
 _MOST_UNFOLDED = 2.0
 _SLACK = 1 << 20
-_LONGEST_PICKLE = 1 << 28
+_LONGEST_PICKLE = 1 << 25  #: the public files have 200 kB
+_LEGACY_PICKLES = 5  #: that a file of ``torch.save`` before PyTorch 1.6 begins with
 
 
 def _named(kind: Callable[..., Any], *names: str) -> list[tuple[Callable[..., Any], str]]:
@@ -38,6 +40,16 @@ def _named(kind: Callable[..., Any], *names: str) -> list[tuple[Callable[..., An
 def _as_dict(*_: object) -> dict[Any, Any]:
     """In place of a defaultdict: the restricted unpickler fills plain dicts only."""
     return {}
+
+
+def _ignored(*_: object) -> None:
+    """In place of what a file names but need not call: a text of texts may be made exponentially long."""
+
+
+def _path(*parts: object) -> pathlib.PurePath:
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError("a path of other things than texts")
+    return pathlib.PurePosixPath(*map(str, parts))
 
 
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -50,10 +62,9 @@ def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         found += [*_named(scalar, f"{module}.scalar"), *_named(rebuild, f"{module}._reconstruct")]
     for name in paths:
-        kind = pathlib.PureWindowsPath if "Windows" in name else pathlib.PurePosixPath
-        found += _named(kind, f"pathlib.{name}", f"pathlib._local.{name}")
+        found += _named(_path, f"pathlib.{name}", f"pathlib._local.{name}")
     for plain in (list, dict, tuple, int, float, str, bool):
-        found += _named(plain, f"builtins.{plain.__name__}")
+        found += _named(_ignored, f"builtins.{plain.__name__}")
     return [*found, (_as_dict, "collections.defaultdict"), OrderedDict]
 
 
@@ -71,10 +82,15 @@ def read_file(path: Path) -> Any:
         zipped = zipfile.is_zipfile(path)
         if zipped:
             _check_zip(path)
+        else:
+            with path.open("rb") as file:
+                unfolding.check(file, _LEGACY_PICKLES)
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError as error:
         raise PairError(f"checkpoint: cannot read {path}: {error.strerror or error}") from error
+    except unfolding.Unfolds as error:
+        raise PairError(f"checkpoint: refused {path}, {error}; allowed: a torch file of plain tensors") from error
     except pickle.UnpicklingError as error:
         named = re.search(r"unsupported (?:global|class):? (?:global )?([\w.]+)", str(error), re.IGNORECASE)
         reason = f"it asks for {named[1]}" if named else "it is no torch file"
@@ -83,7 +99,9 @@ def read_file(path: Path) -> Any:
         raise
     except (Exception, MemoryError) as error:
         # A restricted unpickler fed with damaged bytes fails in any way.
-        raise PairError(f"checkpoint: {path} is no torch file: {one_line(error)}; allowed: a checkpoint") from error
+        text = one_line(error)
+        reason = text if " " in text else "its bytes cannot be read as one"  # a bare key says nothing
+        raise PairError(f"checkpoint: {path} is no torch file: {reason}; allowed: a checkpoint") from error
 
 
 def _check_zip(path: Path) -> None:
@@ -91,9 +109,18 @@ def _check_zip(path: Path) -> None:
 
     Raises:
         PairError: a compressed member, or members that are larger than the file.
+        Unfolds: what the pickles in it ask for.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+        _check_members(path, members)
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                with archive.open(member) as file:
+                    unfolding.check(file)
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     packed = next((member.filename for member in members if member.compress_type != zipfile.ZIP_STORED), None)
     if packed is not None:
         raise PairError(f"checkpoint: refused {path}, {packed[:80]} is compressed; allowed: a file of torch.save")

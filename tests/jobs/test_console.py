@@ -43,6 +43,27 @@ def test_a_late_shard_does_not_make_the_time_left_grow(clock):
     assert shown.left() == "a moment" and shown.rate == 1.0
 
 
+def test_before_the_first_shard_is_finished_it_says_ever_less_often_what_is_in_progress(clock, caplog):
+    caplog.set_level(logging.INFO)
+    shown, said = Progress(shards=4, images=40, done_shards=0, done_images=0), []
+    for second in range(1, 301):
+        clock[0] = float(second)
+        before = len(caplog.records)
+        shown.tick(workers=2, wanted=3, shards=2)
+        said += [second] * (len(caplog.records) - before)
+    assert caplog.messages[0] == "workers up: 2 of 3, shards in progress: 2, none finished after 5.0 s"
+    assert said == [5, 10, 20, 40, 80, 140, 200, 260]
+
+
+def test_after_the_first_shard_it_says_how_far_it_is(clock, caplog):
+    caplog.set_level(logging.INFO)
+    shown = Progress(shards=4, images=40, done_shards=0, done_images=0)
+    clock[0] = 6.0
+    shown.add(10)
+    shown.tick(workers=2, wanted=2, shards=2)
+    assert caplog.messages == ["1/4 shards, 10/40 images, 1.67 images/s, 18.0 s left"]
+
+
 def test_steps_say_what_ended_and_how_long_the_rest_takes(clock, caplog):
     caplog.set_level(logging.INFO)
     steps = Steps(4, every_s=5.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from jobs.job.request_file import RequestFile
 from jobs.job.spec import load_spec
 from jobs.job.yaml_text import YamlError, parse_yaml
 from jobs.words.errors import SpecError
+from spd_core.pairs.pair import load_card
 
 INPUTS = Path(__file__).parents[1] / "data" / "inputs"
 NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -139,6 +141,7 @@ def test_yaml_that_cannot_be_meant_is_refused_at_once(text, says):
         (b"just text", "got 'just text'"),
         (b"1: 2", "1: unknown field"),
         (b"requests:\nmethod: plain", "requests: got nothing, allowed: a mapping of the fields count, labels"),
+        ("name: x".encode("utf-16-le"), "bytes that are no text, or UTF-16 without its mark; allowed: UTF-8 text"),
         (b"count: 10", "did you mean requests.count or workers.count?"),
         (
             b"request: {count: 10}",
@@ -218,6 +221,12 @@ def test_a_wrong_setting_is_one_line(command, setting, says, capsys, tmp_path, m
         (["plan", "--outptu", "x"], "--outptu: unknown argument, did you mean --output?"),
         (["plan", "a.yaml", "b.yaml"], "b.yaml: unknown argument"),
         (["plan", "--count", "many"], "--count: got 'many', allowed: a whole number"),
+        (["plan", "--count", "5", "--count", "6"], "--count: given twice, allowed: once"),
+        (["bench", "--gamma", "2", "--gamma", "4"], "--gamma: given twice, allowed: once"),
+        (["plan", "--set", "seed=1", "--set", "seed=2"], "seed: given twice on the command line, allowed: once"),
+        (["plan", "--set", "requests.count=1", "--count", "2"], "requests.count: given twice"),
+        (["plan", "--output", "FILE"], "it is a file; allowed: a folder or a URL"),
+        (["plan", "--output", "FILE/x/y"], "it is below"),
         (["plan", "--count"], "--count: got nothing, allowed: a value"),
         (["plan", "--count", "-3"], "requests.count: got -3, allowed: a whole number from 1 to"),
         (["plan", "--pair", "nosuch"], "pair: got 'nosuch'"),
@@ -226,8 +235,25 @@ def test_a_wrong_setting_is_one_line(command, setting, says, capsys, tmp_path, m
         (["--nonsense"], "--nonsense: unknown argument"),
     ],
 )
-def test_a_wrong_argument_is_one_line(given, says, capsys):
-    assert says in refusal(capsys, *given)
+def test_a_wrong_argument_is_one_line(given, says, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert says in refusal(capsys, *(word.replace("FILE", str(tmp_path / "file")) for word in given))
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "words"),
+    [("balanced", 77, "77 of 10 classes"), ("[Bag, 3, 8]", 50, "50 of 2 classes"), ("Bag", 50, "50 of 1 class,"),
+     ("balanced", 4, "4 of 4 classes"), ("[1, 2, 3]", 2, "2 of 2 classes")],
+)  # fmt: skip
+def test_a_plan_counts_the_classes_that_are_asked_for(labels, count, words, capsys):
+    assert main(["plan", "--set", f"requests.labels={labels}", "--count", str(count)]) == 0
+    assert words in capsys.readouterr().out
+
+
+def test_a_plan_counts_the_classes_of_a_request_file(tmp_path, capsys):
+    (tmp_path / "r.csv").write_text("label\n3\nDress\n3\nBag\n")
+    assert main(["plan", "--set", f"requests.file={tmp_path / 'r.csv'}"]) == 0
+    assert "4 of 2 classes" in capsys.readouterr().out
 
 
 def test_pair_and_count_are_short_for_their_fields(capsys):
@@ -285,6 +311,16 @@ def test_what_spreadsheets_and_pandas_write_is_read(name, content, tmp_path):
         ("r.csv", b"label;seed\n3;4\n", "columns: got label;seed in"),
         ("r.csv", b"label,label\n3,4\n", "columns: got label, label in"),
         ("r.csv", b"label,id\n3,img\n3,IMG\n", "got 'img' and 'IMG' in rows 1 and 2 of"),
+        ("r.csv", b"label, id\n3, a\n", "columns: got label, ' id' in"),
+        ("r.csv", b"lable\n3\n", "allowed: label and, if wanted, id and seed, did you mean label?"),
+        ("r.csv", b"", "without a row, allowed: one row or more"),
+        ("r.csv", b"\n\n", "without a row, allowed: one row or more"),
+        ("r.jsonl", b"\n", "without a row, allowed: one row or more"),
+        ("r.csv", b"label,id\n3,a\n\n4,b,c\n", "row: got '4,b,c' in row 2 of"),
+        ("r.csv", b"label\n\n3\n\nx\n", "label: got 'x' in row 2 of"),
+        ("r.jsonl", b'\n{"label": 3}\n\n{"label": "x"}\n', "label: got 'x' in row 2 of"),
+        ("r.jsonl", b'{"label": 3}\n\n{"label"\n', "in row 2 of"),
+        ("r.jsonl", b'{"label": 3}\n\n{"label": "\xff"}\n', "in row 2 in"),
         ("r.parquet", b"PAR1" + b"\0" * 200 + b"PAR1", "cannot read"),
     ],
 )
@@ -353,6 +389,12 @@ def test_the_choices_of_train_are_the_recipes():
     assert Speculative().stride == 15
 
 
+def card(**changed: dict[str, int]) -> bytes:
+    """The card of a bundled pair with other sizes."""
+    raw = load_card("fashion-mar").model_dump(mode="json")
+    return json.dumps({**raw, **{part: {**raw[part], **sizes} for part, sizes in changed.items()}}).encode()
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -364,6 +406,10 @@ def test_the_choices_of_train_are_the_recipes():
         (b"{}", "is not a pair card: name"),
         (b'{"name": 1' + b"0" * 5000 + b"}", "is not a pair card"),
         (None, "pair: got"),
+        (card(target={"encoder_embed_dim": 10**12}), "encoder_embed_dim: got 1000000000000, allowed: a whole number"),
+        (card(target={"decoder_depth": 10**9}), "from 0 to 1,024"),
+        (card(target={"img_size": 10**9}), "at most 4,096"),
+        (card(codec={"channels": 10**6}), "at most 4"),
     ],
 )
 def test_a_damaged_card_is_one_line(content, says, tmp_path, capsys):

@@ -48,6 +48,12 @@ def test_a_batch_that_was_not_given_is_halved_until_it_fits(pair, tmp_path, smal
     assert small_device == [12, 6, 3]
 
 
+def test_batch_auto_with_a_method_by_name_is_the_default_halved_until_it_fits(pair, tmp_path, small_device):
+    spec = spec_of(pair, tmp_path, batch="auto")
+    assert spec == spec_of(pair, tmp_path) and spec.batch == 32
+    assert fitted(InlineRay(), spec).batch == 3
+
+
 def test_a_batch_that_fits_stays(pair, tmp_path, small_device):
     assert fitted(InlineRay(), spec_of(pair, tmp_path, batch=4)).batch == 4
     assert small_device == [4]

@@ -19,6 +19,7 @@ from jobs.dataset.validate import validate
 from jobs.job.plan import read_plan, store_plan
 from jobs.words import phrases as words
 from jobs.words.errors import SpecError
+from jobs.words.phrases import certificate_in_words, percent
 from spd_core.law import Cspd, Speculative
 from tests.jobs.test_auto import auto_spec, planned
 from tests.jobs.tree import lose_shard, make_shards, make_tree
@@ -77,6 +78,19 @@ def test_report_json_has_the_figures(output):
     assert len(report["acceptance"]["by_index"]) == 3
     assert report["quality"] == {"skipped": "the job wrote no image features (features: false)"}
     assert [row["images"] for row in report["classes"]] == [4, 3, 3]
+
+
+def test_a_card_counts_the_classes_that_were_made(output):
+    report, plan = json.loads((Path(output) / layout.REPORT_JSON).read_text()), read_plan(Store(output))
+    assert "10 images of 3 classes, generated" in render_card(plan, report)
+    report["classes"][0]["images"] = report["classes"][2]["images"] = 0
+    assert "10 images of 1 class, generated" in render_card(plan, report)
+
+
+def test_no_figure_is_minus_zero():
+    figures = {"mean": -0.0, "low": -0.0, "high": 0.25, "excess_per_token": -0.0}
+    assert [value for _, value in certificate_in_words(figures)] == ["0 (95 % interval 0 to 0.25)", "0"]
+    assert percent(-0.0) == "0.0 %"
 
 
 def test_hostile_names_are_escaped(output):

@@ -137,7 +137,7 @@ def test_whole_numbers_are_ids_too(tmp_path, kind):
 def test_unknown_and_missing_columns_are_refused(tmp_path, kind, columns):
     text = refusal(write(tmp_path, kind, columns))
     assert text.startswith(f"requests.file: columns: got {', '.join(columns)} in ")
-    assert text.endswith("allowed: label and, if wanted, id and seed")
+    assert "allowed: label and, if wanted, id and seed" in text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -160,8 +160,8 @@ def test_repeated_seeds_and_labels_are_allowed(tmp_path):
     [
         ("r.txt", b"label\n1\n", "allowed: a name that ends in .parquet, .csv, .jsonl"),
         ("r.parquet", b"no parquet", "cannot read"),
-        ("r.csv", b"", "cannot read"),
-        ("r.csv", b"label,id\n1\n", "cannot read"),
+        ("r.csv", b"", "without a row"),
+        ("r.csv", b"label,id\n1\n", "row: got '1' in row 1 of"),
         ("r.csv", b"label\n", "without a row"),
         ("r.jsonl", b"", "without a row"),
         ("r.jsonl", b'{"label": 1}\n{"label": 1, "id": "x"}\n', "row: got 'label, id' in row 2"),

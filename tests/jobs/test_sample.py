@@ -77,7 +77,8 @@ def test_grid_places_images_in_rows():
 )
 def test_wrong_input_is_one_line(pair, tmp_path, monkeypatch, capsys, arguments, named):
     monkeypatch.chdir(tmp_path)
-    assert main(["sample", "--pair", pair, "--n", "2", "--out", "s.npz", *arguments]) == 2
+    given = {"--pair": pair, "--n": "2", "--out": "s.npz"} | {arguments[0]: arguments[1]}
+    assert main(["sample", *(word for option in given.items() for word in option)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert named in error

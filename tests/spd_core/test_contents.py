@@ -258,3 +258,67 @@ def test_a_folder_and_a_container_inside_itself_are_one_line(tmp_path: Path):
         deep = {"a": deep, "b": deep}
     with pytest.raises(PairError, match="allowed: weights of"):
         find_weights(some_file(tmp_path), deep, "llamagen")
+
+
+def _pair_of_itself(levels: int) -> bytes:
+    """A pickled tuple that holds another twice, and so on; left on the stack."""
+    return b")" + b"".join(b"q" + bytes([at]) + b"h" + bytes([at]) + b"\x86" for at in range(levels))
+
+
+def _archive(path: Path, pickled: bytes) -> Path:
+    """A file of ``torch.save`` with another pickle in it."""
+    torch.save({"a": torch.zeros(1)}, path.with_suffix(".real"))
+    with zipfile.ZipFile(path.with_suffix(".real")) as real, zipfile.ZipFile(path, "w") as made:
+        for member in real.infolist():
+            made.writestr(member, pickled if member.filename.endswith("data.pkl") else real.read(member))
+    return path
+
+
+BOMBS = {
+    "key": b"\x80\x02}" + _pair_of_itself(60) + b"K\x01s.",
+    "keys": b"\x80\x02}(" + _pair_of_itself(60) + b"K\x01u.",
+    "set": b"\x80\x02cbuiltins\nset\n](" + _pair_of_itself(60) + b"e\x85R.",
+    "text": b"\x80\x02cbuiltins\nstr\n" + _pair_of_itself(60) + b"\x85R.",
+    "error": b"\x80\x02" + _pair_of_itself(60) + b")R.",
+    "path": b"\x80\x02cpathlib\nPosixPath\n" + _pair_of_itself(60) + b"R.",
+    "depth": b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.",
+    "itself": b"\x80\x02}q\x00h\x00\x85K\x01s.",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_pickle_that_unfolds_is_refused_at_once(bomb: str, tmp_path: Path):
+    began = time.perf_counter()
+    with pytest.raises(PairError, match=r"refused .* allowed: a torch file of plain tensors") as caught:
+        read_file(_archive(tmp_path / "file.pt", BOMBS[bomb]))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert time.perf_counter() - began < 5
+
+
+def test_a_bomb_in_the_old_format_is_refused_at_once(tmp_path: Path):
+    torch.save({"a": 1}, tmp_path / "file.pt", _use_new_zipfile_serialization=False)
+    start = (tmp_path / "file.pt").read_bytes()
+    parts = start.split(b"\x80\x02")  # of the magic number, the protocol and the system stand before the value's
+    (tmp_path / "bomb.pt").write_bytes(b"\x80\x02".join(parts[:4]) + BOMBS["key"])
+    assert len(parts) > 4
+    began = time.perf_counter()
+    with pytest.raises(PairError, match="unfolds to more"):
+        read_file(tmp_path / "bomb.pt")
+    assert time.perf_counter() - began < 5
+
+
+def test_what_trainers_share_inside_their_files_is_read(tmp_path: Path):
+    shared = {"betas": (0.9, 0.999), "names": ["x"] * 50}
+    saved = {
+        "model": STATE,
+        "groups": [shared] * 2000,
+        ("a", 1): collections.OrderedDict({(i, i): i for i in range(5000)}),
+    }
+    torch.save(saved, tmp_path / "file.pt")
+    assert read_file(tmp_path / "file.pt")["groups"] == saved["groups"]
+
+
+def test_a_file_that_is_cut_off_says_so_in_words(tmp_path: Path):
+    (tmp_path / "file.pt").write_bytes(b"\x80\x02h\x69.")  # asks for what was never there: KeyError(105)
+    with pytest.raises(PairError, match="is no torch file: its bytes cannot be read as one; allowed"):
+        read_file(tmp_path / "file.pt")

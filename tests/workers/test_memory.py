@@ -46,6 +46,17 @@ def test_a_worker_that_runs_out_of_memory_names_its_batch(settings, task, monkey
         Worker(settings).run(task)
 
 
+def test_a_device_that_is_full_gives_back_what_it_kept(monkeypatch):
+    given: list[bool] = []
+    monkeypatch.setattr("spd_core.decode.kept.release", lambda: given.append(True))
+    with pytest.raises(ValueError, match="other"), told_apart(3, CPU):
+        raise ValueError("other")
+    assert not given
+    with pytest.raises(OutOfMemory), told_apart(3, CPU):
+        raise MemoryError
+    assert given == [True]
+
+
 def test_the_machine_has_room():
     found = room(CPU)
     assert found is not None and 0 < found.free <= found.total

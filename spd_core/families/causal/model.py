@@ -32,13 +32,13 @@ from spd_core.models.linear import Linear
 class CausalConfig(TokenGrid):
     """Sizes of a causal model."""
 
-    class_num: int = Field(1000, gt=0)
-    embed_dim: int = Field(256, gt=0, description="width of the transformer and of z")
-    depth: int = Field(6, gt=0, description="transformer blocks")
-    num_heads: int = Field(4, gt=0)
-    mlp_ratio: float = Field(4.0, gt=0)
-    head_depth: int = Field(3, gt=0, description="residual blocks of the diffusion head")
-    head_width: int = Field(192, gt=0, description="width of the diffusion head")
+    class_num: int = Field(1000, gt=0, le=1_000_000)
+    embed_dim: int = Field(256, gt=0, le=65536, description="width of the transformer and of z")
+    depth: int = Field(6, gt=0, le=1024, description="transformer blocks")
+    num_heads: int = Field(4, gt=0, le=65536)
+    mlp_ratio: float = Field(4.0, gt=0, le=64)
+    head_depth: int = Field(3, gt=0, le=1024, description="residual blocks of the diffusion head")
+    head_width: int = Field(192, gt=0, le=65536, description="width of the diffusion head")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

@@ -38,13 +38,13 @@ NORM_EPS = 1e-5
 class LlamaGenConfig(ModelConfig):
     """Sizes of a model under the public names."""
 
-    dim: int = Field(768, gt=0)
-    n_layer: int = Field(12, gt=0)
-    n_head: int = Field(12, gt=0)
-    vocab_size: int = Field(16384, gt=1, description="codes")
-    block_size: int = Field(256, gt=0, description="codes of an image, a square")
-    num_classes: int = Field(1000, gt=0, description="the null class has this id")
-    multiple_of: int = Field(256, gt=0, description="the feed-forward width is rounded up to this")
+    dim: int = Field(768, gt=0, le=65536)
+    n_layer: int = Field(12, gt=0, le=1024)
+    n_head: int = Field(12, gt=0, le=65536)
+    vocab_size: int = Field(16384, gt=1, le=1 << 24, description="codes")
+    block_size: int = Field(256, gt=0, le=1 << 16, description="codes of an image, a square")
+    num_classes: int = Field(1000, gt=0, le=1_000_000, description="the null class has this id")
+    multiple_of: int = Field(256, gt=0, le=65536, description="the feed-forward width is rounded up to this")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -84,8 +84,8 @@ class EagleConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    n_head: int = Field(12, gt=0)
-    multiple_of: int = Field(256, gt=0)
+    n_head: int = Field(12, gt=0, le=65536)
+    multiple_of: int = Field(256, gt=0, le=65536)
 
 
 def rotary_table(config: LlamaGenConfig) -> Tensor:

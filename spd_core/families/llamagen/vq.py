@@ -29,13 +29,17 @@ class VqConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ch: int = Field(128, gt=0, description="channels that ch_mult multiplies")
-    ch_mult: tuple[int, ...] = Field((1, 1, 2, 2, 4), min_length=1, description="channel factor of each level")
-    num_res_blocks: int = Field(2, gt=0, description="residual blocks per encoder level; a decoder level has one more")
-    z_channels: int = Field(256, gt=0, description="channels before the code space")
-    codebook_size: int = Field(16384, gt=1)
-    codebook_embed_dim: int = Field(8, gt=0, description="dims of a code")
-    in_channels: int = Field(3, gt=0, description="image channels")
+    ch: int = Field(128, gt=0, le=4096, description="channels that ch_mult multiplies")
+    ch_mult: tuple[int, ...] = Field(
+        (1, 1, 2, 2, 4), min_length=1, max_length=8, description="channel factor of each level"
+    )
+    num_res_blocks: int = Field(
+        2, gt=0, le=64, description="residual blocks per encoder level; a decoder level has one more"
+    )
+    z_channels: int = Field(256, gt=0, le=65536, description="channels before the code space")
+    codebook_size: int = Field(16384, gt=1, le=1 << 24)
+    codebook_embed_dim: int = Field(8, gt=0, le=65536, description="dims of a code")
+    in_channels: int = Field(3, gt=0, le=4, description="image channels")
 
     @property
     def stride(self) -> int:
@@ -171,8 +175,8 @@ class VqCodec(Codec):
 
     kind: Literal["vq"] = "vq"
     vq: VqConfig = Field(default_factory=VqConfig)
-    size: int = Field(256, gt=0, description="side of the image, pixels")
-    padded: int = Field(256, gt=0, description="side after padding with black, pixels; the tokenizer's")
+    size: int = Field(256, gt=0, le=4096, description="side of the image, pixels")
+    padded: int = Field(256, gt=0, le=4096, description="side after padding with black, pixels; the tokenizer's")
 
     def network(self) -> Vq:
         return Vq(self.vq)

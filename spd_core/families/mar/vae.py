@@ -32,12 +32,16 @@ class KlVaeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ch: int = Field(128, gt=0, description="channels that ch_mult multiplies")
-    ch_mult: tuple[int, ...] = Field((1, 1, 2, 2, 4), min_length=1, description="channel factor of each level")
-    num_res_blocks: int = Field(2, gt=0, description="residual blocks per encoder level; a decoder level has one more")
-    embed_dim: int = Field(16, gt=0, description="latent channels")
-    in_channels: int = Field(3, gt=0, description="image channels")
-    resolution: int = Field(256, gt=0, description="nominal image side; only places the encoder's attention")
+    ch: int = Field(128, gt=0, le=4096, description="channels that ch_mult multiplies")
+    ch_mult: tuple[int, ...] = Field(
+        (1, 1, 2, 2, 4), min_length=1, max_length=8, description="channel factor of each level"
+    )
+    num_res_blocks: int = Field(
+        2, gt=0, le=64, description="residual blocks per encoder level; a decoder level has one more"
+    )
+    embed_dim: int = Field(16, gt=0, le=4096, description="latent channels")
+    in_channels: int = Field(3, gt=0, le=4, description="image channels")
+    resolution: int = Field(256, gt=0, le=65536, description="nominal image side; only places the encoder's attention")
     attn_resolutions: tuple[int, ...] = Field((16,), description="nominal sides with attention in the encoder")
 
     @property
@@ -236,7 +240,7 @@ class KlCodec(Codec):
     kind: Literal["kl"] = "kl"
     vae: KlVaeConfig = Field(default_factory=KlVaeConfig)
     latent_scale: float = Field(0.2325, gt=0, description="one over the std of the latents; the mean is not removed")
-    patch_size: int = Field(1, gt=0, description="latent cells per token and side")
+    patch_size: int = Field(1, gt=0, le=1024, description="latent cells per token and side")
 
     def network(self) -> KlVae:
         return KlVae(self.vae)
