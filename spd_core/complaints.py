@@ -61,9 +61,6 @@ def _walk(root: Schema, where: Sequence[int | str]) -> tuple[list[str], Schema]:
             node = tagged
             continue
         for each in _branches(node, root):
-            if isinstance(part, str) and part == each.get("title") and "properties" in each:
-                node = each  # of several models that a value may be, this one
-                break
             if isinstance(part, str) and part in each.get("properties", {}):
                 node = each["properties"][part]
                 path.append(part)

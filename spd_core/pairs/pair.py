@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, create_model, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from spd_core.alike import did_you_mean
 from spd_core.codec import Codec
 from spd_core.complaints import one_line
 from spd_core.families.family import Family
-from spd_core.families.registry import family
+from spd_core.families.registry import FAMILIES, family
 from spd_core.law import HeadWindow, Precision, SamplerLaw, Settings
 from spd_core.models.grid import ModelConfig
 from spd_core.precision import arithmetic
@@ -234,10 +234,23 @@ def parse_card(raw: bytes, place: str) -> PairCard:
     except RecursionError as error:
         raise PairError(f"pair: {place} is not a pair card: values too deep inside each other") from error
     except ValidationError as error:
-        words = one_line(error, PairCard, "the fields of a card", "card")
+        words = one_line(error, _with_parts(json.loads(raw)), "the fields of a card", "card")
         raise PairError(f"pair: {place} is not a pair card: {words}") from error
     except ValueError as error:  # no JSON, or not UTF-8
         raise PairError(f"pair: {place} is not a pair card: {' '.join(str(error).split())}") from error
+
+
+def _with_parts(raw: Any) -> type[PairCard]:
+    """The card's model with the family's own sizes and codec in it, so that errors can say what is allowed there."""
+    found = FAMILIES.get(str(raw.get("family"))) if isinstance(raw, dict) else None
+    if found is None:
+        return PairCard
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in found.configs.items()}
+    asked = raw["codec"].get("kind") if isinstance(raw.get("codec"), dict) else None
+    for codec in found.codecs:
+        if codec.model_fields["kind"].default == asked:
+            fields["codec"] = (codec, ...)
+    return create_model("PairCard", __base__=PairCard, **fields)
 
 
 def part_sizes(card: PairCard, draft: bool = True) -> dict[str, int]:
