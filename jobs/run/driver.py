@@ -97,7 +97,7 @@ def _make_shards(
                 if record is not None:
                     progress.add(record.rows)
                     made += record.rows if record.run == presence.run else 0
-                progress.tick(fleet.up, fleet.size, fleet.in_progress)
+                progress.tick(fleet.in_words())
                 presence.beat()
             logger.info(progress.line())
         finally:

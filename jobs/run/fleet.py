@@ -145,10 +145,10 @@ class Fleet:
         """Actors that may be given shards."""
         return sum(slot.up for slot in self._slots)
 
-    @property
-    def in_progress(self) -> int:
-        """Shards that an actor has begun."""
-        return len({job.shard for slot in self._slots for job in self._begun(slot)})
+    def in_words(self) -> str:
+        """Actors that are up and shards that they have begun."""
+        begun = {job.shard for slot in self._slots for job in self._begun(slot)}
+        return f"workers up: {self.up} of {self.size}, shards in progress: {len(begun)}"
 
     @property
     def platforms(self) -> frozenset[str]:

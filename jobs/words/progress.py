@@ -96,23 +96,15 @@ class Progress:
         seconds = images / self.rate - (time.monotonic() - self._added)
         return duration(seconds) if seconds > 0 else "a moment"
 
-    def tick(self, workers: int, wanted: int, shards: int) -> None:
+    def tick(self, in_progress: str = "") -> None:
         """Logs the line if the last one is some seconds old; before a shard is finished, what is in progress.
 
         Args:
-            workers: that are up.
-            wanted: workers of the job.
-            shards: in progress.
+            in_progress: in words; empty: nobody says.
         """
-        if not self._made:
+        if in_progress and not self._made:
             if self._pulse.due():
-                logger.info(
-                    "workers up: %d of %d, shards in progress: %d, none finished after %s",
-                    workers,
-                    wanted,
-                    shards,
-                    duration(self._pulse.seconds),
-                )
+                logger.info("%s, none finished after %s", in_progress, duration(self._pulse.seconds))
         elif time.monotonic() - self._said >= _EVERY_S:
             self._said = time.monotonic()
             logger.info(self.line())

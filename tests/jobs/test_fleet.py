@@ -449,3 +449,13 @@ def test_a_driver_whose_own_node_is_gone_says_so_at_once(job):
     ray = FakeRay(job.make, lambda *_: "ok", cut_off=True)
     with pytest.raises(JobError, match="Ray node that this driver runs on is gone; the same command resumes"):
         job.run(ray)
+
+
+def test_a_fleet_says_what_is_in_progress(job):
+    ray, said = FakeRay(job.make, lambda *_: "ok"), []
+    fleet = job.fleet(ray)
+    assert fleet.in_words() == "workers up: 0 of 2, shards in progress: 0"
+    fleet.wait_for_first()
+    for _ in fleet.run(dict.fromkeys(range(3), 0)):
+        said.append(fleet.in_words())
+    assert any("shards in progress: 1" in text or "shards in progress: 2" in text for text in said)
