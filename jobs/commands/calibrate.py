@@ -17,7 +17,7 @@ from jobs.run.remembered import remember
 from jobs.words.console import Steps, say
 from jobs.words.errors import JobError, SpecError
 from jobs.words.files import check_file
-from jobs.words.phrases import method_in_words, number, of_codes
+from jobs.words.phrases import method_in_words, number
 from spd_core.decode.trial import Trial
 from spd_core.law import Choice
 from spd_core.pairs.pair import PairCard, load_card
@@ -69,11 +69,11 @@ def whole_rates(choices: Sequence[Choice], measure: Measure, laps: int) -> list[
     return [statistics.median(rates[choice]) for choice in choices]
 
 
-def table(rows: Sequence[CalibrationRow], whole: Sequence[float | None], codes: bool) -> str:
+def table(rows: Sequence[CalibrationRow], whole: Sequence[float | None], family: str) -> str:
     """One line a choice as markdown; the chosen one in bold."""
     lines = ["| method | batch | images/s | turns | images/s of whole shards |", "|---|---|---|---|---|"]
     for row, rate in zip(rows, whole, strict=True):
-        name = method_in_words(row.method.model_dump(), codes)
+        name = method_in_words(row.method.model_dump(), family)
         speed = f"failed: {row.problem}" if row.problem else number(row.images_per_s)
         shown = f"**{name}**" if row.chosen else name
         lines.append(f"| {shown} | {row.batch} | {speed} | {len(row.trials)} | {number(rate)} |")
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     remember(spec, card, Calibration.model_validate({**asked, "rows": rows, "machine": machine, "seconds": seconds}))
     measure = _told(_measure(trier, spec, card, whole=True), Steps(args.check * len(choices), _EVERY_S))
     whole = whole_rates(choices, measure, args.check) if args.check else None
-    say(table(rows, whole or [None] * len(rows), of_codes(card.sha256)))
+    say(table(rows, whole or [None] * len(rows), card.family))
     figures: dict[str, Any] = {
         "machine": machine,
         "spec": spec.model_dump(mode="json", include={"pair", "law", "method", "batch", "shard_size", "seed"}),

@@ -14,25 +14,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from jobs.words.errors import SpecError
 from spd_core.alike import did_you_mean
 from spd_core.codec import PixelCodec
 from spd_core.data import load_fashion_mnist
-from spd_core.families.causal.distil import DistilRecipe, load_causal
-from spd_core.families.llamagen.recipe import CodeRecipe, FollowerRecipe
-from spd_core.families.llamagen.vq_recipe import VqRecipe, codes_of
-from spd_core.families.mar.recipe import train
+from spd_core.families.head_family import head_of
+from spd_core.families.registry import family_of_config
+from spd_core.models.grid import ModelConfig
 from spd_core.models.variance import PosteriorVariance
 from spd_core.pairs.pair import TunedWindows, load_pair
 from spd_core.quality.intervals import Interval, mean_interval
-from spd_core.train.acceptance import TeacherForced, teacher_forced
+from spd_core.train.acceptance import TeacherForced
 from spd_core.train.bundle import VARIANCES, add_variance, bundle, record_figures, record_windows
+from spd_core.train.loop import WEIGHTS, Recipe, Runs, train
 from spd_core.train.recipes import LAWS, RECIPES
 from spd_core.train.variance import Following, VarianceRecipe, followings, load_variance, walk_paths
+from spd_core.train.weights import fitted, read_weights
 from spd_core.train.windows import LADDER, PRICES, tuned_windows
-
-_WEIGHTS = "weights.safetensors"
 
 
 def _no_part(args: argparse.Namespace) -> SpecError:
@@ -42,26 +42,26 @@ def _no_part(args: argparse.Namespace) -> SpecError:
 
 def _acceptance(args: argparse.Namespace, out: Path, target: Path) -> None:
     """Prints the teacher-forced acceptance of the drafts ``OUT/draft`` and ``OUT/distil``, those that are there."""
-    recipe = RECIPES.get((args.what, "distil"))
-    if not isinstance(recipe, DistilRecipe):
+    if (args.what, "distil") not in RECIPES:
         raise _no_part(args)
     if not 2 <= args.n <= 10_000:
         raise SpecError(f"--n: got {args.n}, allowed: 2..10000")
     if not 1 <= args.stride <= 1000:
         raise SpecError(f"--stride: got {args.stride}, allowed: 1..1000")
-    runs = [run for run in ("draft", "distil") if (out / run / _WEIGHTS).is_file()]
+    runs = [run for run in ("draft", "distil") if (out / run / WEIGHTS).is_file()]
     if not runs:
-        raise SpecError(f"--out: got {out} without draft/{_WEIGHTS}, allowed: a folder with trained parts")
+        raise SpecError(f"--out: got {out} without draft/{WEIGHTS}, allowed: a folder with trained parts")
     images, labels = load_fashion_mnist("test", args.data)
-    tokens, model = PixelCodec().encode(images[: args.n]), load_causal(recipe.target, target)
-    drafts = {run: load_causal(recipe.model, out / run / _WEIGHTS) for run in runs}
-    files = {run: out / run / _WEIGHTS for run in runs} | {"target": target}
+    tokens, model = PixelCodec().encode(images[: args.n]), _model(RECIPES[args.what, "target"], target)
+    drafts = {run: _model(RECIPES[args.what, run], out / run / WEIGHTS) for run in runs}
+    files = {run: out / run / WEIGHTS for run in runs} | {"target": target}
     for name, draft in (drafts | {"target": model}).items():
         if (variance := _variance_of(files[name], out)) is not None:
             drafts[f"{name}, following"] = copy.deepcopy(draft)
-            drafts[f"{name}, following"].head.variance = variance
+            head_of(drafts[f"{name}, following"]).variance = variance
+    family = family_of_config(RECIPES[args.what, "target"].model)
     found = {
-        name: teacher_forced(model, draft, LAWS[args.what], args.stride, tokens, labels[: args.n])
+        name: family.teacher_forced((model, draft), LAWS[args.what], args.stride, tokens, labels[: args.n])
         for name, draft in (drafts | {"target": model}).items()
     }
     lines = [
@@ -71,13 +71,22 @@ def _acceptance(args: argparse.Namespace, out: Path, target: Path) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
+def _model(recipe: Recipe, weights: Path) -> nn.Module:
+    """The model that a finished run left, in eval mode."""
+    sizes = recipe.model
+    if not isinstance(sizes, ModelConfig):
+        raise TypeError(f"recipe of a {type(sizes).__name__}, allowed: of a target or a draft")
+    model = family_of_config(sizes).build(sizes)
+    return fitted(model, read_weights(weights)[1], weights).eval().requires_grad_(False)
+
+
 def _variance_of(weights: Path, out: Path) -> PosteriorVariance | None:
     """The posterior variance below ``out`` that was fitted to these weights, if there is one."""
     for run in VARIANCES:
-        if (out / run / _WEIGHTS).is_file():
+        if (out / run / WEIGHTS).is_file():
             recipe = VarianceRecipe.model_validate_json((out / run / "recipe.json").read_bytes())
             if recipe.model_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest():
-                return load_variance(recipe.given(weights), out / run / _WEIGHTS)
+                return load_variance(recipe.given(weights), out / run / WEIGHTS)
     return None
 
 
@@ -102,35 +111,20 @@ def acceptance_lines(found: Mapping[str, TeacherForced]) -> list[str]:
     return lines
 
 
-def _train(args: argparse.Namespace, out: Path, target: Path) -> None:
+def _train(args: argparse.Namespace, out: Path) -> None:
     recipe = RECIPES.get((args.what, args.part))
     if recipe is None:
         raise _no_part(args)
     if args.steps is not None:
         recipe = type(recipe).model_validate(recipe.model_dump() | {"steps": args.steps})
-    if isinstance(recipe, DistilRecipe):
-        recipe = recipe.given(target, Path(args.initial) if args.initial else out / "draft" / _WEIGHTS)
-    if isinstance(recipe, FollowerRecipe):
-        recipe = recipe.given(target)
+    runs = Runs(out, Path(args.target) if args.target else None, Path(args.initial) if args.initial else None)
+    recipe = recipe.given_runs(runs)
     if isinstance(recipe, VarianceRecipe):
-        _fit_variance(recipe.given(_drafting(args, out) if recipe.draft else target), args, out / args.part)
+        _fit_variance(recipe, args, out / args.part)
         return
     images, labels = load_fashion_mnist("train", args.data)
-    if isinstance(recipe, VqRecipe):
-        train(recipe, images, labels, out / args.part)
-    elif isinstance(recipe, CodeRecipe):
-        tokenizer = RECIPES[args.what, "tokenizer"]
-        assert isinstance(tokenizer, VqRecipe)
-        sha256, codes = codes_of(tokenizer, out / "tokenizer" / _WEIGHTS, images)
-        train(recipe.model_copy(update={"tokenizer_sha256": sha256}), codes, labels, out / args.part)
-    else:
-        train(recipe, PixelCodec().encode(images), labels, out / args.part)
-
-
-def _drafting(args: argparse.Namespace, out: Path) -> Path:
-    if args.initial:
-        return Path(args.initial)
-    return out / ("distil" if (out / "distil").is_dir() else "draft") / _WEIGHTS
+    recipe, data = recipe.prepared(images, runs)
+    train(recipe, data, labels, out / args.part)
 
 
 def _fit_variance(recipe: VarianceRecipe, args: argparse.Namespace, out: Path) -> None:
@@ -182,10 +176,8 @@ def _machine(args: argparse.Namespace) -> str:
 
 
 def _bundle(args: argparse.Namespace, out: Path) -> None:
-    first, last = (
-        [run for run in runs if (out / run).is_dir()] for runs in (("tokenizer",), ("distil", "eagle", *VARIANCES))
-    )
-    bundle(args.what, {run: out / run for run in [*first, "target", "draft", *last]}, out / "pair", _machine(args))
+    runs = [run for pair, run in RECIPES if pair == args.what and (out / run).is_dir()]
+    bundle(args.what, {run: out / run for run in runs}, out / "pair", _machine(args))
 
 
 def _figures(path: str) -> dict[str, Any]:
@@ -208,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
         raise SpecError(f"--steps: got {args.steps}, allowed: 1 to 1,000,000,000")
     torch.set_num_threads(args.threads)
     out = Path(args.out)
-    target = Path(args.target) if args.target else out / "target" / _WEIGHTS
+    target = Path(args.target) if args.target else out / "target" / WEIGHTS
     try:
         if args.what == "label-classifier":
             from spd_core.train.classifier import train_classifier
@@ -235,7 +227,7 @@ def run(args: argparse.Namespace) -> int:
                 raise SpecError("--bench: got nothing, allowed: a file that `spd bench --json` wrote")
             record_figures(out, _figures(args.bench), args.printed_by)
         elif args.part:
-            _train(args, out, target)
+            _train(args, out)
         else:
             raise SpecError("--part: got nothing, allowed: one of its choices, see --help")
     except (OSError, ValueError) as error:

@@ -224,7 +224,7 @@ def aggregate(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals) 
         "guarantee": plan.guarantee,
         "calibration": plan.calibration.model_dump(mode="json") if plan.calibration else None,
         "seed": spec.seed,
-        "pair": {**plan.pair.model_dump(), "sha256": plan.pair_sha256},
+        "pair": {**plan.pair.model_dump(), "family": plan.family, "sha256": plan.pair_sha256},
         "plan": plan.model_dump(mode="json", exclude={"calibration", "class_names", "pair", "pair_sha256", "spec"}),
         "spec": plan.stored_spec,
     }

@@ -77,7 +77,7 @@ def _platforms(report: Json) -> list[str]:
 
 def render_card(plan: Plan, report: Json) -> str:
     """The card as Markdown."""
-    spec, pair, codes = plan.spec, report["pair"], words.of_codes(plan.pair_sha256)
+    spec, pair = plan.spec, report["pair"]
     promise = words.guarantee_in_words(plan.guarantee, spec.law.dtype, pair["name"])
     front = yaml.safe_dump(front_matter(plan, pair["licence"]), sort_keys=False, allow_unicode=True)
     classes = words.counted(sum(row["images"] > 0 for row in report["classes"]), "class", "classes")
@@ -99,8 +99,8 @@ def render_card(plan: Plan, report: Json) -> str:
             "",
             "## How the images were made",
             "",
-            f"- Law: {_line(words.law_in_words(report['law'], codes))}",
-            f"- Method: {_line(words.method_in_words(report['method'], codes))}",
+            f"- Law: {_line(words.law_in_words(report['law'], plan.family))}",
+            f"- Method: {_line(words.method_in_words(report['method'], plan.family))}",
             *_choice(plan),
             f"- Guarantee `{plan.guarantee}`: {_line(promise)}",
             f"- Pair: {_line(pair['name'])}",

@@ -79,7 +79,7 @@ def render(report: Json, grid: dict[int, list[str]]) -> str:
     page: str = environment.get_template("report.html").render(
         r=report,
         grid=grid,
-        codes=words.of_codes(report["pair"]["sha256"]),
+        family=report["pair"]["family"],
         names=names,
         promise=words.guarantee_in_words(report["guarantee"], report["law"]["dtype"], report["pair"]["name"]),
         certified=words.certificate_in_words(report.get("certificate")),

@@ -16,6 +16,7 @@ from jobs.job.calibration import Calibration
 from jobs.job.spec import ADDED, FixedSpec, Spec, fingerprint_of, fixed_fields, results_of
 from jobs.words.errors import SpecError
 from spd_core.draws import image_seed
+from spd_core.families.registry import family_of_old
 from spd_core.law import Choice, Settings
 from spd_core.pairs.pair import PairError, load_card, pair_folder
 from workers import layout
@@ -34,6 +35,7 @@ class PairFacts(Settings):
     """What report and card say of the pair, which must not need the pair to be at hand."""
 
     name: str
+    family: str = Field("", description="of its models; empty: the plan is of a version that did not say it")
     licence: str
     data: str = Field(description="what the weights were trained on")
     reference: str = Field(description="bundled statistics the images are compared with; empty: none")
@@ -90,6 +92,11 @@ class Plan(Settings):
     def choice(self) -> Choice:
         """The method and batch size of every worker and every resume."""
         return Choice(method=self.spec.method, batch=self.spec.batch)
+
+    @property
+    def family(self) -> str:
+        """Name of the family of the pair's models."""
+        return self.pair.family or family_of_old(self.pair_sha256, self.spec.law).name
 
     def to_bytes(self) -> bytes:
         """Canonical sealed JSON: the same plan gives the same bytes."""
@@ -156,9 +163,11 @@ def make_plan(spec: FixedSpec, calibration: Calibration | None = None) -> Plan:
                 "requests": {**dump["requests"], "file": file},
             }
         ),
-        fingerprint=spec.fingerprint(card.sha256),
-        results=results_of(spec, card.sha256),
-        pair=PairFacts(name=card.name, licence=card.licence, data=card.data, reference=card.reference),
+        fingerprint=spec.fingerprint(card),
+        results=results_of(spec, card),
+        pair=PairFacts(
+            name=card.name, family=card.family, licence=card.licence, data=card.data, reference=card.reference
+        ),
         pair_sha256=card.sha256,
         guarantee=str(spec.method.guarantee),
         calibration=calibration,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +16,6 @@ from jobs.job.request_file import RequestFile, RequestFileError
 from jobs.job.urls import UrlError, check_folder, check_url
 from jobs.job.yaml_text import YamlError, parse_yaml, read_yaml
 from jobs.words.errors import SpecError
-from jobs.words.phrases import of_codes
 from spd_core.alike import did_you_mean
 from spd_core.candidates import admissible
 from spd_core.complaints import one_line, refuse_switches, shown
@@ -187,10 +185,10 @@ class FixedSpec(Spec):
     method: Method
     batch: int = Field(ge=1, le=65536)
 
-    def fingerprint(self, pair_sha256: dict[str, str]) -> str:
+    def fingerprint(self, card: PairCard) -> str:
         """sha256 over everything that decides a byte of the dataset; a resume must match it."""
         spec = self.model_dump(mode="json", exclude={"storage_options"})
-        return fingerprint_of(spec, pair_sha256, results_of(self, pair_sha256))
+        return fingerprint_of(spec, card.sha256, results_of(self, card))
 
 
 def fixed_fields(spec: dict[str, Any]) -> dict[str, Any]:
@@ -212,13 +210,13 @@ def fixed_fields(spec: dict[str, Any]) -> dict[str, Any]:
     return fixed
 
 
-def results_of(spec: FixedSpec, parts: Collection[str]) -> int:
+def results_of(spec: FixedSpec, card: PairCard) -> int:
     """Version of what this program gives to a request; shards of different versions make no dataset.
 
     Version 2 draws codes by numbers of 53 bits, in version 1 they had 23; and certificates of images are those of
     `spd_core.accept.certificate`, in version 1 they were sums of excess. What neither changes has stayed version 1.
     """
-    return 2 if of_codes(parts) or spec.method.guarantee is Guarantee.TV else 1
+    return 2 if spec.method.guarantee is Guarantee.TV else card.of.results
 
 
 def fingerprint_of(spec: dict[str, Any], pair_sha256: dict[str, str], results: int) -> str:

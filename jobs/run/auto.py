@@ -13,7 +13,7 @@ from jobs.run.cluster import no_room, reserved
 from jobs.run.fleet import raise_if_hopeless, reason_of
 from jobs.run.remembered import recall, remember
 from jobs.words.errors import JobError, SpecError
-from jobs.words.phrases import method_in_words, of_codes
+from jobs.words.phrases import method_in_words
 from jobs.words.progress import duration
 from spd_core.candidates import all_choices, choices
 from spd_core.decode.ceilings import Ceilings
@@ -97,7 +97,7 @@ def _of_commits(spec: Spec, store: Store) -> Decided | None:
             continue
         for choice in all_choices(card, spec.method, spec.batch, shard_rows(spec)):
             fixed = spec.decided(choice)
-            if fixed.fingerprint(card.sha256) == record.fingerprint:
+            if fixed.fingerprint(card) == record.fingerprint:
                 return fixed, _calibration(spec, rows=(), machine={}, seconds=0.0)
         raise SpecError(f"output: {path} belongs to another job, allowed: another output")
     return None
@@ -141,7 +141,7 @@ def decide(ray: Any, spec: Spec) -> Decided:
 
 
 def _named(choice: Choice, card: PairCard) -> str:
-    return f"{method_in_words(choice.method.model_dump(), of_codes(card.sha256))} at batch {choice.batch}"
+    return f"{method_in_words(choice.method.model_dump(), card.family)} at batch {choice.batch}"
 
 
 def budget(spec: Spec) -> float:

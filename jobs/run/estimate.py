@@ -15,7 +15,7 @@ from pydantic import Field
 from jobs.job.spec import FixedSpec, Spec
 from jobs.run.auto import choices_of, measured_in_words
 from jobs.run.encoding import encoding_cost, encoding_in_words
-from jobs.words.phrases import counted, law_in_words, method_in_words, number, of_codes, rounding_in_words, size
+from jobs.words.phrases import counted, law_in_words, method_in_words, number, rounding_in_words, size
 from jobs.words.progress import duration
 from spd_core.decode.ceilings import Ceilings, known_ceilings
 from spd_core.decode.predict import images_per_s
@@ -112,24 +112,25 @@ def estimate(card: PairCard, spec: Spec) -> Estimate:
 
 
 def _method_lines(card: PairCard, spec: Spec) -> list[str]:
-    codes = of_codes(card.sha256)
     if isinstance(spec, FixedSpec):
-        return [f"method       {method_in_words(spec.method.model_dump(), codes)}, guarantee {spec.method.guarantee}"]
+        return [
+            f"method       {method_in_words(spec.method.model_dump(), card.family)}, guarantee {spec.method.guarantee}"
+        ]
     at = assumed_device(spec)
     options = choices_of(spec, card, at)
     rates = [images_per_s(card, spec.law, choice, at) if at else None for choice in options]
     return [
         f"method       auto, guarantee at least {spec.method.guarantee}: the fastest, before the plan is written",
         f"measured     {measured_in_words(spec, options)}, by one worker:",
-        *(f"             {line}" for line in _listed(options, codes, rates)),
+        *(f"             {line}" for line in _listed(options, card.family, rates)),
     ]
 
 
-def _listed(options: Sequence[Choice], codes: bool, rates: Sequence[float | None]) -> list[str]:
+def _listed(options: Sequence[Choice], family: str, rates: Sequence[float | None]) -> list[str]:
     """Each method on a line, with the batch sizes it is measured at and, if known, its predicted speeds."""
     batches: dict[str, list[str]] = {}
     for choice, predicted in zip(options, rates, strict=True):
-        name = f"{method_in_words(choice.method.model_dump(), codes)}, guarantee {choice.method.guarantee}"
+        name = f"{method_in_words(choice.method.model_dump(), family)}, guarantee {choice.method.guarantee}"
         shown = f"{choice.batch} (predicted {number(predicted)}/s)" if predicted else str(choice.batch)
         batches.setdefault(name, []).append(shown)
     return [f"{name}, batch {', '.join(sizes)}" for name, sizes in batches.items()]
@@ -166,7 +167,7 @@ def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
     lines = [
         f"output       {public_url(spec.output)}",
         f"images       {guess.rows:,} of {classes}, {shards}",
-        f"law          {law_in_words(spec.law.model_dump(), of_codes(card.sha256))}",
+        f"law          {law_in_words(spec.law.model_dump(), card.family)}",
         *_method_lines(card, spec),
         *([f"rounding     {rounding}"] if (rounding := rounding_in_words(spec.law.dtype, card.name)) else []),
         f"bytes        at most about {size(guess.bytes_at_most)} before compression",
@@ -176,5 +177,5 @@ def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
     lines += _worker_lines(spec, guess)
     if spec.workers.price_per_hour is not None:
         lines.append(f"cost         {'unknown' if guess.cost is None else 'about ' + number(guess.cost)}")
-    fingerprint = spec.fingerprint(card.sha256) if isinstance(spec, FixedSpec) else "follows from the method"
+    fingerprint = spec.fingerprint(card) if isinstance(spec, FixedSpec) else "follows from the method"
     return [*lines, f"fingerprint  {fingerprint}"]

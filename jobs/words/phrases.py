@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import spd_core.pairs
 from spd_core.accept.rules import knobs_of
+from spd_core.families.registry import family as family_of
 from spd_core.law import Acceptance, SamplerLaw
 
 if TYPE_CHECKING:
     from spd_core.quality.metrics import Told
 
-#: Knobs of methods over codes only, and over paths only.
-_OF_CODES, _OF_PATHS = frozenset({"tree", "drafter"}), frozenset({"stride", "proposals", "head_window"})
 GUARANTEES = {
     "exact": "The images follow the target model's own law exactly; decoding changes only the speed.",
     "tv": "The law of an image is within a stated total variation distance of the target model's own law: the "
@@ -122,35 +121,20 @@ def certificate_in_words(certificate: dict[str, Any] | None) -> list[tuple[str, 
     ]
 
 
-def of_codes(parts: Collection[str]) -> bool:
-    """Whether a pair with these parts is of codes: only such a pair has a tokenizer."""
-    return "vq" in parts
+def law_in_words(law: dict[str, Any], family: str) -> str:
+    """One line for a dumped `SamplerLaw` of a pair of a family; laws of older versions may lack newer fields."""
+    known = {name: law[name] for name in SamplerLaw.model_fields if name in law}
+    return family_of(family).law_in_words(SamplerLaw.model_validate(known))
 
 
-def law_in_words(law: dict[str, Any], codes: bool = False) -> str:
-    """One line for a dumped `SamplerLaw`, of a pair of codes or of another."""
-    guidance = "no guidance" if law["cfg"] == 1 else f"guidance {law['cfg']:g} ({law['cfg_schedule']})"
-    if codes:
-        late = f" up to code {law['cfg_interval'] + 2}" if law["cfg_interval"] >= 0 and law["cfg"] != 1 else ""
-        kept = f"top-k {law['top_k'] or 'off'}, top-p {law['top_p']:g}"
-        return f"{guidance}{late}, temperature {law['temperature']:g}, {kept}, {law['dtype']}"
-    # Laws of versions that did not know falling head steps are without their fields.
-    steps = SamplerLaw.model_validate({name: law[name] for name in SamplerLaw.model_fields if name in law})
-    levels, iterations = f"from level {law['start_level']}", f"{law['num_iter']} iterations, "
-    if law.get("handoff_level"):  # of a causal pair, which has no iterations
-        levels, iterations = f"{levels}, hand-off at {law['handoff_level']}", ""
-    return (
-        f"{iterations}{steps.steps_in_words} {levels}, {guidance}, temperature {law['temperature']:g}, {law['dtype']}"
-    )
-
-
-def method_in_words(method: dict[str, Any], codes: bool = False) -> str:
-    """One line for a dumped method of a pair of codes or of another: its name and every knob that it uses."""
-    unused = _OF_PATHS if codes else _OF_CODES
-    unused |= {"gamma"} if method.get("tree") else {"tree"}
+def method_in_words(method: dict[str, Any], family: str) -> str:
+    """One line for a dumped method of a pair of a family: its name and every knob that it uses."""
+    meant = family_of(family).methods.get(method["name"], frozenset(method))
+    unused = {"gamma"} if method.get("tree") else {"tree"}
     rule = str(method.get("acceptance", {}).get("rule"))
     unused |= frozenset(Acceptance.model_fields) - {"rule"} - knobs_of(rule)
-    knobs = ", ".join(_knobs({name: value for name, value in method.items() if name != "name"}, unused))
+    used = {name: value for name, value in method.items() if name != "name" and name in meant}
+    knobs = ", ".join(_knobs(used, frozenset(unused)))
     return f"{method['name']} ({knobs})" if knobs else str(method["name"])
 
 

@@ -3,9 +3,8 @@
 A translation of ``DiffLoss.sample`` and ``GaussianDiffusion.p_sample_loop`` of the public code (arXiv:2406.11838; the
 diffusion part is that of arXiv:2102.09672): every step copies its entries of the schedule from numpy to the device one
 by one, runs the whole head including its modulations, and works under guidance on both halves of the stacked rows.
-Weights, law and random numbers are those of plain decoding, so the tokens are too, up to rounding. The transformers are
-called as plain decoding calls them, the causal one with its KV cache and all tokens below the hand-off in one batch:
-only the sampler is naive.
+Weights, law and random numbers are those of plain decoding, so the tokens are too, up to rounding. The loop around the
+sampler is the family's, and calls the transformers as plain decoding calls them: only the sampler is naive.
 
 Shape legend: B images, N tokens of an image, R rows (tokens being made), R' head rows (R, under guidance 2 R: with the
 class, without), S head steps, D token dims, Z context dims.
@@ -13,20 +12,21 @@ class, without), S head steps, D token dims, Z context dims.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.diffusion import Float64, diffusion
-from spd_core.draws import Draws, Purpose
-from spd_core.families.causal.model import Causal
-from spd_core.families.causal.tokens import ContextReader, PathLaw, noise_above, previous_tokens
-from spd_core.families.mar.iterations import contexts, guidance_scale, left_after, mask_lengths, rows_of
-from spd_core.families.mar.model import Mar
+from spd_core.draws import Draws
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead
-from spd_core.precision import arithmetic, at_precision
+from spd_core.precision import arithmetic
+
+if TYPE_CHECKING:
+    from spd_core.pairs.pair import Pair
 
 
 def _extract(schedule: Float64, k_R: Tensor, like: Tensor) -> Tensor:
@@ -97,73 +97,23 @@ class NaiveSampler:
 
 
 @torch.inference_mode()
-def decode_naive(target: Mar | Causal, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:
-    """Samples a batch of images from the target at ``law`` by the direct loop; its time is what matters.
+def decode_naive(pair: Pair, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:
+    """Samples a batch of images from a pair's target at ``law`` by the direct loop; its time is what matters.
 
     Args:
-        target: the model.
+        pair: whose target is sampled.
         law: what is sampled.
         labels_B: int64 class labels; below 0: no class.
         draws: the images' random numbers.
+
+    Raises:
+        TypeError: a pair whose tokens no head denoises.
     """
     with arithmetic(law.dtype):
-        if isinstance(target, Mar):
-            return _decode_mar(at_precision(target, law.dtype), law, labels_B, draws)
-        return _decode_causal(at_precision(target, law.dtype), law, labels_B, draws)
+        return pair.card.of.decode_naive(pair.target, law, labels_B, draws)
 
 
-def _decode_mar(target: Mar, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:
-    meter, length, dims = Meter(labels_B.device), target.config.seq_len, target.config.token_dim
-    order = draws.orders(length)
-    tokens = torch.zeros(len(labels_B), length, dims, device=labels_B.device)
-    lengths, masked, iterations = mask_lengths(length, law.num_iter), length, 0
-    for iteration, (left, table) in enumerate(zip(left_after(lengths), lengths, strict=True)):
-        if left == masked:
-            continue
-        sampler = NaiveSampler(target.head, law.at(iteration, law.num_iter))
-        rows, steps = rows_of(order, left, masked), sampler.law.head_steps
-        with meter.span("context"):
-            visible = order[:, masked:].sort(dim=1).values
-            z = contexts(target, law, tokens, visible, labels_B).stacked(rows)
-        with meter.span("head"):
-            start = draws.normals(Purpose.START, rows.image, rows.token, dims)
-            noise = draws.normals(Purpose.STEP, rows.image, rows.token, steps * dims).view(-1, steps, dims)
-            made = sampler(start, z, guidance_scale(law, length, table), noise, steps - 1, 0)
-        tokens[rows.image, rows.token] = made
-        meter.add(target_context_calls=1, target_head_calls=steps, target_head_rows=steps * len(z))
-        masked, iterations = left, iterations + 1
-    return _decoded(tokens, iterations, meter)
-
-
-def _decode_causal(target: Causal, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:
-    meter, path = Meter(labels_B.device), PathLaw(law, target.config.seq_len)
-    batch, length, dims = len(labels_B), target.config.seq_len, target.config.token_dim
-    reader, images = ContextReader(target, law, labels_B), torch.arange(batch, device=labels_B.device)
-    states, read = torch.zeros(batch, length, dims, device=labels_B.device), []
-    for position in range(length):
-        at = torch.full_like(images, position)
-        with meter.span("context"):
-            read.append(reader.read(previous_tokens(states, images, at, 1), at)[:, :, 0])
-        own = path.at(position)
-        sampler = NaiveSampler(target.head, own.law)
-        with meter.span("head"):
-            drawn, z = noise_above(draws, images, at, own, dims), read[-1].flatten(0, 1)
-            made = sampler(drawn.start, z, own.scale(at), drawn.step, own.first, drawn.offset)
-        states[:, position] = made
-        meter.add(target_context_calls=1, target_head_calls=own.above, target_head_rows=own.above * len(z))
-    image, token = images.repeat_interleave(length), torch.arange(length, device=images.device).repeat(batch)
-    contexts_GRZ, handed = torch.stack(read, dim=2).flatten(1, 2), states.flatten(0, 1)
-    clean = torch.empty_like(handed)
-    for own, rows in path.parts(token):
-        below, sampler = own.handoff + 1, NaiveSampler(target.head, own.law)
-        with meter.span("finish"):
-            noise = draws.normals(Purpose.STEP, image[rows], token[rows], below * dims, round_R=1)
-            noise, z = noise.view(-1, below, dims), contexts_GRZ[:, rows].flatten(0, 1)
-            clean[rows] = sampler(handed[rows], z, own.scale(token[rows]), noise, own.handoff, 0)
-        meter.add(finish_head_calls=below, finish_head_rows=below * len(z))
-    return _decoded(clean.view(batch, length, dims), length, meter)
-
-
-def _decoded(tokens: Tensor, rounds: int, meter: Meter) -> Decoded:
+def decoded_naively(tokens: Tensor, rounds: int, meter: Meter) -> Decoded:
+    """The result of a direct loop, which drafts nothing."""
     passes, none = torch.full((len(tokens),), rounds), DraftRecords.concatenate([])
     return Decoded(tokens, passes, none, dict(meter.counts), meter.seconds())

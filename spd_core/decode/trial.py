@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spd_core.decode import decode
 from spd_core.draws import Draws, Purpose
-from spd_core.law import Choice, Cspd, Null, SamplerLaw, Speculative
+from spd_core.law import Choice, Null, SamplerLaw, Speculative
 from spd_core.pairs.pair import Pair
 
 
@@ -104,8 +104,7 @@ def try_out(pair: Pair, law: SamplerLaw, choice: Choice, labels_n: Tensor, seeds
     # Speculative decoding refills its slots from all images; the others take one batch after another.
     size, slots = (len(labels_n), choice.batch) if isinstance(method, Speculative) else (choice.batch, None)
     began, images = time.perf_counter(), 0
-    whole = isinstance(method, Cspd) or pair.card.family == "llamagen"
-    until = math.inf if whole else began + limit_s
+    until = began + limit_s if method.name in pair.card.of.stoppable else math.inf
     for labels, seeds in zip(labels_n.split(size), seeds_n.split(size), strict=True):
         draws = Stopwatch(seeds, tokens, until)
         try:

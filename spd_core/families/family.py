@@ -8,21 +8,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from spd_core.accept.rules import Evidence, names_for
 from spd_core.codec import Codec
-from spd_core.law import Acceptance, Auto, Cspd, HeadWindow, Method, Null, Plain, SamplerLaw, Speculative
+from spd_core.law import Acceptance, Auto, Choice, Cspd, HeadWindow, Method, Null, Plain, SamplerLaw, Speculative
 from spd_core.models.grid import ModelConfig
 
 if TYPE_CHECKING:
+    from spd_core.decode.ceilings import Ceilings
     from spd_core.decode.log import Decoded
     from spd_core.draws import Draws
+    from spd_core.pairs.checkpoint import Take
     from spd_core.pairs.pair import Pair, PairCard
+    from spd_core.train.acceptance import TeacherForced
+    from spd_core.train.loop import Recipe
 
 #: Fields of a law that every family takes at any value, whether it reads them or not: the first versions refused none
 #: of them, and their jobs must still resume.
@@ -43,6 +49,16 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Keys:
+    """How a model is recognised in a public checkpoint."""
+
+    title: str  #: after "a" or "an": what the file holds
+    has: str  #: a key that every such model has
+    lacks: str = ""  #: a key that it has not, where another kind of model has the first too
+    texts: bool = False  #: whether there are models with the key that make images of texts
+
+
+@dataclass(frozen=True)
 class Part:
     """A weights file of a pair, ``<name>.safetensors``."""
 
@@ -52,11 +68,20 @@ class Part:
     small: bool = False  #: not counted in estimates of memory
 
 
+@dataclass(frozen=True)
+class Files:
+    """What a conversion is given."""
+
+    target: Path
+    draft: Path | None = None
+    #: Values of the family's `convert_options` that were given.
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Family(ABC):
     """A family of models: its configurations, what it can be asked for, and how it decodes."""
 
     name: ClassVar[str]  #: as a card's ``family`` names it
-    title: ClassVar[str]  #: of one of its models, after "a"
     #: Sizes by field of a card: of target and draft, and of further drafts.
     configs: ClassVar[Mapping[str, type[BaseModel]]]
     codecs: ClassVar[tuple[type[Codec], ...]]
@@ -69,6 +94,13 @@ class Family(ABC):
     #: Windows of head self-speculation worth trying on a pair that has none of its own: long ones for few sequential
     #: calls, short ones for few rows; none: its models have no head that speculates.
     windows: ClassVar[tuple[tuple[int, ...], ...]] = ()
+    #: Methods whose decoders ask for the start noise of a token's path each time before they make it, so that a
+    #: measurement can stop them halfway: `spd_core.decode.trial`.
+    stoppable: ClassVar[frozenset[str]] = frozenset()
+    #: Public models that the converter knows, by kind: the family's own under its name, then parts of its pairs.
+    keys: ClassVar[Mapping[str, Keys]] = MappingProxyType({})
+    #: Arguments of the converter beside target and draft: files of parts, and what no file tells.
+    convert_options: ClassVar[tuple[str, ...]] = ()
     #: Version of the random numbers that its decoders draw: `jobs.job.spec.results_of`.
     results: ClassVar[int] = 1
 
@@ -134,12 +166,68 @@ class Family(ABC):
         yield Plain()
         yield from (Plain(head_window=window) for window in windows)
 
+    def decode_naive(self, target: nn.Module, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:
+        """Samples images by the direct loop that plain decoding is measured against: `spd_core.decode.naive`.
+
+        Raises:
+            TypeError: the family has none.
+        """
+        raise TypeError(f"naive: got the {self.name} family, allowed: one whose tokens a diffusion head makes")
+
+    def batch_seconds(self, card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) -> float | None:
+        """Predicted seconds of a batch on a device that is known by its ceilings; None: it cannot be predicted."""
+        return None
+
     def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:
         """What a model of these sizes holds while ``images`` are decoded, ``block`` positions a pass.
 
         Without an answer of the family a plan counts the weights alone.
         """
         return Held()
+
+    def law_in_words(self, law: SamplerLaw) -> str:
+        """One line: the fields of a law that mean something here."""
+        return ", ".join(f"{name} {value}" for name, value in law if name in self.law_fields)
+
+    def convert(self, files: Files, out: Path, name: str, take: Take) -> PairCard:
+        """Writes a pair folder from public checkpoints; nothing is written before everything has been checked.
+
+        Args:
+            files: to read, and this family's own arguments.
+            out: the pair's folder; must not hold a pair yet.
+            name: the pair's name.
+            take: what files cannot tell.
+
+        Raises:
+            PairError: one line: a file that cannot be read or does not fit, models that do not fit each other.
+        """
+        raise NotImplementedError(f"the {self.name} family knows no public checkpoints")
+
+    def bundled(self) -> Mapping[str, tuple[SamplerLaw, Mapping[str, Recipe]]]:
+        """The pairs of this family that come with the program: their law, and the recipes of their weights by run."""
+        return {}
+
+    def teacher_forced(
+        self,
+        models: tuple[nn.Module, nn.Module],
+        law: SamplerLaw,
+        stride: int,
+        tokens: Tensor,
+        labels: Tensor,
+    ) -> TeacherForced:
+        """How much a target would keep of what a draft makes after each token of real images.
+
+        Args:
+            models: target and draft.
+            law: what is sampled.
+            stride: steps for which the draft holds each prediction.
+            tokens: of the images [n, N, D].
+            labels: of the images [n].
+
+        Raises:
+            ValueError: the family has no such figure.
+        """
+        raise ValueError(f"acceptance: got the {self.name} family, allowed: one that drafts whole paths")
 
     def refused_law(self, law: SamplerLaw, pair: str) -> str | None:
         """The complaint about a field of a law that means nothing here; None: there is none."""
@@ -171,10 +259,10 @@ class Family(ABC):
         return None
 
     def _refused(self, settings: BaseModel, place: str, meant: frozenset[str], pair: str) -> str | None:
-        for name, field in type(settings).model_fields.items():
+        for name, known in type(settings).model_fields.items():
             value = getattr(settings, name)
-            if name not in meant and name != "name" and value != field.default:
-                allowed = f"{field.default!r} ({pair} is of the {self.name} family)"
+            if name not in meant and name != "name" and value != known.default:
+                allowed = f"{known.default!r} ({pair} is of the {self.name} family)"
                 return f"{place}.{name}: got {value!r}, allowed: {allowed}"
         return None
 

@@ -10,27 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
+from spd_core.families.family import Family, Keys
+from spd_core.families.registry import FAMILIES
 from spd_core.pairs.pair import PairError
 from spd_core.pairs.pickles import check_tensors, held, read_file
 
-Kind = Literal["mar", "llamagen", "vae", "vq"]
-#: A key that every model of the kind has and no other kind.
-ANCHORS: dict[Kind, str] = {
-    "mar": "diffloss.net.input_proj.weight",
-    "llamagen": "tok_embeddings.weight",
-    "vq": "quantize.embedding.weight",
-    "vae": "post_quant_conv.weight",
-}
-WORDS: dict[Kind, str] = {
-    "mar": "a MAR model",
-    "llamagen": "a class-conditional LlamaGen model",
-    "vq": "a VQ tokenizer",
-    "vae": "a KL autoencoder",
-}
 #: Keys of models that make images of texts.
 _TEXT = ("cls_embedding.cap_proj", "cls_embedding.uncond_embedding", "cap_embedder", "text_encoder", "txt_in.")
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -60,6 +48,19 @@ class Weights:
         return f"{taken} (not those under {', '.join(self.others)})" if self.others else taken
 
 
+def _keys(kind: str) -> Keys:
+    return next(family.keys[kind] for family in FAMILIES.values() if kind in family.keys)
+
+
+def _families() -> list[Family]:
+    return [family for name, family in FAMILIES.items() if name in family.keys]
+
+
+def _allowed() -> str:
+    """The models that a target may be."""
+    return " or ".join(f"a {family.keys[family.name].title}" for family in _families())
+
+
 def _dicts(value: Any, where: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every mapping with tensors in it, and the entry it lies under."""
     if not isinstance(value, Mapping) or id(value) in seen or depth > _DEEPEST or len(seen) > _MOST:
@@ -82,8 +83,9 @@ def _unwrapped(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _candidates(path: Path, saved: Any, kind: Kind) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    anchor = ANCHORS[kind]
+def _candidates(path: Path, saved: Any, kind: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    keys = _keys(kind)
+    anchor = keys.has
     for where, tensors in _dicts(saved, "", set()):
         state = _unwrapped(path, tensors)
         for key in state:
@@ -91,25 +93,41 @@ def _candidates(path: Path, saved: Any, kind: Kind) -> Iterator[tuple[str, dict[
                 continue
             prefix = key.removesuffix(anchor)
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            if keys.lacks in own:
+                continue
             label = ".".join(filter(None, [where, prefix.rstrip(".")]))
             yield label, {name: value for name, value in own.items() if name not in _NO_WEIGHTS}
 
 
-def kind_of(path: Path, saved: Any) -> Kind:
-    """What model a file holds.
+def kind_of(path: Path, saved: Any) -> str:
+    """What model a file holds, or which part of a pair.
 
     Raises:
         PairError: none that is known; a model of texts is named as such.
     """
-    for kind in ANCHORS:
-        # An autoencoder in one file with its model is not what the file is about.
+    models = [family.name for family in _families()]
+    parts = [kind for family in _families() for kind in family.keys if kind not in models]
+    # An autoencoder in one file with its model is not what the file is about.
+    for kind in (*models, *parts):
         if next(_candidates(path, saved, kind), None) is not None:
             return kind
     _refuse_text(path, saved)
     raise PairError(
-        f"checkpoint: {path} holds {held(saved)}, allowed: weights of {WORDS['mar']} or {WORDS['llamagen']}, "
-        "as the file itself or under any name"
+        f"checkpoint: {path} holds {held(saved)}, allowed: weights of {_allowed()}, as the file itself or under any "
+        "name"
     )
+
+
+def family_of_file(path: Path, saved: Any) -> Family:
+    """The family of the model that a file holds.
+
+    Raises:
+        PairError: it holds none.
+    """
+    kind = kind_of(path, saved)
+    if kind not in FAMILIES:
+        raise PairError(f"target: got {path}, which is a {_keys(kind).title}, allowed: {_allowed()}")
+    return FAMILIES[kind]
 
 
 def _refuse_text(path: Path, saved: Any) -> None:
@@ -118,7 +136,7 @@ def _refuse_text(path: Path, saved: Any) -> None:
             raise PairError(f"checkpoint: {path} is a text-to-image model, allowed: a class-conditional one")
 
 
-def find_weights(path: Path, saved: Any, kind: Kind, asked: str | None = None) -> Weights:
+def find_weights(path: Path, saved: Any, kind: str, asked: str | None = None) -> Weights:
     """The weights of a model of a kind; averaged ones (EMA) before those they are averages of.
 
     Args:
@@ -131,11 +149,12 @@ def find_weights(path: Path, saved: Any, kind: Kind, asked: str | None = None) -
         PairError: there are none, a text-to-image model, or not under the entry that was asked for.
     """
     found = dict(_candidates(path, saved, kind))
-    if kind == "llamagen":
+    if _keys(kind).texts:
         _refuse_text(path, saved)
     if not found:
         _refuse_text(path, saved)
-        raise PairError(f"checkpoint: {path} holds {held(saved)}, allowed: weights of {WORDS[kind]}, under any name")
+        allowed = f"weights of a {_keys(kind).title}, under any name"
+        raise PairError(f"checkpoint: {path} holds {held(saved)}, allowed: {allowed}")
     if asked is not None and asked not in found:
         allowed = ", ".join(name or "nothing (the file itself)" for name in found)
         raise PairError(f"weights: got {asked!r} for {path}, allowed: {allowed}")
@@ -144,6 +163,6 @@ def find_weights(path: Path, saved: Any, kind: Kind, asked: str | None = None) -
     return Weights(found[where], where, tuple(name or "the file itself" for name in found if name != where))
 
 
-def read_weights(path: Path, kind: Kind, asked: str | None = None) -> Weights:
+def read_weights(path: Path, kind: str, asked: str | None = None) -> Weights:
     """`find_weights` of a file."""
     return find_weights(path, read_file(path), kind, asked)

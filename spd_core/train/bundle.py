@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,7 @@ from safetensors.torch import load_file, save
 
 from spd_core.codec import PixelCodec
 from spd_core.data import FASHION_CLASSES
-from spd_core.families.llamagen.model import LlamaGenConfig
-from spd_core.families.llamagen.vq import VqCodec
-from spd_core.families.llamagen.vq_recipe import VqRecipe
-from spd_core.families.mar.model import MarConfig
+from spd_core.families.registry import family_of_config
 from spd_core.pairs.pair import PairCard, TunedWindows
 from spd_core.train.recipes import LAWS, RECIPES
 
@@ -101,16 +98,12 @@ def bundle(name: str, runs: dict[str, Path], out: Path, machine: str) -> PairCar
     return card
 
 
-def _models(name: str, parts: Collection[str]) -> dict[str, Any]:
+def _models(name: str, parts: Mapping[str, str]) -> dict[str, Any]:
     """Family, sizes and codec of a pair, as its card names them."""
-    models: dict[str, Any] = {part: RECIPES[name, part].model for part in ("target", "draft", "eagle") if part in parts}
-    if isinstance(models["target"], LlamaGenConfig):
-        tokenizer = RECIPES[name, "tokenizer"]
-        padded = tokenizer.padded if isinstance(tokenizer, VqRecipe) else 0
-        codec: PixelCodec | VqCodec = VqCodec(vq=tokenizer.model, size=PixelCodec().size, padded=padded)
-        return models | {"family": "llamagen", "codec": codec}
-    family = "mar" if isinstance(models["target"], MarConfig) else "causal"
-    return models | {"family": family, "codec": PixelCodec()}
+    recipes = {part: RECIPES[name, run] for part, run in parts.items()}
+    models = {part: recipes[part].model for part in ("target", "draft", "eagle") if part in recipes}
+    codecs = [codec for recipe in recipes.values() if (codec := recipe.codec()) is not None]
+    return models | {"family": family_of_config(models["target"]).name, "codec": codecs[0] if codecs else PixelCodec()}
 
 
 def _check_given(run: str, of: str, digest: str, sha256: dict[str, str]) -> None:
@@ -156,18 +149,6 @@ def _training_rows(card: PairCard, parameters: dict[str, int]) -> list[str]:
     ]
 
 
-def _law_words(card: PairCard) -> str:
-    law = card.law
-    guidance = "no guidance" if law.cfg == 1 else f"guidance {law.cfg:g} ({law.cfg_schedule})"
-    if card.family == "llamagen":
-        kept = "all codes" if not law.top_k and law.top_p == 1 else f"top-k {law.top_k}, top-p {law.top_p:g}"
-        return f"Law: {guidance}, temperature {law.temperature:g}, {kept}, {law.dtype}."
-    begun = f"{law.num_iter} iterations, " if card.family == "mar" else ""
-    handed = f", hand-off at {law.handoff_level}" if card.family == "causal" else ""
-    steps = f"{law.steps_in_words} from level {law.start_level}"
-    return f"Law: {begun}{steps}{handed}, {guidance}, temperature {law.temperature:g}, {law.dtype}."
-
-
 def _figure_rows(card: PairCard) -> list[str]:
     """The table's lines, plain decoding with one head call a step; none if no image was looked at."""
     rows = [
@@ -184,7 +165,7 @@ def _figure_rows(card: PairCard) -> list[str]:
         if row["batch"] == batch:
             bounds = row["distance_interval"]
             between = f" ({bounds[0]:.1f} to {bounds[1]:.1f})" if bounds else ""
-            first = f"{row['law']['num_iter']} iterations" if card.family == "mar" else "plain"
+            first = f"{row['law']['num_iter']} iterations" if "num_iter" in card.of.law_fields else "plain"
             lines.append(
                 f"| {first} | {row['images_per_s']:.2f} | {row['distance']:.1f}{between} | {row['floor']:.1f} "
                 f"| {row['label_agreement']:.3f} | {row['n']} |"
@@ -201,7 +182,7 @@ def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
         "",
         f"Trained on {card.data}. Licence of the weights: {card.licence}.",
         "",
-        _law_words(card),
+        f"Law: {card.of.law_in_words(card.law)}.",
         "",
         "| part | parameters | training | time | final loss |",
         "|---|---|---|---|---|",

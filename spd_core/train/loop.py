@@ -13,24 +13,48 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from spd_core.codec import Codec, PixelCodec
 from spd_core.law import Settings
 
 log = logging.getLogger(__name__)
+
+#: Files of a run's folder: its recipe and, at its end, the averaged weights.
+RECIPE, WEIGHTS = "recipe.json", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where the weights of a pair's other runs are: each in a folder of its name, unless said otherwise."""
+
+    folder: Path
+    target_file: Path | None = None
+    draft_file: Path | None = None
+
+    def weights(self, run: str) -> Path:
+        """The weights that a run left."""
+        return self.folder / run / WEIGHTS
+
+    @property
+    def target(self) -> Path:
+        """The target's weights."""
+        return self.target_file or self.weights("target")
 
 
 class Recipe(Settings, ABC):
     """Every knob of a training run that all models share; written beside the weights."""
 
+    model: BaseModel = Field(description="sizes of what is trained")
     seed: int = Field(0, ge=0)
     steps: int = Field(20_000, gt=0, description="optimiser steps")
     batch: int = Field(128, gt=0, description="images per step")
@@ -47,6 +71,27 @@ class Recipe(Settings, ABC):
     @abstractmethod
     def build(self) -> nn.Module:
         """The model that training starts from."""
+
+    def given_runs(self, runs: Runs) -> Self:
+        """The recipe with what it needs of the weights of other runs.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: a file does not hold the weights of such a model.
+        """
+        return self
+
+    def prepared(self, images_nHWC: Tensor, runs: Runs) -> tuple[Self, Tensor]:
+        """The recipe, and what is modelled of uint8 images: their pixels as tokens, unless a run says otherwise.
+
+        Raises:
+            OSError, ValueError: as `given_runs`.
+        """
+        return self, PixelCodec().encode(images_nHWC)
+
+    def codec(self) -> Codec | None:
+        """The codec that the run's weights make; None: they are no codec's."""
+        return None
 
     @abstractmethod
     def loss(self, model: nn.Module, data_B: Tensor, given_B: Tensor, rng: np.random.Generator) -> Tensor:
@@ -120,7 +165,7 @@ def train(recipe: Recipe, data_n: Tensor, given_n: Tensor, out: Path, save_every
         ema, start, seconds = saved["ema"], saved["step"], saved["seconds"]
     else:
         (out / "loss.jsonl").unlink(missing_ok=True)
-    (out / "recipe.json").write_text(recipe.model_dump_json(indent=1))
+    (out / RECIPE).write_text(recipe.model_dump_json(indent=1))
 
     began, losses = time.monotonic(), []
     for step, index in batches(recipe, len(data_n), start):
@@ -151,6 +196,6 @@ def train(recipe: Recipe, data_n: Tensor, given_n: Tensor, out: Path, save_every
             }  # fmt: skip
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
-    weights = out / "weights.safetensors"
+    weights = out / WEIGHTS
     save_file({name: value.to(torch.float16).contiguous() for name, value in ema.items()}, weights)
     return weights

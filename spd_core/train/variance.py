@@ -20,24 +20,22 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
 from torch import Tensor, nn
 
 from spd_core.decode.head_speculation import SINGULAR
 from spd_core.decode.path import BoundHead, LawHead, Trace
 from spd_core.diffusion import handoff_step, step_table
-from spd_core.families.causal.model import Causal, CausalConfig
-from spd_core.families.causal.recipe import handed_over
-from spd_core.families.causal.tokens import PathLaw
-from spd_core.families.mar.iterations import contexts, guidance_scale, mask_lengths
-from spd_core.families.mar.model import Mar, MarConfig
+from spd_core.families.head_family import HeadFamily, head_of
+from spd_core.families.registry import config_from, family_of_config, head_family
 from spd_core.law import SamplerLaw
+from spd_core.models.grid import ModelConfig
 from spd_core.models.variance import PosteriorVariance
-from spd_core.train.loop import Recipe, train
+from spd_core.train.loop import Recipe, Runs, train
 from spd_core.train.weights import fitted, read_weights
 
 #: Images whose contexts are computed at once.
@@ -57,14 +55,28 @@ class VarianceRecipe(Recipe):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     bf16: bool = Field(False, description="autocast to bfloat16")
 
-    model: MarConfig | CausalConfig = Field(description="of the frozen model")
+    model: SerializeAsAny[ModelConfig] = Field(description="of the frozen model")
     law: SamplerLaw = Field(description="whose paths are walked")
     draft: bool = Field(False, description="the frozen model is a causal draft, which stops at the hand-off")
     images: int = Field(1024, gt=0, description="images whose tokens are walked to, each in a context of its own")
     tokens: int = Field(16, gt=0, description="tokens an image")
     model_sha256: str = Field("", description="of the frozen model's weights")
 
-    _model: Mar | Causal | None = PrivateAttr(None)
+    _model: nn.Module | None = PrivateAttr(None)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _sizes(cls, value: Any) -> Any:
+        return value if isinstance(value, ModelConfig) else config_from(value)
+
+    @property
+    def family(self) -> HeadFamily:
+        """Of the frozen model.
+
+        Raises:
+            ValueError: one without a diffusion head.
+        """
+        return head_family(family_of_config(self.model))
 
     def given(self, weights: Path) -> Self:
         """The recipe with the weights of the frozen model.
@@ -75,12 +87,17 @@ class VarianceRecipe(Recipe):
         """
         sha256, tensors = read_weights(weights)
         recipe = self.model_copy(update={"model_sha256": sha256})
-        frozen = Mar(self.model) if isinstance(self.model, MarConfig) else Causal(self.model)
-        recipe._model = fitted(frozen, tensors, weights).eval().requires_grad_(False)
+        recipe._model = fitted(self.family.build(self.model), tensors, weights).eval().requires_grad_(False)
         return recipe
 
+    def given_runs(self, runs: Runs) -> Self:
+        if not self.draft:
+            return self.given(runs.target)
+        last = "distil" if (runs.folder / "distil").is_dir() else "draft"
+        return self.given(runs.draft_file or runs.weights(last))
+
     @property
-    def frozen(self) -> Mar | Causal:
+    def frozen(self) -> nn.Module:
         """The model whose predictions are followed.
 
         Raises:
@@ -98,7 +115,7 @@ class VarianceRecipe(Recipe):
         return train(self, torch.cat([first, steps], dim=1), paths.z, out, save_every)
 
     def build(self) -> PosteriorVariance:
-        return PosteriorVariance.of(self.frozen.head)
+        return PosteriorVariance.of(head_of(self.frozen))
 
     def loss(self, model: nn.Module, data_B: Tensor, given_B: Tensor, rng: np.random.Generator) -> Tensor:
         if not isinstance(model, PosteriorVariance):
@@ -128,7 +145,9 @@ def counted_steps(recipe: VarianceRecipe) -> Tensor:
     table = step_table(law.head_steps, law.start_level, _CPU)
     last = handoff_step(law.head_steps, law.start_level, law.handoff_level) + 1 if recipe.draft else 1
     k = torch.arange(law.head_steps - 1, last, -1)
-    return k[table.sqrt_recip[k] < SINGULAR] if isinstance(recipe.model, MarConfig) else k
+    with torch.device("meta"):
+        head = head_of(recipe.family.build(recipe.model))
+    return k[table.sqrt_recip[k] < SINGULAR] if LawHead(head, law).learned_variance else k
 
 
 @dataclass(frozen=True)
@@ -141,75 +160,34 @@ class Paths:
     noise: Tensor  #: [n, K, D] of these steps
 
 
+@dataclass(frozen=True)
+class Images:
+    """Tokens [n, N, D] of images, and their labels [n]."""
+
+    tokens: Tensor
+    labels: Tensor
+
+
 @torch.no_grad()
 def walk_paths(recipe: VarianceRecipe, tokens_nND: Tensor, labels_n: Tensor, rng: np.random.Generator) -> Paths:
     """Plain paths from pure noise, `tokens` for each of `images` random images, all randomness from ``rng``."""
     chosen = torch.from_numpy(rng.permutation(len(tokens_nND))[: recipe.images])
-    at_law = LawHead(recipe.frozen.head, recipe.law)
+    at_law = LawHead(head_of(recipe.frozen), recipe.law)
     parts = [
         _walk(at_law, counted_steps(recipe), z, scale, rng)
         for z, scale in token_contexts(
-            recipe.frozen, recipe.law, recipe.tokens, tokens_nND[chosen], labels_n[chosen], rng
+            recipe.family, recipe.frozen, recipe.law, recipe.tokens, Images(tokens_nND[chosen], labels_n[chosen]), rng
         )
     ]
     return Paths(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def token_contexts(
-    model: Mar | Causal,
-    law: SamplerLaw,
-    count: int,
-    tokens_nND: Tensor,
-    labels_n: Tensor,
-    rng: np.random.Generator,
+    family: HeadFamily, model: nn.Module, law: SamplerLaw, count: int, images: Images, rng: np.random.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a head is given for ``count`` tokens of each image, some images at a time, as decoding would meet them.
-
-    Yields:
-        contexts [R, Z] (under guidance [2 R, Z], with the class first) and guidance weights [R, 1].
-    """
-    for tokens, labels in zip(tokens_nND.split(IMAGES), labels_n.split(IMAGES), strict=True):
-        if isinstance(model, Mar):
-            yield _masked_contexts(model, law, count, tokens, labels, rng)
-        else:
-            yield _causal_contexts(model, law, count, tokens, labels, rng)
-
-
-def _causal_contexts(
-    model: Causal, law: SamplerLaw, count: int, tokens: Tensor, labels: Tensor, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    batch, length, _ = tokens.shape
-    path = PathLaw(law, length)
-    table = step_table(law.head_steps, law.start_level, _CPU)
-    previous = handed_over(tokens, table.timesteps[path.handoff], rng).roll(1, dims=1)
-    z = [model(previous, labels)] + [model(previous, torch.full_like(labels, -1))] * (law.cfg != 1.0)
-    token = torch.from_numpy(rng.permuted(np.tile(np.arange(length), (batch, 1)), axis=1)[:, :count])
-    image = torch.arange(batch)[:, None]
-    return torch.cat([of[image, token].flatten(0, 1) for of in z]), path.scale(token.flatten())
-
-
-def _masked_contexts(
-    model: Mar, law: SamplerLaw, count: int, tokens: Tensor, labels: Tensor, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Each image at a random iteration, drawn by the tokens that an iteration makes; rows are of masked tokens."""
-    batch, length, _ = tokens.shape
-    after = torch.tensor(mask_lengths(length, law.num_iter))
-    before = torch.cat([torch.tensor([length]), after[:-1]])
-    order = torch.from_numpy(rng.permuted(np.tile(np.arange(length), (batch, 1)), axis=1))
-    # The token at order[p] is made in the iteration that goes from more than p masked tokens to at most p.
-    iteration = (before[None] > torch.from_numpy(rng.integers(0, length, (batch, 1)))).sum(dim=1) - 1
-    masked, left = before[iteration], after[iteration]
-    counts = length - masked
-    # order[masked:] is visible; padded to the same number in each image and sorted, padding last.
-    place = masked[:, None] + torch.arange(int(counts.max()))
-    visible = order.gather(1, place.clamp(max=length - 1)).where(place < length, length).sort(dim=1).values
-    visible = visible.where(visible < length, 0)
-    z = contexts(model, law, tokens, visible, labels, counts)
-    token = order.gather(1, torch.arange(count) % masked[:, None])
-    image = torch.arange(batch)[:, None]
-    rows = [of[image, token].flatten(0, 1) for of in (z.cond, z.null) if of is not None]
-    scale = torch.tensor([guidance_scale(law, length, int(of)) for of in left])
-    return torch.cat(rows), scale.repeat_interleave(count)[:, None]
+    """`HeadFamily.token_contexts`, some images at a time."""
+    for tokens, labels in zip(images.tokens.split(IMAGES), images.labels.split(IMAGES), strict=True):
+        yield family.token_contexts(model, law, count, tokens, labels, rng)
 
 
 def _walk(
@@ -239,7 +217,7 @@ def plain_paths(head: BoundHead, rows: int, first: int, last: int, rng: np.rando
 
 def shifts(model: PosteriorVariance | None, recipe: VarianceRecipe, paths: Paths) -> Tensor:
     """D [n, K] in stds of the next step; None: of predictions that are held and do not follow the noise."""
-    at_law, k = LawHead(recipe.frozen.head, recipe.law), counted_steps(recipe)
+    at_law, k = LawHead(head_of(recipe.frozen), recipe.law), counted_steps(recipe)
     left = paths.moved
     if model is not None:
         levels = model.level_embeddings(torch.tensor(at_law.table.timesteps)[k])
@@ -251,7 +229,7 @@ def shifts(model: PosteriorVariance | None, recipe: VarianceRecipe, paths: Paths
 
 def first_shifts(model: PosteriorVariance, recipe: VarianceRecipe, paths: Paths) -> Tensor:
     """D [n, K] in stds of each step, were the error of the prior mean to stay: what the first window meets."""
-    shift_per_x0 = LawHead(recipe.frozen.head, recipe.law).shift_per_x0[counted_steps(recipe)]
+    shift_per_x0 = LawHead(head_of(recipe.frozen), recipe.law).shift_per_x0[counted_steps(recipe)]
     error = (model.prior_mean(paths.z) - paths.first).square().sum(dim=-1, keepdim=True).add(1e-12).sqrt()
     return shift_per_x0 * error
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spd_core.decode.path import BoundHead, LawHead, Trace, steps_down, windows_by_step
-from spd_core.families.causal.model import Causal
-from spd_core.families.causal.tokens import PathLaw
-from spd_core.families.mar.model import Mar
+from spd_core.diffusion import handoff_step
+from spd_core.families.head_family import head_of
+from spd_core.families.registry import head_family
 from spd_core.pairs.pair import Pair
-from spd_core.train.variance import plain_paths, token_contexts
+from spd_core.train.variance import Images, plain_paths, token_contexts
 
 #: Longest window considered.
 LONGEST = 100
@@ -56,16 +56,15 @@ def tuned_windows(
     """A schedule for each price of a row at the pair's law, from plain paths in the contexts of images.
 
     Raises:
-        ValueError: a pair of codes.
+        ValueError: a pair whose tokens no diffusion head makes.
     """
-    if not isinstance(pair.target, Mar | Causal):
-        raise ValueError(f"windows: got pair {pair.card.name}, allowed: a pair with a diffusion head")
+    family = head_family(pair.card.of)
     law, rng, parts = pair.card.law, np.random.default_rng(seed), []
     first = law.head_steps - 1
-    last = 1 if isinstance(pair.target, Mar) else PathLaw(law, tokens_nND.shape[1]).handoff + 1
-    at_law = LawHead(pair.target.head, law)
+    last = handoff_step(law.head_steps, law.start_level, law.handoff_level) + 1
+    at_law = LawHead(head_of(pair.target), law)
     with torch.inference_mode():
-        for z, scale in token_contexts(pair.target, law, TOKENS, tokens_nND, labels_n, rng):
+        for z, scale in token_contexts(family, pair.target, law, TOKENS, Images(tokens_nND, labels_n), rng):
             head = at_law.bind(z, scale)
             parts.append(survival(head, plain_paths(head, len(scale), first, last, rng), first))
     stands = np.mean(parts, axis=0)

@@ -98,13 +98,13 @@ def test_sample_writes_codes(pair, tmp_path, method):
 def test_words_name_only_what_is_used():
     law = SamplerLaw(cfg=2.0, cfg_schedule="constant", cfg_interval=10, top_k=50, top_p=0.9)
     text = "guidance 2 (constant) up to code 12, temperature 1, top-k 50, top-p 0.9, float32"
-    assert law_in_words(law.model_dump(), codes=True) == text
+    assert law_in_words(law.model_dump(), "llamagen") == text
     tree = Speculative(tree=(2, 1), drafter="eagle", acceptance=Acceptance(rule="annealed", delta=2.0, nu=0.0))
     text = "speculative (tree 2/1, drafter eagle, rule annealed, delta 2.0, nu 0.0)"
-    assert method_in_words(tree.model_dump(), codes=True) == text
+    assert method_in_words(tree.model_dump(), "llamagen") == text
     paths = "speculative (gamma 8, stride 15, proposals 4, rule coupled, radius 0.5, head_window off)"
     coupled = Speculative(acceptance=Acceptance(rule="coupled", radius=0.5))
-    assert method_in_words(coupled.model_dump()) == paths
+    assert method_in_words(coupled.model_dump(), "causal") == paths
 
 
 def test_a_promise_names_the_rounding_of_its_arithmetic():

@@ -202,11 +202,12 @@ def test_card_escapes_markdown_of_the_pair(output):
 
 def test_card_spec_reproduces_the_fingerprint(output):
     from jobs.job.spec import make_spec
+    from spd_core.pairs.pair import load_card
 
     plan = read_plan(Store(output))
     text = (Path(output) / layout.CARD).read_text()
     spec = make_spec(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]))
-    assert spec.fingerprint(plan.pair_sha256) == plan.fingerprint
+    assert spec.fingerprint(load_card(spec.pair)) == plan.fingerprint
 
 
 def test_a_new_report_keeps_a_finished_dataset_finished(output):

@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spd_core.families.llamagen.model import LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.sizes import llamagen_config, vq_config
 from spd_core.families.llamagen.vq import Vq
 from spd_core.families.mar.convert import convert
 from spd_core.families.mar.convert import preset_of as mar_preset_of
 from spd_core.families.mar.model import Mar, MarConfig, preset
+from spd_core.families.mar.sizes import mar_config, vae_config
 from spd_core.families.mar.vae import KlVae, KlVaeConfig
-from spd_core.pairs import sizes
 from spd_core.pairs.checkpoint import Take, require
 from spd_core.pairs.contents import find_weights, kind_of, read_weights
 from spd_core.pairs.pair import PairError, load_card
@@ -48,7 +49,7 @@ def meta(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("name", "public_name"), [("mar_base", "base"), ("mar_huge", "huge")])
 def test_public_mar_models_are_told_from_their_keys(name: str, public_name: str):
     state = public(name)
-    config = sizes.mar_config(HERE, state, None, KlVaeConfig())
+    config = mar_config(HERE, state, None, KlVaeConfig())
     assert config == preset(public_name) and kind_of(HERE, {"model_ema": state}) == "mar"
     require(HERE, state, lambda: Mar(config))
 
@@ -56,7 +57,7 @@ def test_public_mar_models_are_told_from_their_keys(name: str, public_name: str)
 @pytest.mark.parametrize(("name", "layers", "heads"), [("b", 12, 12), ("3b", 24, 32)])
 def test_public_llamagen_models_are_told_from_their_keys(name: str, layers: int, heads: int):
     state = public(f"llamagen_gpt_{name}_c2i")
-    config = sizes.llamagen_config(HERE, state, None)
+    config = llamagen_config(HERE, state, None)
     assert (config.n_layer, config.n_head, config.num_classes) == (layers, heads, 1000)
     assert kind_of(HERE, state) == "llamagen"
     require(HERE, state, lambda: LlamaGen(config))
@@ -64,11 +65,11 @@ def test_public_llamagen_models_are_told_from_their_keys(name: str, layers: int,
 
 def test_public_autoencoders_are_told_from_their_keys():
     kl = public("mar_vae_kl16")
-    assert sizes.vae_config(HERE, kl) == KlVaeConfig() and kind_of(HERE, {"model": kl}) == "vae"
+    assert vae_config(HERE, kl) == KlVaeConfig() and kind_of(HERE, {"model": kl}) == "vae"
     for name, stride in (("llamagen_vq16", 16), ("llamagen_vq8", 8)):
         vq = public(name)
         vq.pop("quantize.codebook_used", None)
-        config = sizes.vq_config(HERE, vq)
+        config = vq_config(HERE, vq)
         assert config.stride == stride and kind_of(HERE, {"model": vq}) == "vq"
         require(HERE, vq, lambda config=config: Vq(config))
 
@@ -91,7 +92,7 @@ def test_mar_models_of_other_sizes_are_told_from_their_shapes(change: dict[str, 
     config = MarConfig(**SMALL | change)
     with torch.device("meta"):
         state = Mar(config).state_dict()
-    assert sizes.mar_config(HERE, state, None, KlVaeConfig()) == config
+    assert mar_config(HERE, state, None, KlVaeConfig()) == config
     assert mar_preset_of(config) is None
 
 
@@ -99,10 +100,10 @@ def test_heads_that_no_weight_tells_are_asked_for():
     config = LlamaGenConfig(dim=48, n_layer=1, n_head=4, vocab_size=12, num_classes=1, multiple_of=8)
     state = LlamaGen(config).state_dict()
     with pytest.raises(PairError, match=r"heads: got none for file\.pt, width 48, allowed: a number"):
-        sizes.llamagen_config(HERE, state, None)
+        llamagen_config(HERE, state, None)
     with pytest.raises(PairError, match=r"heads: got 5 for file\.pt, width 48, allowed: a divisor of the width"):
-        sizes.llamagen_config(HERE, state, 5)
-    found = sizes.llamagen_config(HERE, state, 4)
+        llamagen_config(HERE, state, 5)
+    found = llamagen_config(HERE, state, 4)
     assert (found.n_head, found.num_classes, found.ffn_dim) == (4, 1, config.ffn_dim)
 
 

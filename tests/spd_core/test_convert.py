@@ -17,12 +17,12 @@ from spd_core.decode import decode
 from spd_core.draws import Draws
 from spd_core.families.mar.convert import convert, preset_of, readme_law
 from spd_core.families.mar.model import Mar, MarConfig, preset
+from spd_core.families.mar.sizes import mar_config
 from spd_core.families.mar.vae import KlVae, KlVaeConfig
 from spd_core.law import Cspd
 from spd_core.pairs import checkpoint
 from spd_core.pairs.contents import read_weights
 from spd_core.pairs.pair import PairError, load_pair
-from spd_core.pairs.sizes import mar_config
 
 TARGET = MarConfig(
     img_size=8, vae_stride=2, patch_size=1, vae_embed_dim=4, encoder_embed_dim=16, encoder_depth=2, encoder_num_heads=2,

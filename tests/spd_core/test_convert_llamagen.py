@@ -16,12 +16,12 @@ from spd_core.decode import decode
 from spd_core.draws import Draws
 from spd_core.families.llamagen.convert import convert_llamagen, image_size, preset_of, readme_law
 from spd_core.families.llamagen.model import PRESETS, LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.sizes import llamagen_config
 from spd_core.families.llamagen.vq import Vq, VqConfig
 from spd_core.law import SamplerLaw, Speculative
 from spd_core.pairs.contents import kind_of
 from spd_core.pairs.pair import PairError, load_card, load_pair
 from spd_core.pairs.pickles import read_file
-from spd_core.pairs.sizes import llamagen_config
 
 TARGET = LlamaGenConfig(
     dim=16, n_layer=2, n_head=2, vocab_size=12, block_size=16, num_classes=5, multiple_of=8

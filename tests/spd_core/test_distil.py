@@ -13,6 +13,7 @@ from spd_core.decode.path import BoundHead, LawHead
 from spd_core.diffusion import diffusion, step_table
 from spd_core.draws import Draws
 from spd_core.families.causal import distil
+from spd_core.families.causal.acceptance import teacher_forced
 from spd_core.families.causal.distil import DistilRecipe, anchors, load_causal, loss_of
 from spd_core.families.causal.model import CausalConfig
 from spd_core.families.causal.recipe import handed_over
@@ -20,7 +21,6 @@ from spd_core.families.causal.speculation import decode_speculative, draft_walk
 from spd_core.families.causal.tokens import PathLaw, noise_above
 from spd_core.law import Speculative
 from spd_core.quality.intervals import mean_interval
-from spd_core.train.acceptance import teacher_forced
 from spd_core.train.loop import train
 from tests.spd_core.test_train import KilledError, _killed_at
 from tests.tiny_causal import CONFIG, LAW, fitted_causal, perturbed, tiny_causal

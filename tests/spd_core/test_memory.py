@@ -48,7 +48,7 @@ def test_the_model_is_near_the_measured_peak(name):
 
 def test_weights_are_those_of_the_files():
     card, pair = load_card("fashion-vq"), load_pair("fashion-vq")
-    held = {name: getattr(pair, name) for name in ("target", "draft", "eagle", "vq")}
+    held = {"target": pair.target, "draft": pair.draft, **pair.parts}
     assert part_sizes(card) == {name: sum(p.numel() for p in part.parameters()) for name, part in held.items()}
     said = batch_memory(card, card.law, Speculative(gamma=4), 1)
     assert said.weights == 4 * sum(part_sizes(card).values()) > batch_memory(card, card.law, Plain(), 1).weights

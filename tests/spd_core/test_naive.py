@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from spd_core.decode import naive
-from spd_core.decode.naive import decode_naive
 from spd_core.draws import Draws
+from spd_core.families.causal.naive import decode_causal_naive
 from spd_core.families.causal.tokens import decode_causal_plain
+from spd_core.families.mar.naive import decode_mar_naive
 from spd_core.families.mar.plain import decode_plain
 from tests.tiny_causal import LAW as CAUSAL_LAW
 from tests.tiny_causal import tiny_causal
@@ -34,7 +35,7 @@ def _same_work(plain, direct):
 @torch.inference_mode()
 def test_mar(changes):
     target, law = tiny_mar(tiny_config(2)), MAR_LAW.model_copy(update={**changes, "head_steps": 12, "start_level": 960})
-    plain, direct = decode_plain(target, law, *_inputs()), decode_naive(target, law, *_inputs())
+    plain, direct = decode_plain(target, law, *_inputs()), decode_mar_naive(target, law, *_inputs())
     torch.testing.assert_close(direct.tokens, plain.tokens, rtol=1e-3, atol=1e-3)
     _same_work(plain, direct)
 
@@ -43,7 +44,7 @@ def test_mar(changes):
 @torch.inference_mode()
 def test_causal(changes):
     target, law = tiny_causal(), CAUSAL_LAW.model_copy(update=changes)
-    plain, direct = decode_causal_plain(target, law, *_inputs()), decode_naive(target, law, *_inputs())
+    plain, direct = decode_causal_plain(target, law, *_inputs()), decode_causal_naive(target, law, *_inputs())
     torch.testing.assert_close(direct.tokens, plain.tokens, rtol=1e-3, atol=1e-3)
     _same_work(plain, direct)
 
@@ -56,6 +57,6 @@ def test_a_wrong_schedule_is_seen():
         return extract(schedule, (k + 1).clamp(max=len(schedule) - 1), like)
 
     with patch.object(naive, "_extract", shifted):
-        wrong = decode_naive(target, CAUSAL_LAW, *_inputs()).tokens
+        wrong = decode_causal_naive(target, CAUSAL_LAW, *_inputs()).tokens
     right = decode_causal_plain(target, CAUSAL_LAW, *_inputs()).tokens
     assert (wrong - right).abs().max() > 0.05

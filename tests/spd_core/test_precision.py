@@ -70,7 +70,7 @@ def test_every_decoder_with_a_head_decodes_in_bfloat16(pair: Pair, method: str):
 def test_plain_and_the_public_sampler_agree_in_bfloat16(pair: Pair):
     here = law(pair, "bfloat16", num_iter=4, head_steps=20)
     ours = decode(pair, here, Plain(), LABELS, Draws(SEEDS)).tokens
-    naive = decode_naive(pair.target, here, LABELS, Draws(SEEDS)).tokens
+    naive = decode_naive(pair, here, LABELS, Draws(SEEDS)).tokens
     assert float((ours - naive).abs().median()) < 0.02
 
 

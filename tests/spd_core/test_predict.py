@@ -7,7 +7,8 @@ import torch
 
 from spd_core.candidates import PROMISING, all_choices, choices
 from spd_core.decode.ceilings import Ceilings, Pass, known_ceilings, measured_ceilings
-from spd_core.decode.predict import effort_of, images_per_s, windows_for
+from spd_core.decode.predict import images_per_s, windows_for
+from spd_core.decode.work import effort_of
 from spd_core.families.llamagen.model import PRESETS, LlamaGenConfig
 from spd_core.families.llamagen.predict import kept_bytes, plain_s, speculative_s, work_of
 from spd_core.families.mar.model import Mar, MarConfig, preset

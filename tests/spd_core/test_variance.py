@@ -14,7 +14,9 @@ from torch import nn
 
 from spd_core.decode.path import LawHead
 from spd_core.diffusion import TRAIN_STEPS, diffusion, step_table
+from spd_core.families.mar import contexts as mar_contexts
 from spd_core.families.mar import iterations as decode_mar
+from spd_core.families.registry import family
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead
 from spd_core.models.variance import PosteriorVariance
@@ -184,10 +186,11 @@ def test_masks_are_those_of_decoding():
         return original(model, law, tokens, visible, labels, counts)
 
     rng, made = np.random.default_rng(0), []
-    with patch.object(module, "contexts", recorded), torch.inference_mode():
+    with patch.object(mar_contexts, "contexts", recorded), torch.inference_mode():
         tokens = torch.randn(2000, 16, 4)
         labels = torch.zeros(2000, dtype=torch.int64)
-        for batch, (z, scale) in enumerate(module.token_contexts(model, GUIDED, 2, tokens, labels, rng)):
+        given = module.token_contexts(family("mar"), model, GUIDED, 2, module.Images(tokens, labels), rng)
+        for batch, (z, scale) in enumerate(given):
             visible, counts = seen[batch]
             iteration = torch.tensor([lengths.index(16 - int(count)) for count in counts])
             left = torch.tensor(lengths)[iteration + 1]

@@ -33,7 +33,7 @@ from spd_core.diffusion import handoff_step, step_table
 from spd_core.families.causal.model import Causal, CausalConfig
 from spd_core.families.causal.recipe import handed_over
 from spd_core.law import SamplerLaw
-from spd_core.train.loop import TokenRecipe
+from spd_core.train.loop import Runs, TokenRecipe
 from spd_core.train.weights import fitted, read_weights
 
 _CPU = torch.device("cpu")
@@ -73,6 +73,9 @@ class DistilRecipe(TokenRecipe):
         recipe._target = fitted(Causal(self.target), weights, target).eval().requires_grad_(False)
         recipe._draft = fitted(Causal(self.model), start, initial)
         return recipe
+
+    def given_runs(self, runs: Runs) -> Self:
+        return self.given(runs.target, runs.draft_file or runs.weights("draft"))
 
     def build(self) -> Causal:
         return copy.deepcopy(self._given(self._draft))

@@ -5,33 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from spd_core.codec import PixelCodec
+from spd_core.decode.ceilings import Ceilings
 from spd_core.decode.log import Decoded
 from spd_core.draws import Draws
+from spd_core.families.causal.contexts import token_contexts
 from spd_core.families.causal.model import Causal, CausalConfig
+from spd_core.families.causal.naive import decode_causal_naive
+from spd_core.families.causal.predict import batch_seconds
 from spd_core.families.causal.speculation import EVIDENCE, decode_speculative
 from spd_core.families.causal.tokens import decode_causal_plain
-from spd_core.families.family import Decoding, Family, Held, Part, every_field
-from spd_core.families.head_parts import attach_variances, variance_parts
+from spd_core.families.family import Decoding, Held, every_field
+from spd_core.families.head_family import HeadFamily
 from spd_core.families.held import activation_bytes, guided, head_bytes
 from spd_core.families.mar.vae import KlCodec
-from spd_core.law import Acceptance, Auto, HeadWindow, Method, Plain, SamplerLaw, Speculative
+from spd_core.families.words import guidance_in_words, path_in_words
+from spd_core.law import Acceptance, Auto, Choice, HeadWindow, Method, Plain, SamplerLaw, Speculative
 from spd_core.models.grid import ModelConfig
 
 if TYPE_CHECKING:
     from spd_core.pairs.pair import Pair, PairCard
+    from spd_core.train.acceptance import TeacherForced
+    from spd_core.train.loop import Recipe
 
 #: Tokens drafted before each target pass, and steps the draft holds each prediction, that `method: auto` measures.
 SPECULATION = ((4, 15), (8, 15))
 
 
-class CausalFamily(Family):
+class CausalFamily(HeadFamily):
     """Causal models of continuous tokens with a diffusion head; tokens are handed over at a level of the path."""
 
     name = "causal"
-    title = "causal model of continuous tokens"
     configs: ClassVar = {"target": CausalConfig, "draft": CausalConfig}
     codecs = (PixelCodec, KlCodec)
     methods: ClassVar = {"plain": every_field(Plain), "speculative": every_field(Speculative) - {"tree", "drafter"}}
@@ -42,18 +49,13 @@ class CausalFamily(Family):
             "temperature", "dtype",
         }
     )  # fmt: skip
+    stoppable = frozenset({"plain", "speculative"})
     windows = ((24, 20, 16, 12, 8), (12, 10, 8, 6, 4))
 
     def build(self, config: ModelConfig) -> Causal:
         if not isinstance(config, CausalConfig):
             raise TypeError(f"config: got {type(config).__name__}, allowed: CausalConfig")
         return Causal(config)
-
-    def parts(self, card: PairCard) -> dict[str, Part]:
-        return super().parts(card) | variance_parts(self, card)
-
-    def assemble(self, parts: Mapping[str, nn.Module]) -> None:
-        attach_variances(parts)
 
     def default_method(self, card: PairCard) -> Plain | Speculative:
         return Plain() if card.draft is None else Speculative(gamma=4, head_window=card.windows[0])
@@ -66,6 +68,13 @@ class CausalFamily(Family):
             yield Speculative(gamma=gamma, stride=stride)
             for rule in (Acceptance(), *self.relaxed(auto)):
                 yield Speculative(gamma=gamma, stride=stride, acceptance=rule, head_window=windows[0])
+
+    def law_in_words(self, law: SamplerLaw) -> str:
+        made = f"{path_in_words(law)}, hand-off at {law.handoff_level}"
+        return f"{made}, {guidance_in_words(law)}, temperature {law.temperature:g}, {law.dtype}"
+
+    def batch_seconds(self, card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) -> float | None:
+        return batch_seconds(card, law, choice, at)
 
     def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:
         if not isinstance(config, CausalConfig):
@@ -93,3 +102,35 @@ class CausalFamily(Family):
         if isinstance(target, Causal) and isinstance(draft, Causal) and isinstance(method, Speculative):
             return decode_speculative(target, draft, law, method, labels_B, draws, slots)
         raise TypeError(f"pair {pair.card.name}: its models are not those of its card, or {method.name} is no method")
+
+    def decode_naive(self, target: nn.Module, law: SamplerLaw, labels_B: Tensor, draws: Draws) -> Decoded:
+        if not isinstance(target, Causal):
+            raise TypeError(f"target: got {type(target).__name__}, allowed: Causal")
+        return decode_causal_naive(target, law, labels_B, draws)
+
+    def token_contexts(
+        self, model: nn.Module, law: SamplerLaw, count: int, tokens: Tensor, labels: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        if not isinstance(model, Causal):
+            raise TypeError(f"model: got {type(model).__name__}, allowed: Causal")
+        return token_contexts(model, law, count, tokens, labels, rng)
+
+    def bundled(self) -> Mapping[str, tuple[SamplerLaw, Mapping[str, Recipe]]]:
+        from spd_core.families.causal.bundled import LAW, RECIPES  # training is imported by those who train
+
+        return {"fashion-ar": (LAW, RECIPES)}
+
+    def teacher_forced(
+        self,
+        models: tuple[nn.Module, nn.Module],
+        law: SamplerLaw,
+        stride: int,
+        tokens: Tensor,
+        labels: Tensor,
+    ) -> TeacherForced:
+        from spd_core.families.causal.acceptance import teacher_forced
+
+        target, draft = models
+        if not isinstance(target, Causal) or not isinstance(draft, Causal):
+            raise TypeError(f"models: got {type(target).__name__} and {type(draft).__name__}, allowed: Causal")
+        return teacher_forced(target, draft, law, stride, tokens, labels)

@@ -15,15 +15,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from spd_core.families.llamagen import sizes
 from spd_core.families.llamagen.model import PRESETS, LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.sizes import llamagen_config
 from spd_core.families.llamagen.vq import Vq, VqCodec, VqConfig
 from spd_core.law import SamplerLaw
-from spd_core.pairs import sizes
 from spd_core.pairs.checkpoint import TOLD, Take, as_float32, class_names, refuse_existing, require, taken, write_pair
 from spd_core.pairs.contents import Weights, find_weights, read_weights
 from spd_core.pairs.pair import PairCard, PairError
 from spd_core.pairs.pickles import read_file
-from spd_core.pairs.sizes import llamagen_config
 
 #: Guidance the public evaluation samples each model with; its other settings are temperature 1 and no filter.
 README_GUIDANCE = {"B": 2.0, "L": 2.0, "XL": 1.75, "XXL": 1.75, "3B": 1.65}

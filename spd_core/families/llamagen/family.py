@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from spd_core.accept.codes import EVIDENCE
+from spd_core.decode.ceilings import Ceilings
 from spd_core.decode.log import Decoded
 from spd_core.draws import Draws
-from spd_core.families.family import Decoding, Family, Held, Part, every_field
+from spd_core.families.family import Decoding, Family, Files, Held, Keys, Part, every_field
 from spd_core.families.held import FLOAT, activation_bytes, guided
 from spd_core.families.llamagen.codes import decode_codes_plain
 from spd_core.families.llamagen.model import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
+from spd_core.families.llamagen.predict import batch_seconds
 from spd_core.families.llamagen.speculation import decode_codes_speculative
 from spd_core.families.llamagen.vq import Codebook, Vq, VqCodec
-from spd_core.law import Acceptance, Auto, HeadWindow, Method, Plain, SamplerLaw, Speculative
+from spd_core.families.words import guidance_in_words
+from spd_core.law import Acceptance, Auto, Choice, HeadWindow, Method, Plain, SamplerLaw, Speculative
 from spd_core.models.grid import ModelConfig
 
 if TYPE_CHECKING:
+    from spd_core.pairs.checkpoint import Take
     from spd_core.pairs.pair import Pair, PairCard
+    from spd_core.train.loop import Recipe
 
 #: Codes drafted before each target pass that `method: auto` measures.
 GAMMAS = (2, 4, 6)
@@ -32,8 +38,12 @@ class LlamaGenFamily(Family):
     """Causal models of discrete codes; a pair may have a small draft, an EAGLE draft, or both."""
 
     name = "llamagen"
-    title = "class-conditional LlamaGen model"
     configs: ClassVar = {"target": LlamaGenConfig, "draft": LlamaGenConfig, "eagle": EagleConfig}
+    keys: ClassVar = {
+        "llamagen": Keys("class-conditional LlamaGen model", "tok_embeddings.weight", texts=True),
+        "vq": Keys("VQ tokenizer", "quantize.embedding.weight"),
+    }
+    convert_options = ("vq", "image_size")
     codecs = (VqCodec,)
     methods: ClassVar = {
         "plain": frozenset(),
@@ -62,6 +72,14 @@ class LlamaGenFamily(Family):
         for gamma, drafter, rule in itertools.product(GAMMAS, card.drafters, (Acceptance(), *self.relaxed(auto))):
             yield Speculative(gamma=gamma, drafter=drafter, acceptance=rule)
 
+    def law_in_words(self, law: SamplerLaw) -> str:
+        late = f" up to code {law.cfg_interval + 2}" if law.cfg_interval >= 0 and law.cfg != 1 else ""
+        kept = f"top-k {law.top_k or 'off'}, top-p {law.top_p:g}"
+        return f"{guidance_in_words(law)}{late}, temperature {law.temperature:g}, {kept}, {law.dtype}"
+
+    def batch_seconds(self, card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) -> float | None:
+        return batch_seconds(card, law, choice, at)
+
     def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:
         if not isinstance(config, LlamaGenConfig):
             return Held()
@@ -89,6 +107,17 @@ class LlamaGenFamily(Family):
             draft, vectors = _draft(pair, method), _vectors(_tokenizer(pair, method).quantize)
             return decode_codes_speculative(target, draft, vectors, law, method, labels_B, draws, slots)
         raise TypeError(f"pair {pair.card.name}: its models are not those of its card, or {method.name} is no method")
+
+    def convert(self, files: Files, out: Path, name: str, take: Take) -> PairCard:
+        from spd_core.families.llamagen.convert import convert_llamagen
+
+        vq, side = files.options.get("vq"), files.options.get("image_size")
+        return convert_llamagen(files.target, files.draft, vq, out, name, side, take=take)
+
+    def bundled(self) -> Mapping[str, tuple[SamplerLaw, Mapping[str, Recipe]]]:
+        from spd_core.families.llamagen.bundled import LAW, RECIPES  # training is imported by those who train
+
+        return {"fashion-vq": (LAW, RECIPES)}
 
 
 def _draft(pair: Pair, method: Speculative) -> LlamaGen | EagleDraft:

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 
 from spd_core.decode.ceilings import WEIGHT_BYTES, Ceilings, Pass
 from spd_core.decode.cost import rounds_needed
+from spd_core.decode.work import measured_acceptance
 from spd_core.families.llamagen.model import LlamaGen, LlamaGenConfig
-from spd_core.law import Precision, SamplerLaw, Speculative
+from spd_core.law import Choice, Plain, Precision, SamplerLaw, Speculative
+
+if TYPE_CHECKING:
+    from spd_core.pairs.pair import PairCard
 
 #: Kernels of a pass for each block, and besides.
 BLOCK_KERNELS, OTHER_KERNELS = 17.0, 20.0
@@ -28,6 +33,24 @@ def work_of(config: LlamaGenConfig, precision: Precision) -> Pass:
         model = LlamaGen(config)
     weights = sum(p.numel() for p in model.parameters()) - config.vocab_size * config.dim
     return Pass(weights, WEIGHT_BYTES[precision], BLOCK_KERNELS * config.n_layer + OTHER_KERNELS)
+
+
+def batch_seconds(card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) -> float | None:
+    """Seconds of a batch of plain decoding, or of chains of the small draft as far as the card says what they gain.
+
+    Arguments as of `Family.batch_seconds`; None: it cannot be predicted.
+    """
+    method, target, draft = choice.method, card.target, card.draft
+    if not isinstance(target, LlamaGenConfig):
+        return None
+    if isinstance(method, Plain):
+        return plain_s(target, law, choice.batch, at)
+    if not isinstance(method, Speculative) or method.tree or method.drafter != "draft":
+        return None
+    acceptance = measured_acceptance(card, law, method)
+    if not acceptance or not isinstance(draft, LlamaGenConfig):
+        return None
+    return speculative_s(target, draft, law, method, acceptance, choice.batch, at)
 
 
 def kept_bytes(config: LlamaGenConfig, precision: Precision) -> int:

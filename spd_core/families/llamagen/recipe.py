@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
 from spd_core.families.llamagen.model import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
-from spd_core.train.loop import Recipe
+from spd_core.families.llamagen.vq_recipe import VqRecipe, codes_of
+from spd_core.train.loop import RECIPE, Recipe, Runs
 from spd_core.train.weights import fitted, read_weights
 
 
@@ -36,6 +37,11 @@ class CodeRecipe(Recipe):
     #: Where every position sees those before it, plain matrix products compute twice what is needed.
     attention: ClassVar[SDPBackend] = SDPBackend.FLASH_ATTENTION
     label_drop: float = Field(0.1, ge=0, lt=1, description="share of images whose class is dropped (for guidance)")
+
+    def prepared(self, images_nHWC: Tensor, runs: Runs) -> tuple[Self, Tensor]:
+        tokenizer = VqRecipe.model_validate_json((runs.folder / "tokenizer" / RECIPE).read_bytes())
+        sha256, codes = codes_of(tokenizer, runs.weights("tokenizer"), images_nHWC)
+        return self.model_copy(update={"tokenizer_sha256": sha256}), codes
 
     def dropped(self, labels_B: Tensor, rng: np.random.Generator) -> Tensor:
         """The labels, some of them "no class"."""
@@ -80,6 +86,9 @@ class FollowerRecipe(CodeRecipe):
         recipe = self.model_copy(update={"target_sha256": sha256})
         recipe._target = fitted(LlamaGen(self.target), weights, target).eval().requires_grad_(False)
         return recipe
+
+    def given_runs(self, runs: Runs) -> Self:
+        return self.given(runs.target)
 
     @property
     def leader(self) -> LlamaGen:

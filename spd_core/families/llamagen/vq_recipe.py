@@ -9,6 +9,7 @@ Shape legend: B images of a batch, C channels, H, W pixels, h, w cells, R = B * 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spd_core.codec import PixelCodec
 from spd_core.families.llamagen.vq import Vq, VqCodec, VqConfig
-from spd_core.train.loop import Recipe
+from spd_core.train.loop import Recipe, Runs
 from spd_core.train.weights import fitted, read_weights
 
 
@@ -33,6 +35,12 @@ class VqRecipe(Recipe):
 
     def build(self) -> Vq:
         return Vq(self.model)
+
+    def prepared(self, images_nHWC: Tensor, runs: Runs) -> tuple[Self, Tensor]:
+        return self, images_nHWC
+
+    def codec(self) -> VqCodec:
+        return VqCodec(vq=self.model, size=PixelCodec().size, padded=self.padded)
 
     def loss(self, model: nn.Module, data_B: Tensor, given_B: Tensor, rng: np.random.Generator) -> Tensor:
         if not isinstance(model, Vq):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spd_core.families.mar import sizes
 from spd_core.families.mar.model import Mar, MarConfig, preset
+from spd_core.families.mar.sizes import mar_config
 from spd_core.families.mar.vae import KlCodec, KlVae, KlVaeConfig
 from spd_core.law import SamplerLaw
-from spd_core.pairs import sizes
 from spd_core.pairs.checkpoint import TOLD, Take, as_float32, class_names, refuse_existing, require, taken, write_pair
 from spd_core.pairs.contents import Weights, read_weights
 from spd_core.pairs.pair import PairCard, PairError
-from spd_core.pairs.sizes import mar_config
 
 #: Guidance the public README samples each model with; its other settings are 256 iterations, 100 steps, linear.
 README_GUIDANCE = {"base": 2.9, "large": 3.0, "huge": 3.2}

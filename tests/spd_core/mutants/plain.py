@@ -7,15 +7,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spd_core.decode.naive import decode_naive
 from spd_core.decode.path import BoundHead, PathNoise
 from spd_core.draws import Draws, Purpose
 from spd_core.families.causal import tokens as causal
 from spd_core.families.causal.model import Causal
+from spd_core.families.causal.naive import decode_causal_naive
 from spd_core.families.causal.tokens import ContextReader, PathLaw, decode_causal_plain
 from spd_core.families.mar import iterations as mar
 from spd_core.families.mar import plain as plain_module
 from spd_core.families.mar.model import Mar
+from spd_core.families.mar.naive import decode_mar_naive
 from spd_core.families.mar.plain import decode_plain
 from tests.spd_core.mutants.base import Decoder, Mutant
 from tests.tiny_causal import LAW as CAUSAL_LAW
@@ -36,8 +37,8 @@ def _inputs() -> tuple[Tensor, Draws]:
 @torch.inference_mode()
 def _direct(family: str) -> list[Tensor]:
     if family == "causal":
-        return [decode_naive(tiny_causal(), law, *_inputs()).tokens for law in CAUSAL]
-    return [decode_naive(_mar(), law, *_inputs()).tokens for law in MAR]
+        return [decode_causal_naive(tiny_causal(), law, *_inputs()).tokens for law in CAUSAL]
+    return [decode_mar_naive(_mar(), law, *_inputs()).tokens for law in MAR]
 
 
 @torch.inference_mode()
