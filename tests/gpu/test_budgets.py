@@ -30,11 +30,15 @@ def _device() -> Iterator[None]:
 
 
 def test_everything_that_is_counted_has_a_budget():
-    assert read_budgets().keys() == COUNTED.keys()
+    assert read_budgets().keys() == COUNTED.keys() >= NEAR
+
+
+#: Those whose loops are nearly another's.
+NEAR = {"MAR-H plain", "MAR-B windows, batch 4", "causal annealed", "LlamaGen-XL tree, XL<-B"}
 
 
 @pytest.mark.usefixtures("_device")
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in NEAR)) for name in COUNTED])
 def test_budget(name: str):
     over = read_budgets()[name].exceeded_by(COUNTED[name].count())
     assert not over, "\n".join([name, *over])

@@ -41,11 +41,11 @@ def test_plain_mar_from_graphs(mar: Pair, changes: dict):
 
 @pytest.mark.parametrize(
     "method",
-    [Cspd(gamma=4), Cspd(gamma=4, aligned=False, unresolved="zeros"), Cspd(gamma=4, variant="paper")],
+    [Cspd(gamma=4), Cspd(gamma=4, aligned=False, unresolved="zeros"), Cspd(gamma=4, variant="paper", prefill=0.75)],
     ids=["released", "released on its own noise", "paper"],
 )
 def test_cspd_from_graphs(mar: Pair, method: Cspd):
-    here = law(mar, head_steps=5)
+    here = law(mar, head_steps=3)
     directly = decode(mar, here, method, LABELS, Draws(SEEDS))
     with cpu_graphs():
         replayed = decode(mar, here, method, LABELS, Draws(SEEDS))
