@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -23,7 +24,18 @@ from spd_core.families.llamagen import speculation as code_speculation
 from spd_core.families.llamagen.speculation import tree_of
 from spd_core.law import Acceptance, SamplerLaw, Speculative
 from tests.enumerate_codes import Enumeration, Toy, drawn_children, random_toy
-from tests.mutants import mutant
+from tests.spd_core.node_walk import (
+    Impossible,
+    NeighboursMoved,
+    NeighboursZeroed,
+    NodeWalk,
+    NoStop,
+    QZeroed,
+    SiblingsAfterOneThatStands,
+    SiblingsAgainstOneTarget,
+    TargetAfterRefusal,
+    WithReplacement,
+)
 
 LOSSLESS = Acceptance()
 RELAXED = [
@@ -179,14 +191,7 @@ def test_the_published_residual_of_lantern_is_as_far_from_the_target():
     rule, codes = Acceptance(rule="lantern", k=4, delta=0.1), 8
     order = neighbours(_vectors(codes), rule.k)
 
-    def moved(p, code):
-        flat, at = p.flatten(0, 1), code.flatten()
-        own, among = flat.gather(1, at[:, None]), flat.gather(1, order[at])
-        counted = among * (among.cumsum(dim=1) <= rule.delta)
-        flat = flat.scatter(1, order[at], among - counted)
-        return flat.scatter(1, at[:, None], own + counted.sum(dim=1, keepdim=True)).view_as(p)
-
-    published = mutant(walk_tree, "residual(p, drawn)", "residual(moved(p, code), drawn)", moved=moved)
+    published = NeighboursMoved(order, rule.delta)
     other = 0.0
     for seed in range(6):
         toy = random_toy(codes, 1, seed, sharpness=1.0, agreement=0.0)
@@ -199,78 +204,82 @@ def test_the_published_residual_of_lantern_is_as_far_from_the_target():
 # What must be noticed.
 
 
-def _outside(codes, k):
-    """[V, V]: 0 at each code's neighbours."""
-    order = neighbours(_vectors(codes), k)
-    return torch.ones(codes, codes, dtype=torch.float64).scatter(1, order, 0.0)
+@pytest.mark.parametrize("rule", [LOSSLESS, *RELAXED], ids=_name)
+@pytest.mark.parametrize("branches", [*CHAINS[1:], *TREES], ids=_name)
+def test_a_walk_from_node_to_node_is_the_same_walk(rule, branches):
+    toy = random_toy(3, 2, seed=4, agreement=0.5)
+    for cut in (True, False):
+        ours, other = (_enumerate(toy, branches, rule, cut=cut, walk=walk) for walk in (walk_tree, NodeWalk()))
+        assert torch.allclose(ours.law, other.law, atol=1e-12, rtol=0)
+        assert (ours.certificate, ours.accepted) == pytest.approx((other.certificate, other.accepted), abs=1e-12)
 
 
-ZEROED_Q = ("residual(p, drawn)", "residual(p, drawn.scatter(2, code[..., None], 0.0))")
-ZEROED_NEIGHBOURS = ("residual(p, drawn)", "residual(p * outside[code], drawn)")
-WALK_MUTANTS = {
-    "q zeroed at the refused code, not p": ((2, 1), *ZEROED_Q),
-    "whole neighbourhood zeroed": ((1,), *ZEROED_NEIGHBOURS),
-    "target after a refusal": ((2, 1), "law[image, last.clamp(max=inner - 1)]", "p_ATV[image, last]"),
-    "siblings tested against the same target": (
-        (2, 1),
-        "torch.where(refused, test.rule.residual(p, drawn), p)",
-        "p if rank.others else torch.where(refused, test.rule.residual(p, drawn), p)",
-    ),
-    "drawn without, tested with replacement": ((2, 1), "without(drawn, code)", "drawn"),
-    "no stop after a refusal": (
-        (1, 1),
-        "torch.where(stands, rank.child, following[:, rank.node])",
-        "rank.child.expand_as(stands)",
-    ),
-    "siblings tested after one that stands": ((2, 1), " & undecided", ""),
+WRONG_WALKS = {
+    "q zeroed at the refused code, not p": ((2, 1), QZeroed()),
+    "whole neighbourhood zeroed": ((1,), NeighboursZeroed(_vectors(4), 1)),
+    "target after a refusal": ((2, 1), TargetAfterRefusal()),
+    "siblings tested against the same target": ((2, 1), SiblingsAgainstOneTarget()),
+    "drawn without, tested with replacement": ((2, 1), WithReplacement()),
+    "no stop after a refusal": ((1, 1), NoStop()),
+    "siblings tested after one that stands": ((2, 1), SiblingsAfterOneThatStands()),
 }
 
 
-@pytest.mark.parametrize("name", WALK_MUTANTS)
+@pytest.mark.parametrize("name", WRONG_WALKS)
 def test_wrong_walks_are_caught(name):
-    branches, old, new = WALK_MUTANTS[name]
+    branches, wrong = WRONG_WALKS[name]
     toy = random_toy(4, len(branches), seed=0, agreement=0.5)
-    wrong = mutant(walk_tree, old, new, outside=_outside(4, 1))
     assert _enumerate(toy, branches).distance(toy) < 1e-10
     assert _enumerate(toy, branches, walk=wrong).distance(toy) > 5e-3
 
 
-@pytest.mark.parametrize("lines", [ZEROED_Q, ZEROED_NEIGHBOURS], ids=["q zeroed", "neighbourhood zeroed"])
-def test_wrong_residuals_break_the_certificate_too(lines):
+@pytest.mark.parametrize("name", ["q zeroed at the refused code, not p", "whole neighbourhood zeroed"])
+def test_wrong_residuals_break_the_certificate_too(name):
     rule, toy = Acceptance(rule="lantern++", k=1, lam=1.2), random_toy(4, 1, seed=0, agreement=0.5)
-    wrong = mutant(walk_tree, *lines, outside=_outside(4, 1))
-    right, outcome = _enumerate(toy, (1,), rule), _enumerate(toy, (1,), rule, walk=wrong)
+    right, outcome = _enumerate(toy, (1,), rule), _enumerate(toy, (1,), rule, walk=WRONG_WALKS[name][1])
     assert right.distance(toy) <= right.certificate + 1e-10
     assert outcome.distance(toy) > outcome.certificate + 5e-3
 
 
+def _uniform_fallback(p, q):
+    left = (p - q).clamp(min=0.0)
+    total = left.sum(dim=-1, keepdim=True)
+    return torch.where(total > 0.3, left / total, 1 / p.shape[-1])
+
+
+def _not_clamped(p, q):
+    return (p - q).abs() / (p - q).abs().sum(dim=-1, keepdim=True)
+
+
 RESIDUAL_MUTANTS = {
-    "roles swapped": ("(p - q).clamp", "(q - p).clamp"),
-    "uniform fallback": ("torch.where(total > 0, left / total, p)", "torch.where(total > 0.3, left / total, 0.25)"),
-    "not clamped": (".clamp(min=0.0)", ".abs()"),
+    "roles swapped": lambda p, q: residual(q, p),
+    "uniform fallback": _uniform_fallback,
+    "not clamped": _not_clamped,
 }
 
 
 @pytest.mark.parametrize("name", RESIDUAL_MUTANTS)
 def test_wrong_residuals_are_caught(name):
     toy = random_toy(4, 2, seed=1, agreement=0.5)
-    with patch.object(rules, "residual", mutant(residual, *RESIDUAL_MUTANTS[name])):
+    with patch.object(rules, "residual", RESIDUAL_MUTANTS[name]):
         assert _enumerate(toy, (1, 1)).distance(toy) > 5e-3
 
 
 def test_a_sibling_that_could_not_be_drawn_is_no_draft():
     """Siblings that outnumber the possible codes, and siblings that repeat each other."""
     one_code = _filtered(4, 2, 2, {}, {"top_k": 1})
-    untested = mutant(walk_tree, "(q_at > 0) & ", "")
-    assert _enumerate(one_code, (2,), walk=untested).distance(one_code) > 5e-3
+    assert _enumerate(one_code, (2,), walk=Impossible()).distance(one_code) > 5e-3
     toy = random_toy(4, 2, seed=0, agreement=0.5)
-    repeated = mutant(code_speculation._children_of, "q_ALV = without(q_ALV, code)", "pass")
-    assert _enumerate(toy, (2,), draw=repeated).distance(toy) < 1e-10
+    with patch.object(code_speculation, "without", lambda q, code: q):
+        assert drawn_children(toy.q[0][0], 2).keys() > {(0, 0)}
+        assert _enumerate(toy, (2,)).distance(toy) < 1e-10
 
 
 @pytest.mark.parametrize("rule", RELAXED, ids=_name)
 def test_an_excess_that_ignores_the_rule_is_caught(rule):
-    wrong = mutant(judge, "excess(log_ratio_R, log_relaxed_R)", "excess(log_ratio_R, log_ratio_R)")
+    def wrong(log_ratio, log_relaxed, *rest):
+        return replace(judge(log_ratio, log_relaxed, *rest), excess=torch.zeros_like(log_ratio))
+
     toy = random_toy(3, 3, seed=0, agreement=0.5)
     with patch.object(rules, "judge", wrong):
         outcome = _enumerate(toy, (1, 1, 1), rule)
