@@ -92,7 +92,9 @@ def look_at_files(store: Store, plan: Plan, committed: Committed) -> None:
     listed = list_parts(store)
     if foreign := foreign_parts(listed, plan):
         raise SpecError(stray(foreign))
-    if not missing_shards(plan, committed):
+    if committed.voided or not missing_shards(plan, committed):
+        # A shard that was closed and is not made again: whoever found its damage may have died before it had closed
+        # all that it found.
         find_damage(store, committed)
         return
     find_missing(store, committed, listed)  # reading it all again would keep the workers waiting

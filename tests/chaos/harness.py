@@ -98,6 +98,7 @@ class Harness:
         self._others: list[drivers.Driver] = []  #: started while the driver was paused
         self._phase_is = ""  #: "repair" while a damaged dataset is mended
         self._met: set[str] = set()  #: causes of the kills since the driver started
+        self._others_met: set[str] = set()  #: the same, since the first of the others started
         self.tally = Tally()
 
     def start(self) -> None:
@@ -208,9 +209,9 @@ class Harness:
         """A second driver ends in order too, late as it may be."""
         for driver in self._others:
             code = driver.wait(_RUN_S)
-            if code and not self._met & {"driver", "raylet", "store"}:
+            if code and not self._others_met & {"driver", "raylet", "store"}:
                 self.tally.complaints.append(f"{name}: a second driver ended with {code}: {driver.last_line()}")
-        self._others = []
+        self._others, self._others_met = [], set()
 
     def _write_spec(self, name: str) -> None:
         spec = {
@@ -300,6 +301,7 @@ class Harness:
         else:
             self.tally.kills[kill.cause] += 1
             self._met.add(kill.cause)
+            self._others_met |= {kill.cause} if self._others else set()
         if kill.label not in self.tally.struck[name]:
             self.tally.struck[name].add(kill.label)
             self.tally.datasets[kill.label] += 1

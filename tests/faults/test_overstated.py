@@ -71,6 +71,19 @@ def test_a_repair_that_is_paused_at_any_write_takes_nothing_away(damage, skip, p
     assert status(store.url).finished
 
 
+@pytest.mark.parametrize("skip", range(12))
+def test_a_repair_that_dies_at_any_write_forgets_none_of_the_damage(skip, pair, undisturbed, store):
+    """Two shards are damaged; what a driver knows of the second one dies with it."""
+    assert run(job(pair)) is None
+    flip(DATA)
+    flip("bucket/out/" + layout.data(2, 3))
+    Faulty.script.faults = [Fault("crash before", "create|replace|delete", skip=skip)]
+    run(job(pair))
+    Faulty.script.faults = []
+    assert run(job(pair)) is None
+    assert images() == undisturbed
+
+
 def test_a_file_that_vanishes_during_the_run_is_no_end(pair, undisturbed, store):
     vanish = Meanwhile(lambda: Bucket.objects.pop(DATA), "list", layout.COMMITS, skip=1)
     Faulty.script.faults = [vanish]

@@ -34,6 +34,7 @@ class Rules:
     look_at_files: bool = True  #: before ``_SUCCESS``
     look_again: bool = True  #: after it
     success_last: bool = True  #: ``_SUCCESS`` after the empty parts
+    read_after_void: bool = True  #: a driver that meets a void record reads every file again
 
 
 class Failed(Exception):
@@ -209,8 +210,9 @@ def driver(rules: Rules, shards: int, letter: bytes) -> Generator[Op, object, No
     """Makes what is missing or damaged, and ends the dataset."""
     found = yield from _look(shards)
     todo = [shard for shard in range(shards) if shard not in found or not is_commit(found[shard][1])]
-    # Only a dataset that has all its shards is read again.
-    damaged = yield from (_missing if todo else _damaged)(found)
+    # A dataset is read again that has all its shards, or one that was closed and may not be the only damaged one.
+    closed = rules.read_after_void and any(raw.startswith(b"void ") for _, raw in found.values())
+    damaged = yield from (_missing if todo and not closed else _damaged)(found)
     if damaged or todo:
         for shard in sorted({*damaged}):
             yield from _repair(rules, shard)
@@ -362,7 +364,7 @@ def checker(shards: int, before: Objects, broken: frozenset[str], drivers: froze
     but its size, while the first repairs it: then ``_SUCCESS`` is held to be right when both have ended in order.
     """
 
-    unread = {path: before[path] for path in broken if path in before}
+    unread = {path: before[path] for path in broken if path in before} if one_reads else {}
 
     def check(objects: Objects, outcomes: list[str | None], ended: int | None) -> list[str]:
         found = problems(objects, shards, broken)
@@ -430,6 +432,7 @@ def broken_rules() -> dict[str, Rules]:
         "closed names are deleted, not emptied": replace(rules, empty_parts="delete"),
         "closed names are left as they are": replace(rules, empty_parts="none"),
         "every file that no commit names is emptied": replace(rules, empty_closed_only=False),
+        "a shard that was closed has no other read again": replace(rules, read_after_void=False),
         "_SUCCESS without a look at the files": replace(rules, look_at_files=False),
         "_SUCCESS before closed names are emptied": replace(rules, success_last=False),
     }
@@ -460,7 +463,7 @@ class Situation:
 
     @property
     def unread(self) -> Objects:
-        return {path: self.before[path] for path in self.broken if path in self.before}
+        return {path: self.before[path] for path in self.broken if path in self.before} if self.one_reads else {}
 
     def explore(self, rules: Rules, preemptions: int | None = None, first: bool = False) -> Found:
         makers = [self._maker(rules, kind, letter) for kind, letter in self.actors]
@@ -487,10 +490,11 @@ def situations() -> list[Situation]:
     flipped, unreadable = {**whole, data: b"?"}, {**whole, commit: b"?"}
     unrecorded = {path: raw for path, raw in whole.items() if path != commit}
     left = {data: b"A"}
+    both = finished(Rules(), 2) | {data: b"?", name("data", 1, 0): b"?"}
     half = {path: raw for path, raw in flipped.items() if path != SUCCESS}
     one, other = ("driver", b"A"), ("driver", b"BB")
     late, strange = ("attempt", b"A"), ("attempt", b"BB")
-    gone = frozenset({data})
+    gone, two = frozenset({data}), frozenset({data, name("data", 1, 0)})
     return [
         Situation("two attempts of one platform and a driver", {}, (late, late, one)),
         Situation("two attempts of two platforms and a driver", {}, (late, strange, one)),
@@ -501,6 +505,8 @@ def situations() -> list[Situation]:
         Situation("two repairs of a file that is gone", vanished, (one, one), broken=gone),
         Situation("two repairs of it, of two platforms", vanished, (one, other), broken=gone),
         Situation("three repairs of a flipped file", flipped, (one, other, one), broken=gone),
+        Situation("a repair of two flipped files", both, (one,), 2, broken=two),
+        Situation("two repairs of two flipped files", both, (one, one), 2, broken=two),
         Situation("two repairs of a damaged record, of two platforms", unreadable, (one, other)),
         Situation("two repairs of a record that is gone, of two platforms", unrecorded, (one, other)),
         Situation("a late attempt and two repairs of a file that is gone", vanished, (late, one, other), broken=gone),

@@ -19,6 +19,7 @@ MODELS = {each.name: each for each in model.situations()}
 SHOWS = {
     "a repair deletes record and files": "two repairs of a file that is gone",
     "every file that no commit names is emptied": "a flipped file beside a shard to make, a driver",
+    "a shard that was closed has no other read again": "a repair of two flipped files",
     "_SUCCESS without a look at the files": "a create that stores nothing, and two drivers",
 }
 #: Those of the default tier; the others are more of the same.
@@ -28,6 +29,7 @@ QUICK = (
     "two repairs of it, of two platforms",
     "a create that stores nothing, and two drivers",
     "a flipped file beside a shard to make, two platforms",
+    "two repairs of two flipped files",
 )
 REAL = (
     "two attempts of two platforms",
