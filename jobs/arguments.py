@@ -147,9 +147,9 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         "--quality-of",
         nargs="+",
         metavar="TEXT",
-        help="distance and agreement only of entries whose name in the table is one of these, or else has it in it; "
-        "default: all but those whose images have plain's law by construction: the naive loop, and of the lossless "
-        "entries of codes all but the first",
+        help="measure distance and agreement of these entries only: TEXT is an entry's name in the table, or a part of "
+        "several names; default: every entry but the naive loop and, for codes, all lossless entries but the first, "
+        "whose images have the law of plain decoding",
     )
     parser.add_argument("--repeats", type=int, default=3, help="timed decodings per entry and batch size")
     parser.add_argument("--processes", type=int, default=1, help="processes that make the quality images")

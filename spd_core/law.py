@@ -223,7 +223,7 @@ def _add_knobs(schema: dict[str, Any]) -> None:
 
 
 class Acceptance(Settings):
-    """When a drafted token is kept, and so what is promised: a rule of `spd_core.accept.rules` as a spec writes it.
+    """When a drafted token is accepted, and so what is promised: a rule of `spd_core.accept.rules` as a spec writes it.
 
     The bundled rules' knobs are fields, whichever rule is meant. A knob that only another rule has is written beside
     them, and is there for that rule alone, so that specs of the others stay what they are.
@@ -366,7 +366,8 @@ class Auto(Settings):
     name: Literal["auto"] = "auto"
     guarantee: Guarantee = Field(
         Guarantee.EXACT,
-        description="the least that is asked for; exact: only exact methods; tv or w_inf: these too; none: all",
+        description="weakest promise of the methods to measure; exact: exact methods only; tv: those of exact or tv; "
+        "w_inf: those of exact or w_inf; none: all",
     )
     delta: float = Field(
         1.0, ge=1.0, le=1e6, description="guarantee tv or none: annealed acceptance at this delta too; 1: without it"

@@ -27,7 +27,7 @@ class DraftRows:
     draft_index: Int64  #: place in the drafted block, from 0
     log_ratio: NDArray[np.float32]
     accepted: Bool
-    excess: NDArray[np.float32]  #: what the rule added to the draft's chance of standing; NaN: no bound exists
+    excess: NDArray[np.float32]  #: what the rule added to the acceptance probability; NaN: no bound
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ class Row(Settings):
         description="accepted share: released CSpD's of every draft, of all others of those tested, up to the first "
         "refusal of a block"
     )
-    acceptance_by_place: list[float] | None = Field(description="by place in the block, where those before stood")
+    acceptance_by_place: list[float] | None = Field(
+        description="by place in the block, where those before were accepted"
+    )
     tokens_per_round: float | None = Field(description="tokens per target pass over an image")
     step_compression: float | None = Field(
         None, description="sequential target passes of plain over those of this row, timed images; none for MAR"

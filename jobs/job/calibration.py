@@ -1,4 +1,4 @@
-"""Which way of decoding is fastest: a knock-out of short measurements, and the table that is kept of it."""
+"""Which way of decoding is fastest: a knock-out of short measurements, and the table of what was measured."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def trial_rows(spec: Spec, choice: Choice) -> int:
 def trial_task(spec: Spec, card: PairCard, choice: Choice, size: int, lap: int, limit_s: float) -> TrialTask:
     """The first ``size`` real requests of the lap's shard, filled up with the first ones where the job ends.
 
-    For those of a request file stand the classes in turn, which cost as much to decode.
+    A request file is not read: in its place every class has its turn, which costs as much to decode.
     """
     wanted = spec.requests
     indices = [(lap * shard_rows(spec) + place) % wanted.count for place in range(size)]

@@ -103,7 +103,7 @@ def acceptance_of(method: dict[str, Any]) -> str:
     """Of which drafts a dumped method's acceptance is a share: two figures that must not be compared.
 
     Released CSpD judges and keeps or replaces every draft of a block. Everything else looks at no draft behind the
-    first refusal, so the share is that of drafts whose predecessors stood.
+    first refusal, so the share is that of drafts whose predecessors were accepted.
     """
     if method["name"] == "cspd" and method["variant"] == "released":
         return "of every draft"

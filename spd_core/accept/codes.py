@@ -110,11 +110,11 @@ class CodeTest:
 
 @dataclass(frozen=True)
 class Walk:
-    """Which drafts of a tree stand, of A images."""
+    """Which drafts of a tree are accepted, of A images."""
 
-    path: Tensor  #: int64 [A, 1 + D]: kept nodes from node 0 on; past the last one it is repeated
-    kept: Tensor  #: int64 [A] drafts kept
-    law: Tensor  #: [A, V] unnormalised: of the code that follows the last kept one
+    path: Tensor  #: int64 [A, 1 + D]: accepted nodes from node 0 on; past the last one it is repeated
+    kept: Tensor  #: int64 [A] drafts accepted
+    law: Tensor  #: [A, V] unnormalised: of the code that follows the last accepted one
     verdict: Verdict  #: of every node but 0, [A, T - 1]
     tested: Tensor  #: bool [A, T - 1]: those whose test the result rests on
 
@@ -134,7 +134,7 @@ def walk_tree(
     room_A: Tensor,
     test: CodeTest,
 ) -> Walk:
-    """Tests all drafts of a tree and follows those that stand.
+    """Tests all drafts of a tree and follows those that are accepted.
 
     Args:
         tree: its inner nodes come before its leaves.
@@ -155,10 +155,10 @@ def walk_tree(
     accepted, tested = (torch.zeros(shape, dtype=torch.bool, device=device) for _ in range(2))
     log_ratio, excess = (p_ATV.new_zeros(shape) for _ in range(2))
     itself = torch.arange(codes_AT.shape[1], device=device).expand_as(codes_AT)
-    following = itself  # [A, T] the child that stands, or else the node itself
+    following = itself  # [A, T] the child that is accepted, or else the node itself
     for rank in ranks(tree, inner, device):
-        # 1. The next child of every node that has one, while none before it stands. What q could not have given, there
-        # being fewer codes than children, is no draft.
+        # 1. The next child of every node that has one, while none before it is accepted. What q could not have given,
+        # there being fewer codes than children, is no draft.
         code, at = codes_AT[:, rank.child], rank.child - 1
         p, drawn = rank.of(law), rank.of(q)
         q_at = drawn.gather(2, code[..., None])[..., 0]

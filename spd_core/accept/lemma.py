@@ -1,6 +1,6 @@
 """The lemma of speculative sampling (Leviathan et al. 2022, arXiv:2211.17192), each part of it once.
 
-A draft x of q is kept with probability min(1, R), R = p(x) / q(x); where it is refused, the token is drawn from the
+A draft x of q is accepted with probability min(1, R), R = p(x) / q(x); where it is refused, the token is drawn from the
 residual Norm[(p - q)_+]. The token then has the law p. p and q may be laws of a code, of a token's whole denoising path
 or of a single step. A rule of `spd_core.accept.rules` puts a larger ratio in the place of R; what it adds to the
 probability is the draft's excess.
@@ -21,7 +21,7 @@ LAST_RESORT = 2**20
 
 
 def acceptance_probability(log_ratio: Tensor) -> Tensor:
-    """min(1, R) [...] of log R [...]: the probability that a draft is kept."""
+    """min(1, R) [...] of log R [...]: the acceptance probability of a draft."""
     return log_ratio.clamp(max=0.0).exp()
 
 
@@ -36,7 +36,7 @@ def first_refusal(accepted_BK: Tensor) -> Tensor:
 
 
 def residual_acceptance(log_ratio: Tensor) -> Tensor:
-    """(1 - 1/R)_+ [...] of log R = log p/q [...]: the probability that the residual keeps a proposal of p."""
+    """(1 - 1/R)_+ [...] of log R = log p/q [...]: the probability that the residual accepts a proposal of p."""
     return -torch.expm1((-log_ratio).clamp(max=0.0))
 
 
@@ -53,11 +53,11 @@ class Verdict:
 
     accepted: Tensor  #: bool [R]
     log_ratio: Tensor  #: [R] log of the unclamped acceptance ratio; for the coupled rule log(radius / distance)
-    excess: Tensor  #: [R] what the rule adds to the chance of standing; NaN where total variation has no bound
+    excess: Tensor  #: [R] what the rule adds to the acceptance probability; NaN: total variation has no bound
 
 
 def excess(log_ratio_R: Tensor, log_relaxed_R: Tensor) -> Tensor:
-    """(f - min(1, R))_+ [R] with f = min(1, relaxed R), in [0, 1]: what a rule adds to a draft's chance of standing.
+    """(f - min(1, R))_+ [R] with f = min(1, relaxed R), in [0, 1]: what a rule adds to the acceptance probability.
 
     Its mean over drafts of q is sum_x (q f - p)_+, with the lossless residual the total variation of the token's law
     from p, whenever f is at least min(1, R). What it means for an image is in `spd_core.accept.certificate`.
@@ -66,7 +66,7 @@ def excess(log_ratio_R: Tensor, log_relaxed_R: Tensor) -> Tensor:
 
 
 def judge(log_ratio_R: Tensor, log_relaxed_R: Tensor, uniform_R: Tensor, rounding: float = 0.0) -> Verdict:
-    """Keeps each draft with probability min(1, relaxed ratio); the lossless rule relaxes nothing.
+    """Accepts each draft with probability min(1, relaxed ratio); the lossless rule relaxes nothing.
 
     Args:
         log_ratio_R: log p/q of the draft.
@@ -74,7 +74,7 @@ def judge(log_ratio_R: Tensor, log_relaxed_R: Tensor, uniform_R: Tensor, roundin
         uniform_R: of the test.
         rounding: error of the log ratio; one that is no farther below 0 counts as 0. The law then is off by no more
             than this times the share of drafts with such a ratio. Without it a draft that equals the target but for
-            rounding is refused now and then, and hardly any proposal is ever kept in its place.
+            rounding is refused now and then, and hardly any proposal is ever accepted in its place.
     """
     near_one = (log_relaxed_R > -rounding) & (log_relaxed_R < 0)
     accepted = accept(log_relaxed_R.masked_fill(near_one, 0.0) if rounding else log_relaxed_R, uniform_R)
@@ -82,13 +82,13 @@ def judge(log_ratio_R: Tensor, log_relaxed_R: Tensor, uniform_R: Tensor, roundin
 
 
 def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """A sample [R, ...] of the residual Norm[(p - q)_+] of each row: propose from p, keep with (1 - q/p)_+.
+    """A sample [R, ...] of the residual Norm[(p - q)_+] of each row: propose from p, accept with (1 - q/p)_+.
 
     Not capped where that could be seen: a capped loop returns p in its place, which puts back what the draft has
     already given. One draft costs one proposal in expectation (probability of a refusal times proposals until one is
-    kept). A row that has refused `LAST_RESORT` proposals takes the next: a refusal happens with probability TV(p, q),
-    and so do that many more with less than 1 / (e `LAST_RESORT`) = 4e-7 in all, whatever TV(p, q) is. A row without a
-    draft has q = 0 and takes its first proposal.
+    accepted). A row that has refused `LAST_RESORT` proposals takes the next: a refusal happens with probability TV(p,
+    q), and so do that many more with less than 1 / (e `LAST_RESORT`) = 4e-7 in all, whatever TV(p, q) is. A row without
+    a draft has q = 0 and takes its first proposal.
 
     Args:
         rows_R: names of the rows, distinct and at least one; `propose` gets those still open.
@@ -107,7 +107,7 @@ def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tenso
         if made >= LAST_RESORT:
             kept |= log_ratio > -torch.inf
         made += log_ratio.shape[1]
-        # Ties of argmax go to the first maximum: the first kept proposal of the row.
+        # Ties of argmax go to the first maximum: the first accepted proposal of the row.
         found, choice = kept.to(torch.uint8).max(dim=1)
         # The one wait of an attempt: how many rows are done, and whether all could be.
         states = torch.where(log_ratio.isnan().any(dim=1), 2, found).tolist()

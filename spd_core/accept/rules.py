@@ -1,4 +1,4 @@
-"""Acceptance rules: when a drafted token is kept, what replaces a refused one, and what that promises.
+"""Acceptance rules: when a drafted token is accepted, what replaces a refused one, and what that promises.
 
 A rule is a class with its knobs as fields, and one entry of `RULES`. Law, decoders, report, card, bench and command
 line ask the rule and know none of them by name.
@@ -63,14 +63,14 @@ R = TypeVar("R", bound=Ratios)
 
 
 class Rule(Settings, ABC, Generic[E]):
-    """When a drafted token is kept. The fields of a rule are its knobs.
+    """When a drafted token is accepted. The fields of a rule are its knobs.
 
     A knob that is also a field of `spd_core.law.Acceptance` takes its value from there; a knob of another name is
     written beside it in a spec.
     """
 
     name: ClassVar[str]
-    #: When a draft is kept, in a line of `spd spec`.
+    #: When a draft is accepted, in a line of `spd spec`.
     summary: ClassVar[str]
     guarantee: ClassVar[Guarantee]
     #: What a decoder must know of a draft to apply the rule.
@@ -82,7 +82,7 @@ class Rule(Settings, ABC, Generic[E]):
 
     @abstractmethod
     def judge(self, drafts: E) -> Verdict:
-        """Which drafts are kept."""
+        """Which drafts are accepted."""
 
     @property
     def neighbours(self) -> int:
@@ -112,7 +112,7 @@ class Rule(Settings, ABC, Generic[E]):
 
 
 class RatioRule(Rule[R], Generic[R]):
-    """A draft is kept with probability f = min(1, relaxed ratio), and the relaxed ratio is never below R = p/q.
+    """A draft is accepted with probability f = min(1, relaxed ratio), and the relaxed ratio is never below R = p/q.
 
     A refused draft is replaced by a sample of the lossless residual Norm[(p - q)_+]. That is right for every such f:
     Norm[(p - q f)_+] is the same law, and certificates (`spd_core.accept.certificate`) rest on it. So the residual is
@@ -150,7 +150,7 @@ class Annealed(RatioRule[Ratios]):
     """COOL-SD: the ratio times w = max(1, delta exp(-nu place)).
 
     A weight below 1 would only lose speed. Spending the excess early is best: a late draft is tested only if the
-    earlier ones were kept (COOL-SD's delta is this one times the mean of exp(-nu place) over the block).
+    earlier ones were accepted (COOL-SD's delta is this one times the mean of exp(-nu place) over the block).
     """
 
     name = "annealed"
@@ -172,7 +172,7 @@ class Annealed(RatioRule[Ratios]):
 
 
 class Coupled(Rule[Couplings]):
-    """Keeps a draft that lies within a radius of the target's own token on the same noise.
+    """Accepts a draft that lies within a radius of the target's own token on the same noise.
 
     A refused draft is replaced by that token. What is emitted then lies within the radius of a sample of the target's
     law of the token given those emitted before it. That is no bound on the distance of images: the next token is

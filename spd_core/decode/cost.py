@@ -25,14 +25,15 @@ import numpy as np
 class CallTimes:
     """Measured seconds of one call for a batch, its random numbers included.
 
-    "Own" is the way of the decoding in question: with head self-speculation where it has windows, else like "head".
+    ``head`` and ``finish`` call the head once for every step, as the base of the comparison does. ``own`` and
+    ``own_finish`` do the same work as the measured method does it: by head self-speculation, if it has windows.
     """
 
     context: float  #: one pass of the target's context network, one token of every image
     head: float  #: the target's head down to the hand-off for one token of every image, one head call a step
-    own: float  #: the same in the decoding's own way
+    own: float  #: the work of `head`, as the measured method does it
     finish: float  #: the target's head below the hand-off, all tokens of every image at once, one head call a step
-    own_finish: float  #: the same in the decoding's own way
+    own_finish: float  #: the work of `finish`, as the measured method does it
     drafted: float = 0.0  #: one drafted token of every image: the draft's context pass and its head calls
     verification: float = 0.0  #: one context pass over gamma drafts and the next token, one head call over all states
     residual: float = 0.0  #: proposals for a refused token of every image, once, and their test
@@ -42,19 +43,20 @@ class CallTimes:
 class Drafting:
     """What a round of speculative decoding drafts, and how it fares."""
 
-    acceptance: Sequence[float]  #: per place of the block: share of the drafts that stand where those before stood
+    #: By place of the block: share of the drafts accepted, where those before were accepted.
+    acceptance: Sequence[float]
     overlap: float  #: mean of min(1, R) over the tested drafts: 1 - total variation, whatever the rule
     proposals: int  #: residual proposals of a refused token made at once
 
 
-def standing(acceptance: Sequence[float]) -> list[float]:
-    """Probability that the first 0, 1, ..., gamma drafts of a round stand."""
+def leading_accepted(acceptance: Sequence[float]) -> list[float]:
+    """Probability that at least 0, 1, ..., gamma drafts of a round are accepted, one after another."""
     return [1.0, *np.cumprod(acceptance).tolist()]
 
 
 def tokens_per_round(acceptance: Sequence[float]) -> float:
     """Expected tokens of a round: the drafts before the first refusal and the target's own token after them."""
-    return sum(standing(acceptance))
+    return sum(leading_accepted(acceptance))
 
 
 def rounds_needed(acceptance: Sequence[float], tokens: int, slots: int, fills: int = 1) -> float:
@@ -69,7 +71,7 @@ def rounds_needed(acceptance: Sequence[float], tokens: int, slots: int, fills: i
         slots: images decoded together.
         fills: images a slot makes.
     """
-    advance = -np.diff([*standing(acceptance), 0.0])  # of 1, 2, ..., gamma + 1 tokens
+    advance = -np.diff([*leading_accepted(acceptance), 0.0])  # of 1, 2, ..., gamma + 1 tokens
     states = np.arange(tokens * fills + 1)  # tokens that a slot lacks
     room = (states - 1) % tokens + 1  # of them in the image at hand
     moves = np.zeros((len(states), len(states)))
@@ -85,12 +87,12 @@ def rounds_needed(acceptance: Sequence[float], tokens: int, slots: int, fills: i
 
 
 def residual_attempts(drafting: Drafting, slots: int) -> float:
-    """Expected attempts until each refused token of a round has kept a proposal, given that there is one.
+    """Expected attempts until each refused token of a round has an accepted proposal, given that a token was refused.
 
-    A proposal is kept with a probability of the total variation between draft and target. Each attempt makes four times
-    the proposals of the one before.
+    A proposal is accepted with a probability of the total variation between draft and target. Each attempt makes four
+    times the proposals of the one before.
     """
-    refused = max(1.0, slots * (1.0 - standing(drafting.acceptance)[-1]))
+    refused = max(1.0, slots * (1.0 - leading_accepted(drafting.acceptance)[-1]))
     open_share, proposals, attempts = 1.0, drafting.proposals, 0.0
     while open_share > 1e-9:
         attempts += 1.0 - (1.0 - open_share) ** refused
@@ -105,7 +107,7 @@ def plain(times: CallTimes, tokens: int) -> float:
 
 
 def own_plain(times: CallTimes, tokens: int) -> float:
-    """Seconds of a batch decoded plainly in its own way."""
+    """Seconds of a batch decoded plainly as the measured method does it, with its windows."""
     return tokens * (times.context + times.own) + times.own_finish
 
 
@@ -115,10 +117,10 @@ def _round(times: CallTimes, drafting: Drafting, slots: int) -> float:
     It drafts gamma tokens, verifies them and ends with a residual token or, where nothing was refused, with a token of
     the target's own.
     """
-    stood = standing(drafting.acceptance)[-1]
-    ending = stood * times.own
-    if stood < 1.0:
-        ending += (1.0 - stood) * residual_attempts(drafting, slots) * times.residual
+    all_accepted = leading_accepted(drafting.acceptance)[-1]
+    ending = all_accepted * times.own
+    if all_accepted < 1.0:
+        ending += (1.0 - all_accepted) * residual_attempts(drafting, slots) * times.residual
     return len(drafting.acceptance) * times.drafted + times.verification + ending
 
 

@@ -3,7 +3,8 @@
 1. Hold the head's last prediction x0 (and, if learned, its variance) and roll L steps ahead with it. Where the
    posterior variance is known (`spd_core.models.variance`), the held prediction follows the noise that is drawn.
 2. Evaluate the head at all L states in one batch.
-3. Test step by step with a maximal coupling of the held and the true transition; steps before the first refusal stand.
+3. Test step by step with a maximal coupling of the held and the true transition; steps before the first refusal are
+   accepted.
 4. At the refusal take the coupling's correction, a draw from what the held transition leaves over of the true one.
 5. Go on from there with the newest prediction.
 

@@ -25,7 +25,7 @@ class DraftRecords:
     draft_index: Tensor  #: int64, 0-based place of the token in its drafted block
     log_ratio: Tensor  #: float32, log of the unclamped acceptance ratio
     accepted: Tensor  #: bool
-    excess: Tensor  #: float32, added to the chance of standing by a relaxed rule (0: exact rules; NaN: no bound exists)
+    excess: Tensor  #: float32, what a relaxed rule adds to the acceptance probability; 0: exact; NaN: no bound
 
     def at(self, rows: Tensor) -> DraftRecords:
         """Those of some rows."""
@@ -65,7 +65,7 @@ class TestLog:
             images: of every slot, below 0: none.
             made: tokens decided of each before the round.
             depth: of every draft, 1 for the first after what is decided.
-            tests: float [4, A, T - 1]: log ratio, excess, whether it stands and whether it counts.
+            tests: float [4, A, T - 1]: log ratio, excess, whether the draft is accepted, whether it was tested.
         """
         self._waiting.append((list(images), list(made), depth, tests.flatten().clone()))
         self._numbers += tests.numel()

@@ -188,9 +188,11 @@ class BoundHead:
         return self.at_law.modulate(self.at_law.step_embeddings[k] + self.condition[row])
 
     def hoist(self, first: int, last: int) -> None:
-        """Computes what all rows need at steps ``first`` to ``last`` by one product, if it is little enough to keep.
+        """Computes the modulations of all rows at steps ``first`` to ``last`` by one product.
 
-        For a caller that will need about all of it, some more than once, in small batches, and no other steps.
+        The caller must ask for no other step afterwards. It pays where a caller reads nearly every step of every row,
+        many of them more than once, a few rows at a time. Above `HEAD_ROWS` rows and steps the table would be too
+        large; then nothing is computed ahead, and every later call computes what it needs.
         """
         if self._table is None and len(self.condition) * (first - last + 1) <= HEAD_ROWS:
             self._lowest, at = last, slice(last, first + 1)

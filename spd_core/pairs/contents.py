@@ -2,7 +2,7 @@
 
 Trainers put state dicts under many names (``model``, ``module``, ``state_dict``, ``model_ema``, ``ema``, none at all)
 and wrappers put their own before each key (``module.``, ``_orig_mod.``, ``model.``). A family has keys that no other
-has; what stands before such a key is a wrapper's.
+has; what comes before such a key is a wrapper's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Image features from the packaged EfficientNet-Lite0 ImageNet weights: 1280 numbers an image, no download.
 
 The distances on them are not the published FID, which uses Inception-v3 pool features; `EXTRACTOR` names what was used
-and stands beside every figure. Images of any size are brought to 64 px, where one CPU core is fast enough.
+and is named beside every figure. Images of any size are brought to 64 px, where one CPU core is fast enough.
 
 Shape legend: B images, H, W pixels, C channels, D = 1280 features.
 """

@@ -2,7 +2,7 @@
 
 A reference is a folder ``spd_core/quality/data/<name>/`` with ``reference.json`` (`ReferenceCard`) and
 ``reference.npz``: mean and upper covariance triangle of the training features, and the test features in 8 bits, linear
-per dimension. What that rounding changes in the figures was measured when it was made and stands in the card.
+per dimension. What that rounding changes in the figures was measured when it was made and is in the card.
 
 Shape legend: m test images, n images, D features, K classes.
 """

@@ -1,10 +1,10 @@
 """Tunes the windows of head self-speculation to a pair: a length for each slice of the path.
 
 Long windows save sequential calls early on the path, where predictions keep, and waste rows late, where they do not.
-From plain paths comes the probability S[s, l] that the first l steps of a window begun at position s stand. A round
-with window L ends after j + 1 steps if step j is the first refused, and after L steps otherwise; so the expected calls
-and rows of a schedule follow backwards from the path's end, and the schedule that minimises calls + price * rows is
-found slice by slice.
+From plain paths comes the probability S[s, l] that the first l steps of a window begun at position s are accepted. A
+round with window L ends after j + 1 steps if step j is the first refused, and after L steps otherwise; so the expected
+calls and rows of a schedule follow backwards from the path's end, and the schedule that minimises calls + price * rows
+is found slice by slice.
 
 Shape legend: R paths, K steps of them, D token dims, positions count the steps made.
 """
@@ -73,12 +73,13 @@ def tuned_windows(
 
 @torch.inference_mode()
 def survival(head: BoundHead, trace: Trace, first: int) -> Float64:
-    """S [K, L + 1]: how likely the first l = 0..L steps of a window begun at each position stand, 0 past the end.
+    """S [K, L + 1]: probability that the first l = 0..L steps of a window begun at a position are accepted; 0 past the
+    end.
 
     Args:
         head: bound to the R paths' contexts.
-        trace: plain paths, their first step being ``first``; a step's chance to stand is the overlap of the held and
-            the true transition at its state, their stds taken as the fixed ones.
+        trace: plain paths, their first step being ``first``; a step's acceptance probability is the overlap of the held
+            and the true transition at its state, their stds taken as the fixed ones.
         first: step.
     """
     rows, count, _ = trace.states.shape

@@ -73,7 +73,7 @@ class CodeDraft(ABC):
 
 
 class SmallDraft(CodeDraft):
-    """A small model of codes; its cache keeps the nodes that stood."""
+    """A small model of codes; its cache keeps the accepted nodes."""
 
     earliest = 0
 

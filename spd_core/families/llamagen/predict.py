@@ -1,8 +1,8 @@
 """`spd_core.decode.predict` for codes: passes that read weights and the keys and values of all codes before.
 
 At a large batch the keys and values are what takes the time (LlamaGen-XL with guidance: 12 GB an image). A verification
-reads them once for all its codes, plain decoding once for each: where drafts stand often enough, speculation gains at
-any batch.
+reads them once for all its codes, plain decoding once for each: where drafts are accepted often enough, speculation
+gains at any batch.
 """
 
 from __future__ import annotations

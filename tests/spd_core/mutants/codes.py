@@ -129,7 +129,7 @@ MUTANTS = (
     Mutant("samples of p as residual", rules, "residual", lambda r: lambda p, q: p, "chain"),
     Mutant("residual with the roles swapped", rules, "residual", lambda r: lambda p, q: r(q, p), "chain"),
     Mutant("residual squared", rules, "residual", lambda r: lambda p, q: r(p, q) ** 2, "chain"),
-    Mutant("every draft stands", RatioRule, "judge", _ignored, "chain"),
+    Mutant("every draft is accepted", RatioRule, "judge", _ignored, "chain"),
     Mutant(
         "tested one sibling's number for all",
         code_speculation,
@@ -156,21 +156,21 @@ MUTANTS = (
         "chain",
     ),
     Mutant(
-        "the code after the last kept one from the draft's law",
+        "the code after the last accepted one from the draft's law",
         code_speculation,
         "walk_tree",
         _walked(lambda r, tree, c, p, q, *rest: (lambda w: replace(w, law=q[:, 0]))(r(tree, c, p, q, *rest))),
         "chain",
     ),
     Mutant(
-        "the code after the last kept one from p before it",
+        "the code after the last accepted one from p before it",
         code_speculation,
         "walk_tree",
         _walked(lambda r, tree, c, p, q, *rest: (lambda w: replace(w, law=p[:, 0]))(r(tree, c, p, q, *rest))),
         "chain",
     ),
     Mutant(
-        "one more draft kept than stood",
+        "one draft more than accepted",
         code_speculation,
         "walk_tree",
         _walked(lambda r, *given: (lambda w: replace(w, kept=(w.kept + 1).clamp(max=w.path.shape[1] - 1)))(r(*given))),
@@ -192,7 +192,11 @@ MUTANTS = (
         "chain",
     ),
     Mutant(
-        "kept nodes of a tree not moved in the cache", LawReader, "settle", lambda r: lambda self, *given: None, "tree"
+        "accepted nodes of a tree not moved in the cache",
+        LawReader,
+        "settle",
+        lambda r: lambda self, *given: None,
+        "tree",
     ),
     Mutant(
         "a slot keeps its first image's class",

@@ -180,10 +180,18 @@ MUTANTS = (
         "paper",
     ),
     Mutant(
-        "every draft stands", accept, "accept", lambda r: lambda ratio, u: torch.ones_like(u, dtype=torch.bool), "paper"
+        "every draft is accepted",
+        accept,
+        "accept",
+        lambda r: lambda ratio, u: torch.ones_like(u, dtype=torch.bool),
+        "paper",
     ),
     Mutant(
-        "no draft stands", accept, "accept", lambda r: lambda ratio, u: torch.zeros_like(u, dtype=torch.bool), "paper"
+        "no draft is accepted",
+        accept,
+        "accept",
+        lambda r: lambda ratio, u: torch.zeros_like(u, dtype=torch.bool),
+        "paper",
     ),
     Mutant(
         "the test's number from the resampling", Draws, "uniforms", _other_purpose("uniforms", Purpose.ACCEPT), "paper"
@@ -196,14 +204,14 @@ MUTANTS = (
         "paper",
     ),
     Mutant(
-        "drafts kept beyond the first refusal",
+        "drafts accepted beyond the first refusal",
         cspd,
         "first_refusal",
         lambda r: lambda accepted: accepted.sum(dim=1),
         "paper",
     ),
     Mutant(
-        "one draft less is kept",
+        "one draft less is accepted",
         cspd,
         "first_refusal",
         lambda r: lambda accepted: (r(accepted) - 1).clamp(min=0),

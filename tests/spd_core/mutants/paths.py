@@ -190,7 +190,7 @@ def _own_path_of_the_draft(right):
 
 MUTANTS = (
     Mutant(
-        "every draft stands",
+        "every draft is accepted",
         rules,
         "judge",
         _judged(lambda v, *_: replace(v, accepted=torch.ones_like(v.accepted))),
@@ -214,7 +214,7 @@ MUTANTS = (
         "one token",
     ),
     Mutant(
-        "kept by min(1, q/p) in the residual",
+        "accepted by min(1, q/p) in the residual",
         speculative,
         "sample_residual",
         _residual(lambda v, ratio, u: (v, -ratio, u)),

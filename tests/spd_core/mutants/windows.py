@@ -133,7 +133,7 @@ def _first(rows, propose):
 
 
 MUTANTS = (
-    Mutant("every step stands", head_speculation, "reflect", _always, "equal"),
+    Mutant("every step is accepted", head_speculation, "reflect", _always, "equal"),
     Mutant(
         "an accepted step keeps the held prediction's noise", head_speculation, "reflect", _held_noise, "equal step"
     ),
@@ -193,7 +193,7 @@ MUTANTS = (
         "equal",
     ),
     Mutant(
-        "learned: every step stands",
+        "learned: every step is accepted",
         head_speculation,
         "accept",
         lambda r: lambda ratio, u: torch.ones_like(u, dtype=torch.bool),
@@ -219,7 +219,9 @@ MUTANTS = (
     Mutant(
         "learned: scale inverted", head_speculation, "change_noise", lambda r: lambda n, s, g: r(n, s, -g), "one step"
     ),
-    Mutant("learned: keep by q/p, not by what is left", lemma.torch, "expm1", lambda r: lambda x: -x.exp(), "one step"),
+    Mutant(
+        "learned: accepted by q/p, not by the residual", lemma.torch, "expm1", lambda r: lambda x: -x.exp(), "one step"
+    ),
     Mutant(
         "learned: the residual's shift has the other sign",
         head_speculation._Residuals,
