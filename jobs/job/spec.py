@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from jobs.job.labels import alike, allowed_labels, label_of
 from jobs.job.request_file import RequestFile, RequestFileError
+from jobs.job.requirements import Requirements
 from jobs.job.urls import UrlError, check_folder, check_url
 from jobs.job.yaml_text import YamlError, parse_yaml, read_yaml
 from jobs.words.errors import SpecError
@@ -27,7 +28,7 @@ from workers.records import ImageFormat
 _LONGEST_S = 30 * 86_400.0  #: longest time that anything may be waited for
 
 #: Fields that decide no byte of the dataset; the hashes of its weights stand for the pair's name.
-UNFIXED = frozenset({"workers", "output", "storage_options", "pair"})
+UNFIXED = frozenset({"workers", "output", "storage_options", "pair", "requirements"})
 
 
 #: Fields whose default is another one on a GPU or in another version: a resume takes those not given from the plan.
@@ -124,6 +125,9 @@ class Spec(Settings):
     image: ImageFormat = ImageFormat()
     features: bool = Field(True, description="write image features and label agreement, for distance and report")
     workers: Workers = Workers()
+    requirements: Requirements = Field(
+        Requirements(), exclude=True, description="what `spd nightly` and `spd compare` ask of the figures"
+    )
     _open: frozenset[str] = PrivateAttr(frozenset())
     _file_classes: int = PrivateAttr(0)  # different labels in the request file
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from jobs.job.spec import Spec, make_spec
 from jobs.words.errors import SpecError
@@ -42,7 +42,7 @@ def _lines(model: BaseModel, indent: str) -> list[str]:
         if isinstance(value, BaseModel):
             lines += [f"{indent}{name}:", *_lines(value, f"{indent}  ")]
         else:
-            plain = model.model_dump(mode="json", include={name})[name]
+            plain = TypeAdapter(type(value)).dump_python(value, mode="json")
             shown = yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
             lines.append(f"{indent}{name}: {shown}")
     return lines
