@@ -63,7 +63,8 @@ with running_ray(Workers(count=1)) as ray:
     actor = ray.remote(Actor).options(num_cpus=1).remote()
     mode = ray.get(actor.mode.remote(), timeout=60)
     nodes = [node["NodeManagerAddress"] for node in ray.nodes()]
-    print(json.dumps([mode, nodes, sorted(listeners(family(os.getpid())))]))
+    session = ray._private.worker._global_node.get_session_dir_path()
+    print(json.dumps([mode, nodes, session, sorted(listeners(family(os.getpid())))]))
 """
 #: 127.0.0.1 as the kernel prints it, alone and as an IPv6 address.
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
@@ -71,19 +72,25 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("mode", [None, pytest.param("disabled", marks=pytest.mark.slow)])
-def test_a_local_ray_listens_on_loopback_alone_and_leaves_no_token(mode, tmp_path):
+def test_a_local_ray_listens_on_loopback_alone_in_a_folder_of_its_own_and_leaves_no_token(mode, tmp_path):
+    long, home = tmp_path / ("x" * 119), tmp_path / "home"
+    long.mkdir()
+    home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_worker_niceness": "0"}
+    environment |= {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_worker_niceness": "0"}
     environment |= {"RAY_AUTH_MODE": mode} if mode else {}
+    environment["TMPDIR"] = str(long)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, text=True, capture_output=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
-    found, nodes, listening = json.loads(done.stdout.splitlines()[-1])
+    found, nodes, session, listening = json.loads(done.stdout.splitlines()[-1])
     assert found == (mode or "token")
     assert nodes == ["127.0.0.1"]
     assert len(listening) > 3 and set(listening) <= LOOPBACK
-    assert not (tmp_path / ".ray").exists()
+    assert not (home / ".ray").exists()
+    folder = Path(session).parent
+    assert folder.name.startswith("spd-") and not folder.exists() and not list(long.iterdir())
 
 
 def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch):
@@ -124,20 +131,3 @@ def test_a_full_temporary_folder_is_passed_over_or_named(monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     with pytest.raises(SpecError, match=r"RAY_TMPDIR: no room for Ray .*less than 64 MiB"), session_folder():
         pytest.fail("made")
-
-
-def test_a_ray_with_a_long_tmpdir_starts_in_a_folder_of_its_own(tmp_path):
-    long = tmp_path / ("x" * 119)
-    long.mkdir()
-    script = "from jobs.run.cluster import running_ray\nfrom jobs.job.spec import Workers\nimport os\n"
-    script += (
-        "with running_ray(Workers(count=1)) as ray:\n    print(ray._private.worker._global_node.get_session_dir_path())"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"TMPDIR": str(long), "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_worker_niceness": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, text=True, capture_output=True, timeout=180, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    session = Path(done.stdout.splitlines()[-1])
-    assert session.parent.name.startswith("spd-") and not session.parent.exists() and not list(long.iterdir())

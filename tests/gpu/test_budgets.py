@@ -78,7 +78,7 @@ def test_budgets_are_written_as_they_are_read(tmp_path: Path):
         (works.converted_codes, Plain()),
         (works.converted_codes, Speculative(gamma=3)),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_converted_pair_makes_the_images_it_makes_on_a_cpu(make: Callable, method, tmp_path: Path):
     folder = make(tmp_path)
