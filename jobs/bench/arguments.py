@@ -10,18 +10,10 @@ from pydantic import ValidationError
 from jobs.bench.plot import check_plot
 from jobs.words.errors import SpecError
 from jobs.words.files import check_file
+from spd_core.families.family import Family
+from spd_core.families.registry import FAMILIES
 from spd_core.law import Speculative
 from spd_core.pairs.pair import load_card
-
-#: Arguments that do not mean something for every family, and those for which they do.
-_FAMILIES_OF = {
-    **dict.fromkeys(("ablation", "num_iter", "paper_gamma"), ("mar",)),
-    **dict.fromkeys(("stride", "radius", "deepen"), ("causal",)),
-    **dict.fromkeys(("tree", "drafter", "nu", "lam", "lantern_delta", "plot"), ("llamagen",)),
-    **dict.fromkeys(("head_window", "head_schedule", "head_steps"), ("mar", "causal")),
-    "delta": ("causal", "llamagen"),
-}
-
 
 #: Whole numbers from 1 to these.
 _MOST = {
@@ -39,12 +31,18 @@ _MOST = {
 }
 
 
-def _check_family(args: argparse.Namespace, family: str) -> None:
-    for name, families in _FAMILIES_OF.items():
-        value = getattr(args, name)
-        if value is not None and family not in families:
+def families_for(wish: str) -> str:
+    """The families for whose pairs an argument means something."""
+    return " or ".join(name for name, family in FAMILIES.items() if wish in family.wishes)
+
+
+def _check_family(args: argparse.Namespace, family: Family) -> None:
+    for name in sorted({wish for each in FAMILIES.values() for wish in each.wishes}):
+        value = getattr(args, name, None)
+        if value is not None and name not in family.wishes:
             flag, got = f"--{name.replace('_', '-')}", "set" if value is True else value
-            raise SpecError(f"{flag}: got {got} for {args.pair}, allowed: a pair of the {' or '.join(families)} family")
+            allowed = f"a pair of the {families_for(name)} family"
+            raise SpecError(f"{flag}: got {got} for {args.pair}, allowed: {allowed}")
 
 
 def _check_range(args: argparse.Namespace, name: str, least: float, most: float = math.inf) -> None:
@@ -72,7 +70,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise SpecError(f"--n: got {args.n}, allowed: 0 (speed only) or at least 2")
     check_files(args)
     card = load_card(args.pair)
-    _check_family(args, card.family)
+    _check_family(args, card.of)
     if args.drafter and args.drafter not in card.drafters:
         raise SpecError(f"--drafter: got {args.drafter!r}, allowed: {' or '.join(card.drafters) or 'none'}")
 

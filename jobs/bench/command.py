@@ -12,52 +12,32 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
-from jobs.bench.arguments import check_arguments, check_files, parse_tree
-from jobs.bench.calls import measure_calls, predicted_speedup
-from jobs.bench.entries import (
-    CODE_DELTAS,
-    DELTAS,
-    FEWEST_HEAD_STEPS,
-    GAMMAS,
-    HEAD_SCHEDULES,
-    LAMS,
-    LANTERN_DELTAS,
-    NUS,
-    PAPER_GAMMAS,
-    TREES,
-    Entry,
-    Naive,
-    ablation_entries,
-    causal_entries,
-    code_entries,
-    code_rules,
-    falling_entries,
-    falling_laws,
-    mar_entries,
-)
-from jobs.bench.measure import Bench, Tally, Timed, loaded, measure_quality, measure_speed, speed_figures
+from jobs.bench.arguments import check_arguments, check_files, families_for, parse_tree
+from jobs.bench.measure import Bench, Tally, Timed, loaded, measure_quality, measure_speed, requests, speed_figures
 from jobs.bench.plot import plot
+from jobs.bench.predicted import predicted_speedup
 from jobs.bench.table import Row, as_json, as_markdown
 from jobs.job.spec import load_spec
 from jobs.words.console import Steps, say
 from jobs.words.errors import SpecError
 from spd_core.accept.rules import Ratios
+from spd_core.compare import Entry, Naive, Wishes
 from spd_core.complaints import one_line
+from spd_core.families.family import Family
+from spd_core.families.registry import family as family_of
 from spd_core.law import Acceptance, Guarantee, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import PairCard
 from workers.machine import describe_machine
 
 log = logging.getLogger(__name__)
 
-#: Batches in one timed decoding: an image of codes is made in a moment, and how many rounds it takes varies.
-_FILLS = {"mar": 1, "causal": 1, "llamagen": 4}
 #: Images decoded together for their quality, at least.
 _QUALITY_BATCH = 32
 #: Seconds between two lines of progress.
@@ -78,14 +58,13 @@ class Run:
     files: tuple[str | None, str | None, str | None] = (None, None, None)  #: JSON, markdown, picture
 
     def measure(self, repeats: int) -> None:
-        """Speed, and for a causal pair call times, at every batch size."""
+        """Speed and, where a model predicts it from them, call times, at every batch size."""
         tokens = self.card.target.seq_len
         steps = Steps(len(self.batches) * len(self.entries) * (repeats + 1), every_s=_EVERY_S)
         for batch in self.batches:
             timed = measure_speed(self.bench, self.entries, batch, self.fills, repeats, steps.done)
             self.speed[batch] = speed_figures(self.entries, timed, batch, self.fills, tokens)
-            if self.card.family == "causal":
-                self._predict(batch, timed)
+            self._predict(batch, timed)
             self.write()
 
     def _predict(self, batch: int, timed: list[Timed]) -> None:
@@ -97,9 +76,12 @@ class Run:
             # What a draft must pass does not change what its calls cost.
             key = method if isinstance(method, Plain) else method.model_copy(update={"acceptance": Acceptance()})
             if key not in calls:
-                one = measure_calls(pair, entry.law, key, 1, self.bench.seed)
-                every = one if batch == 1 else measure_calls(pair, entry.law, key, batch, self.bench.seed)
-                calls[key] = every, one
+                alone = self.card.of.call_times(pair, entry.law, key, *requests(pair, self.bench.seed, 0, 1))
+                if alone is None:
+                    return
+                drawn = requests(pair, self.bench.seed, 0, batch)
+                every = alone if batch == 1 else self.card.of.call_times(pair, entry.law, key, *drawn)
+                calls[key] = every or alone, alone
                 log.info("%s, batch %d: call times", entry.label, batch)
             times, alone = calls[key]
             figures["calls"] = asdict(times)
@@ -141,7 +123,7 @@ class Run:
             "threads": self.bench.threads,
             "fills": self.fills,
             "gamma": getattr(method, "gamma", None) if chain else None,
-            "stride": None if entry.codes else getattr(method, "stride", None),
+            "stride": getattr(method, "stride", None) if "stride" in self.card.of.wishes else None,
             "head_window": entry.head_window,
             "rule": rule and rule.rule,
             **{knob: rule and getattr(rule.chosen, knob, None) for knob in ("delta", "radius")},
@@ -166,59 +148,23 @@ class Run:
 
 
 def _entries(args: argparse.Namespace, card: PairCard, law: SamplerLaw) -> list[Entry]:
-    gammas = list(args.gamma or GAMMAS[card.family])
-    if card.family == "llamagen":
-        return _code_entries(args, card, law, gammas)
-    windows = [tuple(args.head_window)] if args.head_window else card.windows
-    falling = falling_entries(_falling(args, card, law), windows)
-    if card.family == "causal":
-        deltas, radii = list(DELTAS) if args.delta is None else args.delta, args.radius or []
-        stride = args.stride or Speculative().stride
-        return causal_entries(law, gammas, deltas, radii, windows, stride, card.draft is not None) + falling
-    if args.ablation:
-        return ablation_entries(law, gammas[0] if len(gammas) == 1 else 8)
-    iterations = args.num_iter or [law.num_iter // part for part in (1, 2, 4, 8)]
-    iterations = list(dict.fromkeys([law.num_iter, *(n for n in iterations if n >= 1)]))
-    paper_gammas = list(PAPER_GAMMAS) if args.paper_gamma is None else args.paper_gamma
-    return mar_entries(law, iterations, gammas, paper_gammas, windows) + falling
-
-
-def _falling(args: argparse.Namespace, card: PairCard, law: SamplerLaw) -> list[SamplerLaw]:
-    schedules = args.head_schedule
-    if schedules is None:
-        schedules = HEAD_SCHEDULES[card.family] if law.head_steps >= FEWEST_HEAD_STEPS and not law.falls else ()
-    if schedules and law.falls:
-        raise SpecError(
-            f"--head-schedule: got {schedules[0]}, allowed: none with law.head_schedule {law.head_schedule}"
-        )
+    wished = {field.name: getattr(args, field.name) for field in fields(Wishes)}
+    trees = None if args.tree is None else [parse_tree(text) for text in args.tree]
     try:
-        return falling_laws(law, schedules, args.head_steps)
+        compared = card.of.compared(card, law, Wishes(**{**wished, "tree": trees}))
     except ValidationError as error:
         raise SpecError(one_line(error, SamplerLaw).replace("spec:", "--head-steps:", 1)) from error
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+    return [Entry(at, method, card.of.label(at, method)) for at, method in compared]
 
 
-def _code_entries(args: argparse.Namespace, card: PairCard, law: SamplerLaw, gammas: list[int]) -> list[Entry]:
-    trees = TREES if args.tree is None else [parse_tree(text) for text in args.tree]
-    rules = code_rules(
-        *(
-            default if given is None else given
-            for default, given in (
-                (CODE_DELTAS, args.delta),
-                (NUS, args.nu),
-                (LAMS, args.lam),
-                (LANTERN_DELTAS, args.lantern_delta),
-            )
-        )
-    )
-    drafters = sorted(card.drafters, key=lambda drafter: drafter != args.drafter)
-    return code_entries(law, gammas, trees, rules, drafters)
-
-
-def _assessed(entries: list[Entry], texts: list[str] | None) -> list[Entry]:
+def _assessed(entries: list[Entry], texts: list[str] | None, family: Family) -> list[Entry]:
     """The entries whose quality is measured."""
     if texts is None:
-        exact = [e for e in entries if e.codes and e.acceptance and e.method.guarantee == Guarantee.EXACT]
-        return [entry for entry in entries if not isinstance(entry.method, Naive) and entry not in exact[1:]]
+        exact = [e for e in entries if e.acceptance and e.method.guarantee == Guarantee.EXACT]
+        alike = exact[1:] if family.lossless_alike else []
+        return [entry for entry in entries if not isinstance(entry.method, Naive) and entry not in alike]
     chosen: set[Entry] = set()
     for text in texts:
         named = [entry for entry in entries if entry.label == text] or [e for e in entries if text in e.label]
@@ -238,8 +184,8 @@ def _show(args: argparse.Namespace) -> int:
         table = as_markdown(rows, found["machine"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SpecError(f"--rows: got {args.rows!r}, allowed: a file that `spd bench --json` wrote") from error
-    if args.plot and rows[0].family != "llamagen":
-        raise SpecError(f"--plot: got rows of {rows[0].pair}, allowed: of a pair of the llamagen family")
+    if args.plot and "plot" not in family_of(rows[0].family).wishes:
+        raise SpecError(f"--plot: got rows of {rows[0].pair}, allowed: of a pair of the {families_for('plot')} family")
     if args.markdown:
         Path(args.markdown).write_text(table)
     if args.plot:
@@ -258,8 +204,8 @@ def run(args: argparse.Namespace) -> int:
     bench = Bench(args.pair, device, args.threads, args.seed, args.deepen or 0)
     card = loaded(bench).card
     entries = _entries(args, card, law)
-    assessed = _assessed(entries, args.quality_of)
-    fills, files = args.fills or _FILLS[card.family], (args.json, args.markdown, args.plot)
+    assessed = _assessed(entries, args.quality_of, card.of)
+    fills, files = args.fills or card.of.fills, (args.json, args.markdown, args.plot)
     run = Run(bench, card, entries, args.batch, fills, files=files)
     run.measure(args.repeats)
     if args.n and card.reference:

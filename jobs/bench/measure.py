@@ -18,15 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.bench.entries import Entry, Naive
 from jobs.job.plan import request_id
 from spd_core.accept.certificate import bounds, image_certificates, log_weights
 from spd_core.accept.lemma import acceptance_probability
+from spd_core.compare import Entry, Naive
 from spd_core.decode import Decoded, decode
 from spd_core.decode.naive import decode_naive
 from spd_core.draws import Draws, image_seed
-from spd_core.families.causal.deepen import deepened
-from spd_core.families.causal.model import Causal
 from spd_core.law import Guarantee
 from spd_core.pairs.pair import Pair, load_pair
 
@@ -142,9 +140,9 @@ def loaded(bench: Bench) -> Pair:
     """The pair of a run, its target deepened if asked for; sets torch's threads."""
     torch.set_num_threads(bench.threads)
     pair = load_pair(bench.pair, bench.device)
-    if not bench.deepen or not isinstance(pair.target, Causal):
+    if not bench.deepen:
         return pair
-    return replace(pair, target=deepened(pair.target, bench.deepen))
+    return replace(pair, target=pair.card.of.deepened(pair.target, bench.deepen))
 
 
 def now(device: torch.device) -> float:

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.bench.entries import series
 from jobs.bench.table import Row
 from jobs.words.errors import SpecError
+from spd_core.families.registry import family
 from spd_core.law import Guarantee, Speculative
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _styled(rows: list[Row]) -> Iterator[tuple[list[Row], dict[str, Any]]]:
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         method = _method(row)
-        found[series(method) if method else row.label].append(row)
+        found[family(row.family).series(method) if method else row.label].append(row)
     exact, relaxed = itertools.cycle(_EXACT), itertools.cycle(zip(_RELAXED, range(10), strict=False))
     for name, own in found.items():
         if own[0].guarantee == Guarantee.EXACT:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pydantic import Field
 
+from spd_core.families.registry import family as family_of
 from spd_core.law import Guarantee, HeadWindow, SamplerLaw, Settings
 
 Bounds = tuple[float, float]
@@ -15,7 +17,7 @@ class Row(Settings):
     """One law, method and batch size. Drafts and certificate: of the n images, of the timed ones where n is None."""
 
     pair: str
-    family: Literal["mar", "causal", "llamagen"]
+    family: str
     deepen: int = Field(0, description="blocks that work and change nothing, added after each of the target's")
     law: SamplerLaw
     label: str = Field(description="the method's name in the table")
@@ -100,87 +102,52 @@ def _table(heads: list[str], lines: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row[i] for i in kept)} |" for row in rows]
 
 
-#: Two figures in two columns: released CSpD judges every draft, the others none behind the first refusal.
-ACCEPTANCES = ("accepted of tested", "accepted of all")
+def _tested(row: Row) -> bool:
+    """Whether its acceptance is a share of the drafts tested: released CSpD judges every one of a block, the others
+    none behind the first refusal."""
+    return row.method != "cspd" or row.settings["variant"] != "released"
 
 
-def _acceptances(row: Row) -> list[str]:
-    released = row.method == "cspd" and row.settings["variant"] == "released"
-    return ["-", _cell(row.acceptance, 3)] if released else [_cell(row.acceptance, 3), "-"]
+#: By head, what a row shows; a family's `columns` name those of its table.
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "method": lambda row: row.label,
+    "guarantee": lambda row: row.guarantee.value,
+    "iterations": lambda row: str(row.law.num_iter),
+    "images/s": lambda row: _cell(row.images_per_s, 3),
+    "x plain": lambda row: _cell(row.speedup_vs_plain, 2),
+    "x full": lambda row: _cell(row.speedup_vs_full, 2),
+    "x lossless": lambda row: _cell(row.speedup_vs_lossless, 2),
+    "predicted": lambda row: _cell(row.predicted_speedup, 2),
+    "acceptance": lambda row: _cell(row.acceptance, 3),
+    # Two figures in two columns.
+    "accepted of tested": lambda row: _cell(row.acceptance, 3) if _tested(row) else "-",
+    "accepted of all": lambda row: "-" if _tested(row) else _cell(row.acceptance, 3),
+    "tokens/target pass": lambda row: _cell(row.tokens_per_round, 2),
+    "accepted length": lambda row: _cell(row.tokens_per_round, 2),
+    "step compression": lambda row: _cell(row.step_compression, 2),
+    "head calls/token": lambda row: _cell(row.head_calls_per_token, 1),
+    "head rows/token": lambda row: _cell(row.head_rows_per_token, 1),
+    "finish calls": lambda row: _cell(row.finish_calls, 1),
+    "excess per token": lambda row: _cell(row.excess_per_token, 4),
+    "certificate (95 %)": lambda row: _with_bounds(row.certificate, row.certificate_interval, 3),
+    "distance (95 %)": lambda row: _with_bounds(row.distance, row.distance_interval, 1),
+    "label agreement": lambda row: _cell(row.label_agreement, 3),
+    "delta": lambda row: "-" if row.delta is None else f"{row.delta:g}",
+    "ms a pass: draft": lambda row: _cell(row.pass_ms.get("draft"), 2),
+    "target": lambda row: _cell(row.pass_ms.get("context", 0.0) + row.pass_ms.get("head", 0.0), 2),
+    "test": lambda row: _cell(row.pass_ms.get("accept"), 2),
+}
+#: Of relaxed methods, where a family's own columns do not show their certificate.
+_CERTIFICATE = ("method", "delta", "x plain", "acceptance", "excess per token", "certificate (95 %)")
 
 
-def _speed(rows: list[Row], causal: bool) -> list[str]:
-    heads = [
-        "method", "guarantee", "iterations", "images/s", "x plain", "x full", "predicted", *ACCEPTANCES,
-        "tokens/target pass", "head calls/token", "head rows/token", "finish calls", "distance (95 %)",
-        "label agreement",
-    ]  # fmt: skip
-    lines = [
-        [
-            row.label,
-            row.guarantee.value,
-            "-" if causal else str(row.law.num_iter),
-            _cell(row.images_per_s, 3),
-            _cell(row.speedup_vs_plain, 2),
-            "-" if causal else _cell(row.speedup_vs_full, 2),
-            _cell(row.predicted_speedup, 2),
-            *_acceptances(row),
-            _cell(row.tokens_per_round, 2),
-            _cell(row.head_calls_per_token, 1),
-            _cell(row.head_rows_per_token, 1),
-            _cell(row.finish_calls, 1) if causal else "-",
-            _with_bounds(row.distance, row.distance_interval, 1),
-            _cell(row.label_agreement, 3),
-        ]
-        for row in rows
-    ]
-    return _table(heads, lines)
-
-
-def _codes(rows: list[Row]) -> list[str]:
-    heads = [
-        "method", "guarantee", "images/s", "x plain", "x lossless", "accepted length", "step compression", "acceptance",
-        "excess per token", "certificate (95 %)", "distance (95 %)", "label agreement", "ms a pass: draft", "target",
-        "test",
-    ]  # fmt: skip
-    lines = [
-        [
-            row.label,
-            row.guarantee.value,
-            _cell(row.images_per_s, 3),
-            _cell(row.speedup_vs_plain, 2),
-            _cell(row.speedup_vs_lossless, 2),
-            _cell(row.tokens_per_round, 2),
-            _cell(row.step_compression, 2),
-            _cell(row.acceptance, 3),
-            _cell(row.excess_per_token, 4),
-            _with_bounds(row.certificate, row.certificate_interval, 3),
-            _with_bounds(row.distance, row.distance_interval, 1),
-            _cell(row.label_agreement, 3),
-            _cell(row.pass_ms.get("draft"), 2),
-            _cell(row.pass_ms["context"] + row.pass_ms.get("head", 0.0), 2),
-            _cell(row.pass_ms.get("accept"), 2),
-        ]
-        for row in rows
-    ]
-    return _table(heads, lines)
+def _columns(rows: list[Row], names: Sequence[str]) -> list[str]:
+    return _table(list(names), [[COLUMNS[name](row) for name in names] for row in rows])
 
 
 def _certificates(rows: list[Row]) -> list[str]:
-    heads = ["method", "delta", "x plain", "acceptance", "excess per token", "certificate (95 %)"]
-    lines = [
-        [
-            row.label,
-            f"{row.delta:g}",
-            _cell(row.speedup_vs_plain, 2),
-            _cell(row.acceptance, 3),
-            _cell(row.excess_per_token, 4),
-            _with_bounds(row.certificate, row.certificate_interval, 3),
-        ]
-        for row in rows
-        if row.delta is not None
-    ]
-    return ["", *_table(heads, lines)] if lines else []
+    relaxed = [row for row in rows if row.delta is not None]
+    return ["", *_columns(relaxed, _CERTIFICATE)] if relaxed else []
 
 
 def _calls(rows: list[Row]) -> list[str]:
@@ -201,13 +168,13 @@ def _calls(rows: list[Row]) -> list[str]:
 
 def as_markdown(rows: list[Row], machine: dict[str, str]) -> str:
     """Tables per batch size, with machine, law and method above them."""
-    family = rows[0].family
+    family = family_of(rows[0].family)
     deeper = f", target with {rows[0].deepen} idle blocks after each of its own" if rows[0].deepen else ""
     lines = [
         f"Machine: {', '.join(machine.values())}; {rows[0].threads} torch thread(s). Pair: {rows[0].pair}{deeper}.",
-        f"Law: {_law(rows[0])}.",
+        f"Law: {family.law_in_words(rows[0].law)}.",
         f"Speed: median of decodings in turn, {rows[0].fills} batch(es) each; x plain is against plain at the same law"
-        + _MEASURES[family],
+        + family.ratios,
     ]
     measured = next((row for row in rows if row.n), None)
     if measured is not None:
@@ -217,30 +184,8 @@ def as_markdown(rows: list[Row], machine: dict[str, str]) -> str:
     for batch in dict.fromkeys(row.batch for row in rows):
         own = [row for row in rows if row.batch == batch]
         lines += ["", f"Batch {batch}", ""]
-        if family == "llamagen":
-            lines += _codes(own)
-        else:
-            lines += [*_speed(own, family == "causal"), *_certificates(own), *_calls(own)]
+        lines += _columns(own, family.columns)
+        if "certificate (95 %)" not in family.columns:
+            lines += _certificates(own)
+        lines += _calls(own)
     return "\n".join(lines) + "\n"
-
-
-#: What the ratios of each family are, after what x plain is.
-_MEASURES = {
-    "mar": " (same iterations), x full against plain at the first row's iterations.",
-    "causal": ", predicted is what the cost model makes of measured call times and acceptance.",
-    "llamagen": ", x lossless against the fastest lossless speculation. Accepted length: codes an image gets per "
-    "target pass, the target's own included. Step compression: plain's target passes over a batch to the row's. "
-    "Acceptance: of every verified draft.",
-}
-
-
-def _law(row: Row) -> str:
-    law, family = row.law, row.family
-    guidance = "no guidance" if law.cfg == 1 else f"cfg {law.cfg:g} ({law.cfg_schedule})"
-    if family == "llamagen":
-        kept = f"top-k {law.top_k or 'off'}, top-p {law.top_p:g}"
-        return f"{guidance}, temperature {law.temperature:g}, {kept}, {law.dtype}"
-    handoff = f", hand-off at {law.handoff_level}" if family == "causal" else ""
-    iterations = "; iterations in the table" if family == "mar" else ""
-    steps = f"{law.steps_in_words} from level {law.start_level}{handoff}"
-    return f"{steps}, {guidance}, temperature {law.temperature:g}, {law.dtype}{iterations}"

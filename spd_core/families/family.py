@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from spd_core.accept.rules import Evidence, names_for
 from spd_core.codec import Codec
+from spd_core.compare import Compared, Wishes, label_of
 from spd_core.law import Acceptance, Auto, Choice, Cspd, HeadWindow, Method, Null, Plain, SamplerLaw, Speculative
 from spd_core.models.grid import ModelConfig
 
 if TYPE_CHECKING:
     from spd_core.decode.ceilings import Ceilings
+    from spd_core.decode.cost import CallTimes
     from spd_core.decode.log import Decoded
     from spd_core.draws import Draws
     from spd_core.pairs.checkpoint import Take
@@ -101,6 +103,19 @@ class Family(ABC):
     keys: ClassVar[Mapping[str, Keys]] = MappingProxyType({})
     #: Arguments of the converter beside target and draft: files of parts, and what no file tells.
     convert_options: ClassVar[tuple[str, ...]] = ()
+    #: Fields of `spd_core.compare.Wishes` that a benchmark of a pair may be asked for; also "deepen" and "plot".
+    wishes: ClassVar[frozenset[str]] = frozenset()
+    #: Columns of a benchmark's table: `jobs.bench.table.COLUMNS`.
+    columns: ClassVar[tuple[str, ...]] = (
+        "method", "guarantee", "images/s", "x plain", "accepted of tested", "tokens/target pass", "distance (95 %)",
+        "label agreement",
+    )  # fmt: skip
+    #: What the table's ratios are, after "x plain is against plain at the same law".
+    ratios: ClassVar[str] = "."
+    #: Batches in one timed decoding: more where an image is made in a moment, and how many rounds it takes varies.
+    fills: ClassVar[int] = 1
+    #: Whether the images of one lossless entry stand for those of all in a benchmark's distances.
+    lossless_alike: ClassVar[bool] = False
     #: Version of the random numbers that its decoders draw: `jobs.job.spec.results_of`.
     results: ClassVar[int] = 1
 
@@ -176,6 +191,49 @@ class Family(ABC):
 
     def batch_seconds(self, card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) -> float | None:
         """Predicted seconds of a batch on a device that is known by its ceilings; None: it cannot be predicted."""
+        return None
+
+    def compared(self, card: PairCard, law: SamplerLaw, wishes: Wishes) -> list[tuple[SamplerLaw, Compared]]:
+        """Laws and methods that a benchmark compares, plain decoding at the pair's own law first.
+
+        Args:
+            card: of the pair.
+            law: the pair's own.
+            wishes: of the user.
+
+        Raises:
+            ValueError, ValidationError: a wish that the law does not allow.
+        """
+        return [(law, method) for method in dict.fromkeys([Plain(), self.default_method(card)])]
+
+    def label(self, law: SamplerLaw, method: Compared) -> str:
+        """Name of a line of a benchmark's table."""
+        return label_of(law, method)
+
+    def series(self, method: Speculative) -> str:
+        """What methods have in common that differ in their rule's main knob only: a line of a benchmark's picture."""
+        return method.acceptance.rule
+
+    def deepened(self, target: nn.Module, blocks: int) -> nn.Module:
+        """A target of the same law at a higher cost: so many idle blocks after each of its own.
+
+        Raises:
+            TypeError: the family has none.
+        """
+        raise TypeError(f"deepen: got the {self.name} family, allowed: one that wishes for it")
+
+    def call_times(
+        self, pair: Pair, law: SamplerLaw, method: Plain | Speculative, labels: Tensor, draws: Draws
+    ) -> CallTimes | None:
+        """Measured times of the calls that decoding consists of, for `spd_core.decode.cost`; None: no model knows them.
+
+        Args:
+            pair: loaded models.
+            law: what is sampled.
+            method: gives windows and, if speculative, gamma, stride and proposals; its acceptance rule is not used.
+            labels: of a batch.
+            draws: its random numbers.
+        """
         return None
 
     def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:

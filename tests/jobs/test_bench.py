@@ -11,30 +11,48 @@ from PIL import Image
 
 from jobs.bench import command as bench
 from jobs.bench import plot as bench_plot
-from jobs.bench.calls import measure_calls, predicted_speedup
-from jobs.bench.entries import (
-    Naive,
-    ablation_entries,
-    causal_entries,
-    code_entries,
-    code_rules,
-    falling_laws,
-    mar_entries,
-)
-from jobs.bench.measure import Bench, Tally, loaded
+from jobs.bench.measure import Bench, Tally, loaded, requests
+from jobs.bench.predicted import predicted_speedup
 from jobs.bench.table import Row
 from jobs.cli import main
 from spd_core.codec import PixelCodec
+from spd_core.compare import Entry, Naive, falling_laws
 from spd_core.data import FASHION_CLASSES
 from spd_core.decode import Decoded
 from spd_core.decode.cost import CallTimes
 from spd_core.decode.log import DraftRecords
+from spd_core.families.causal import compare as of_causal
 from spd_core.families.causal.tokens import PathLaw
+from spd_core.families.llamagen import compare as of_codes
+from spd_core.families.mar import compare as of_mar
+from spd_core.families.registry import family
 from spd_core.law import Acceptance, Cspd, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import load_pair
 from tests.jobs.code_pair import make_code_pair
 from tests.tiny_causal import make_tiny_causal_pair
 from tests.tiny_pair import make_tiny_pair
+
+
+def named(name, compared):
+    """Entries as a benchmark of the family has them."""
+    return [Entry(law, method, family(name).label(law, method)) for law, method in compared]
+
+
+def mar_entries(*given):
+    return named("mar", of_mar.methods(*given))
+
+
+def ablation_entries(*given):
+    return named("mar", of_mar.ablations(*given))
+
+
+def causal_entries(*given, **also):
+    return named("causal", of_causal.methods(*given, **also))
+
+
+def code_entries(*given):
+    return named("llamagen", of_codes.methods(*given))
+
 
 FIELDS = {
     "pair", "law", "method", "batch", "threads", "gamma", "images_per_s", "speedup_vs_plain", "acceptance",
@@ -188,8 +206,8 @@ def test_the_law_of_every_row_may_fall(causal, tmp_path):
 
 def test_quality_of_a_whole_name_is_of_that_entry_only():
     entries = mar_entries(SamplerLaw(), [64, 32], [4], [], [(4,)])
-    assert bench._assessed(entries, ["plain"]) == entries[:2]
-    assert bench._assessed(entries, ["windows"]) == entries[2:3]
+    assert bench._assessed(entries, ["plain"], family("mar")) == entries[:2]
+    assert bench._assessed(entries, ["windows"], family("mar")) == entries[2:3]
 
 
 def test_entries_of_a_causal_pair():
@@ -273,14 +291,14 @@ def test_a_prediction_counts_calls():
     assert predicted_speedup(times, times, method, tally(0), 4, 1, 1) == pytest.approx(plain / (4 * (3 + 1 + 1) + 1))
 
 
-def test_call_times_need_a_causal_pair(pair):
-    with pytest.raises(TypeError, match="family mar"):
-        measure_calls(load_pair(pair), SamplerLaw(), Plain(), 1, 0)
+def test_a_family_without_a_cost_model_has_no_call_times(pair):
+    loaded_pair = load_pair(pair)
+    assert loaded_pair.card.of.call_times(loaded_pair, SamplerLaw(), Plain(), *requests(loaded_pair, 0, 0, 1)) is None
 
 
 def test_entries_of_a_pair_of_codes():
     law = SamplerLaw(cfg_schedule="constant")
-    rules = code_rules([2.0], [0.7, 0.0], [1.5], [0.1])
+    rules = of_codes.relaxed_rules([2.0], [0.7, 0.0], [1.5], [0.1])
     entries = code_entries(law, [2, 4], [(2, 1), (3,)], rules, ["eagle", "draft"])
     kind = {"gamma": 4, "drafter": "eagle"}
     assert [entry.method for entry in entries] == [
@@ -301,7 +319,7 @@ def test_entries_of_a_pair_of_codes():
     assert labels[3] == "lossless, gamma 4"
     assert labels[-1] == "lantern++, k 100, eagle, tree 2-1, lam 1.5"
     assert [entry.method for entry in code_entries(law, [2], [], rules, [])] == [Plain()]
-    judged = bench._assessed(entries, None)
+    judged = bench._assessed(entries, None, family("llamagen"))
     assert judged == [entries[0], entries[1], *entries[6:]], "one lossless entry speaks for all"
 
 
@@ -384,14 +402,16 @@ def test_a_tally_adds_up():
     assert tally.excess.tolist() == [0.75, 0.5, 0.125]
     law = SamplerLaw()
     annealed = Speculative(acceptance=Acceptance(rule="annealed", delta=2.0))
-    figures = tally.figures(bench.Entry(law, annealed), tokens=4)
+    figures = tally.figures(bench.Entry(law, annealed, "annealed"), tokens=4)
     assert figures["acceptance"] == 0.5
     assert figures["tokens_per_round"] == 3 * 4 / 6
     assert figures["excess_per_token"] == pytest.approx((0.75 + 0.5 + 0.125) / 3 / 4)
     assert figures["certificate"] == pytest.approx(float(tally.certificates.mean()))
     low, high = figures["certificate_interval"]
     assert 0 <= low < figures["certificate"] < high <= 1
-    assert not {"certificate", "excess_per_token"} & set(tally.figures(bench.Entry(law, Speculative()), tokens=4))
+    assert not {"certificate", "excess_per_token"} & set(
+        tally.figures(bench.Entry(law, Speculative(), "lossless"), tokens=4)
+    )
 
 
 def test_a_deeper_target_has_the_same_images(causal, tmp_path):

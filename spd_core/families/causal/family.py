@@ -9,10 +9,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from spd_core.codec import PixelCodec
+from spd_core.compare import Compared, Wishes
 from spd_core.decode.ceilings import Ceilings
 from spd_core.decode.log import Decoded
 from spd_core.draws import Draws
+from spd_core.families.causal.compare import compared
 from spd_core.families.causal.contexts import token_contexts
+from spd_core.families.causal.deepen import deepened
 from spd_core.families.causal.model import Causal, CausalConfig
 from spd_core.families.causal.naive import decode_causal_naive
 from spd_core.families.causal.predict import batch_seconds
@@ -27,6 +30,7 @@ from spd_core.law import Acceptance, Auto, Choice, HeadWindow, Method, Plain, Sa
 from spd_core.models.grid import ModelConfig
 
 if TYPE_CHECKING:
+    from spd_core.decode.cost import CallTimes
     from spd_core.pairs.pair import Pair, PairCard
     from spd_core.train.acceptance import TeacherForced
     from spd_core.train.loop import Recipe
@@ -43,6 +47,13 @@ class CausalFamily(HeadFamily):
     codecs = (PixelCodec, KlCodec)
     methods: ClassVar = {"plain": every_field(Plain), "speculative": every_field(Speculative) - {"tree", "drafter"}}
     evidence = EVIDENCE
+    wishes = frozenset({"gamma", "stride", "delta", "radius", "deepen", "head_window", "head_schedule", "head_steps"})
+    columns = (
+        "method", "guarantee", "images/s", "x plain", "predicted", "accepted of tested", "accepted of all",
+        "tokens/target pass", "head calls/token", "head rows/token", "finish calls", "distance (95 %)",
+        "label agreement",
+    )  # fmt: skip
+    ratios = ", predicted is what the cost model makes of measured call times and acceptance."
     law_fields = frozenset(
         {
             "head_steps", "head_schedule", "head_steps_end", "start_level", "handoff_level", "cfg", "cfg_schedule",
@@ -75,6 +86,21 @@ class CausalFamily(HeadFamily):
 
     def batch_seconds(self, card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) -> float | None:
         return batch_seconds(card, law, choice, at)
+
+    def compared(self, card: PairCard, law: SamplerLaw, wishes: Wishes) -> list[tuple[SamplerLaw, Compared]]:
+        return compared(card, law, wishes)
+
+    def deepened(self, target: nn.Module, blocks: int) -> nn.Module:
+        if not isinstance(target, Causal):
+            raise TypeError(f"target: got {type(target).__name__}, allowed: Causal")
+        return deepened(target, blocks)
+
+    def call_times(
+        self, pair: Pair, law: SamplerLaw, method: Plain | Speculative, labels: Tensor, draws: Draws
+    ) -> CallTimes | None:
+        from spd_core.families.causal.calls import measure_calls
+
+        return measure_calls(pair, law, method, labels, draws)
 
     def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:
         if not isinstance(config, CausalConfig):

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from spd_core.accept.codes import EVIDENCE
+from spd_core.compare import Compared, Wishes
 from spd_core.decode.ceilings import Ceilings
 from spd_core.decode.log import Decoded
 from spd_core.draws import Draws
 from spd_core.families.family import Decoding, Family, Files, Held, Keys, Part, every_field
 from spd_core.families.held import FLOAT, activation_bytes, guided
 from spd_core.families.llamagen.codes import decode_codes_plain
+from spd_core.families.llamagen.compare import compared, label, series
 from spd_core.families.llamagen.model import EagleConfig, EagleDraft, LlamaGen, LlamaGenConfig
 from spd_core.families.llamagen.predict import batch_seconds
 from spd_core.families.llamagen.speculation import decode_codes_speculative
@@ -50,6 +52,19 @@ class LlamaGenFamily(Family):
         "speculative": every_field(Speculative) - {"stride", "proposals", "head_window"},
     }
     evidence = EVIDENCE
+    wishes = frozenset({"gamma", "tree", "drafter", "delta", "nu", "lam", "lantern_delta", "plot"})
+    columns = (
+        "method", "guarantee", "images/s", "x plain", "x lossless", "accepted length", "step compression", "acceptance",
+        "excess per token", "certificate (95 %)", "distance (95 %)", "label agreement", "ms a pass: draft", "target",
+        "test",
+    )  # fmt: skip
+    ratios = (
+        ", x lossless against the fastest lossless speculation. Accepted length: codes an image gets per target pass, "
+        "the target's own included. Step compression: plain's target passes over a batch to the row's. Acceptance: of "
+        "every verified draft."
+    )
+    fills = 4
+    lossless_alike = True
     law_fields = frozenset({"cfg", "cfg_schedule", "cfg_interval", "temperature", "top_k", "top_p", "dtype"})
     results = 2
 
@@ -79,6 +94,15 @@ class LlamaGenFamily(Family):
 
     def batch_seconds(self, card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) -> float | None:
         return batch_seconds(card, law, choice, at)
+
+    def compared(self, card: PairCard, law: SamplerLaw, wishes: Wishes) -> list[tuple[SamplerLaw, Compared]]:
+        return compared(card, law, wishes)
+
+    def label(self, law: SamplerLaw, method: Compared) -> str:
+        return label(law, method)
+
+    def series(self, method: Speculative) -> str:
+        return series(method)
 
     def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:
         if not isinstance(config, LlamaGenConfig):

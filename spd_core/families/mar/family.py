@@ -10,12 +10,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from spd_core.codec import PixelCodec
+from spd_core.compare import Compared, Wishes
 from spd_core.decode.ceilings import Ceilings
 from spd_core.decode.log import Decoded
 from spd_core.draws import Draws
 from spd_core.families.family import Decoding, Files, Held, Keys, every_field
 from spd_core.families.head_family import HeadFamily
 from spd_core.families.held import activation_bytes, guided, head_bytes
+from spd_core.families.mar.compare import compared
 from spd_core.families.mar.contexts import token_contexts
 from spd_core.families.mar.cspd import decode_cspd
 from spd_core.families.mar.model import Mar, MarConfig
@@ -48,6 +50,13 @@ class MarFamily(HeadFamily):
     convert_options = ("vae",)
     codecs = (PixelCodec, KlCodec)
     methods: ClassVar = {"plain": every_field(Plain), "cspd": every_field(Cspd)}
+    wishes = frozenset({"gamma", "ablation", "num_iter", "paper_gamma", "head_window", "head_schedule", "head_steps"})
+    columns = (
+        "method", "guarantee", "iterations", "images/s", "x plain", "x full", "predicted", "accepted of tested",
+        "accepted of all", "tokens/target pass", "head calls/token", "head rows/token", "distance (95 %)",
+        "label agreement",
+    )  # fmt: skip
+    ratios = " (same iterations), x full against plain at the first row's iterations."
     law_fields = frozenset(
         {
             "num_iter", "head_steps", "head_schedule", "head_steps_end", "start_level", "cfg", "cfg_schedule",
@@ -78,6 +87,9 @@ class MarFamily(HeadFamily):
 
     def batch_seconds(self, card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) -> float | None:
         return batch_seconds(card, law, choice, at)
+
+    def compared(self, card: PairCard, law: SamplerLaw, wishes: Wishes) -> list[tuple[SamplerLaw, Compared]]:
+        return compared(card, law, wishes)
 
     def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:
         if not isinstance(config, MarConfig):

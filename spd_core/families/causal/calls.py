@@ -1,4 +1,4 @@
-"""Call times of a causal pair at a law, the inputs of `spd_core.decode.cost`, and the speed it predicts from them.
+"""Call times of a causal pair at a law, the inputs of `spd_core.decode.cost`.
 
 Every call is timed as the decoders make it, on real prefixes: contexts of decoded images, at places spread over the
 image, because windows reach further where a token is easy. Calls take turns, so that drift of the machine is shared.
@@ -9,20 +9,21 @@ Shape legend: B images of the batch, N tokens, G context rows per image, R rows,
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from jobs.bench.measure import Tally, now, requests
 from spd_core.accept.paths import path_log_ratio
 from spd_core.decode import decode
-from spd_core.decode.cost import CallTimes, Drafting, own_plain, plain, speculative
+from spd_core.decode.cost import CallTimes
 from spd_core.decode.log import Meter
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, steps_down
 from spd_core.diffusion import step_table
-from spd_core.draws import Purpose
+from spd_core.draws import Draws, Purpose
 from spd_core.families.causal.model import Causal
 from spd_core.families.causal.speculation import draft_walk, held_predictions, predictions
 from spd_core.families.causal.tokens import (
@@ -37,7 +38,9 @@ from spd_core.families.causal.tokens import (
     previous_tokens,
 )
 from spd_core.law import Plain, SamplerLaw, Speculative
-from spd_core.pairs.pair import Pair
+
+if TYPE_CHECKING:
+    from spd_core.pairs.pair import Pair
 
 #: Places of an image at which calls are timed, and how often at each after a first time that does not count.
 PLACES, REPEATS = 8, 3
@@ -45,7 +48,7 @@ Calls = dict[str, Callable[[], object]]
 
 
 @torch.inference_mode()
-def measure_calls(pair: Pair, law: SamplerLaw, method: Plain | Speculative, batch: int, seed: int) -> CallTimes:
+def measure_calls(pair: Pair, law: SamplerLaw, method: Plain | Speculative, labels: Tensor, draws: Draws) -> CallTimes:
     """Means over `PLACES` places of the image and `REPEATS` each.
 
     Not medians: where other processes share the machine, a short call is mostly spared and sometimes hit, and its
@@ -55,13 +58,12 @@ def measure_calls(pair: Pair, law: SamplerLaw, method: Plain | Speculative, batc
         pair: a causal pair.
         law: what is sampled.
         method: gives windows and, if speculative, gamma, stride and proposals; its acceptance rule is not used.
-        batch: images decoded together.
-        seed: of the images.
+        labels, draws: of the images decoded together.
 
     Raises:
         TypeError: for a pair of another family.
     """
-    model = _Decoded(pair, law, method, batch, seed)
+    model = _Decoded(pair, law, method, labels, draws)
     places = [_timed(model.at(place), pair.device) for place in model.places()]
     mean = {name: statistics.fmean(seconds[name] for seconds in places) for name in places[0]}
     mean |= _timed(model.whole(), pair.device)
@@ -70,39 +72,20 @@ def measure_calls(pair: Pair, law: SamplerLaw, method: Plain | Speculative, batc
     return CallTimes(**{**mean, "head": mean["head"] + noise, "own": own, "own_finish": own_finish})
 
 
-def predicted_speedup(
-    times: CallTimes,
-    alone: CallTimes,
-    method: Plain | Speculative,
-    tally: Tally,
-    tokens: int,
-    batch: int,
-    fills: int,
-) -> float:
-    """Of a method over plain decoding at the same law, by the cost model.
-
-    Args:
-        times: of the method at this batch size.
-        alone: of the method at batch 1.
-        method: plain or speculative.
-        tally: what was measured of its drafts.
-        tokens: of an image.
-        batch: images decoded together.
-        fills: images that each place in the batch makes.
-    """
-    if isinstance(method, Plain):
-        return plain(times, tokens) / own_plain(times, tokens)
-    drafting = Drafting(tally.acceptance(method.gamma), tally.overlap, method.proposals)
-    return fills * plain(times, tokens) / speculative(times, alone, drafting, tokens, batch, fills)
+def _now(device: torch.device) -> float:
+    """Seconds on a steady clock once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _timed(calls: Calls, device: torch.device) -> dict[str, float]:
     spent: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(1 + REPEATS):
         for name, call in calls.items():
-            began = now(device)
+            began = _now(device)
             call()
-            spent[name].append(now(device) - began)
+            spent[name].append(_now(device) - began)
     return {name: statistics.fmean(seconds[1:]) for name, seconds in spent.items()}
 
 
@@ -113,17 +96,16 @@ class _Decoded:
     the head's steps fall along the image, a call makes those of its first token.
     """
 
-    def __init__(self, pair: Pair, law: SamplerLaw, method: Plain | Speculative, batch: int, seed: int) -> None:
+    def __init__(self, pair: Pair, law: SamplerLaw, method: Plain | Speculative, labels: Tensor, draws: Draws) -> None:
         target, draft = pair.target, pair.draft
         if not isinstance(target, Causal) or not (draft is None or isinstance(draft, Causal)):
             raise TypeError(f"call times of a causal pair, got family {pair.card.family}")
-        labels, self.draws = requests(pair, seed, 0, batch)
-        self.method, self.windows = method, method.head_window
+        self.draws, self.method, self.windows = draws, method, method.head_window
         self.path, self.dims = PathLaw(law, target.config.seq_len), target.config.token_dim
         self.ahead = min(DRAWN_AHEAD, self.path.tokens)
-        self.image = torch.arange(batch, device=labels.device)
+        self.image = torch.arange(len(labels), device=labels.device)
         tokens = decode(pair, law, Plain(head_window=self.windows), labels, self.draws).tokens
-        self.states = self._handed_over(tokens, seed)
+        self.states = self._handed_over(tokens, int(draws.seeds[0]))
         self.reader, self.head = ContextReader(target, law, labels), LawHead(target.head, law)
         self.z = self._read(self.reader, 0, self.path.tokens)  # [G, B, N, Z], which also fills the cache
         if isinstance(method, Speculative) and draft is not None:
