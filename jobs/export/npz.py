@@ -8,6 +8,7 @@ on with, and are put into the zip from front to back at the end.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ from jobs.export.source import Piece, Row
 from jobs.words.errors import JobError, SpecError
 from workers.encode import Pixels
 
+logger = logging.getLogger(__name__)
 PATH = "images.npz"
 _LABEL = np.dtype("<i8")
 _COPIED = 1 << 23  #: bytes at a time
@@ -114,6 +116,7 @@ class Npz(Format):
     def finish(self, records: list[PieceRecord]) -> tuple[FileFacts, ...]:
         del records
         file = self._work / PATH
+        logger.info("putting %s together, %.1f MB", PATH, self._images.stat().st_size / 1e6)
         file.unlink(missing_ok=True)  # of an earlier run, and perhaps the destination's by another name
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for array in (self._images, self._labels):

@@ -151,7 +151,7 @@ def make_plan(dataset: Source, wishes: Wishes, stored: ExportPlan | None) -> Exp
     labels = _labels(wishes.labels, dataset.plan.class_names)
     shards = list(dataset.kept) if stored is None else _shards(stored)
     digest = dataset.images_sha256(shards)
-    rows = dataset.rows_by_label(shards, None if labels is None else frozenset(labels)).total()
+    rows = int(dataset.rows_by_label(shards, None if labels is None else frozenset(labels)).sum())
     if not rows:
         named = f" with {'label' if labels and len(labels) == 1 else 'labels'} {', '.join(wishes.labels)}"
         raise SpecError(f"output: got a dataset without images{named if labels else ''}, allowed: one that has some")
@@ -286,7 +286,7 @@ def _manifest(
         plan_sha256=plan.sha256,
         format=plan.format,
         rows=plan.rows,
-        rows_by_label={str(label): by_label[label] for label in sorted(by_label)},
+        rows_by_label={str(label): int(count) for label, count in enumerate(by_label) if count},
         class_names=dataset.plan.class_names,
         images_in_words=plan.images_in_words,
         files=(own, *others, *(file for record in records for file in record.files)),

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from jobs.dataset.commits import DamagedPart, Kept, read_committed, read_part
 from jobs.job.plan import Plan, read_plan
+from jobs.job.request_file import ID_PATTERN
 from jobs.words.errors import JobError, SpecError
 from workers import layout
 from workers.parquet import data_schema
 from workers.records import CommitRecord
 from workers.store import Store
+
+Counts = NDArray[np.integer[Any]]
 
 #: Rows that are Python objects at one time.
 _ROWS = 256
@@ -54,7 +60,7 @@ class Source:
     plan: Plan
     kept: dict[int, Kept]  #: by shard, ascending
     damaged: dict[int, str]
-    counts: dict[int, tuple[int, ...]] = field(repr=False)  #: images by label of each shard
+    counts: dict[int, Counts] = field(repr=False)  #: images by label of each shard
 
     @property
     def partial(self) -> bool:
@@ -73,11 +79,13 @@ class Source:
             digest.update(shard.to_bytes(8, "big") + self.kept[shard].digests[0])
         return digest.hexdigest()
 
-    def rows_by_label(self, shards: Iterable[int], labels: frozenset[int] | None) -> Counter[int]:
+    def rows_by_label(self, shards: Iterable[int], labels: frozenset[int] | None) -> Counts:
         """Images to export by label."""
-        total: Counter[int] = Counter()
+        total = np.zeros(len(self.plan.class_names), dtype=np.int64)
         for shard in shards:
-            total.update({n: c for n, c in enumerate(self.counts[shard]) if c and (labels is None or n in labels)})
+            total[: len(self.counts[shard])] += self.counts[shard]
+        if labels is not None:
+            total[[label for label in range(len(total)) if label not in labels]] = 0
         return total
 
     def pieces(self, shards: Iterable[int], labels: frozenset[int] | None, limit: int) -> list[Piece]:
@@ -88,23 +96,23 @@ class Source:
             labels: only these; None: all.
             limit: bytes of a piece; a shard that is larger has one of its own.
         """
-        groups: list[tuple[list[int], int]] = []
+        groups: list[list[int]] = []
+        rows: list[int] = []
         room = 0.0
         for shard in shards:
-            rows = self.rows_by_label((shard,), labels).total()
-            if not rows:
+            count = int(self.rows_by_label((shard,), labels).sum())
+            if not count:
                 continue
-            cost = rows * (self.kept[shard].sizes[0] / self.kept[shard].rows + _OVERHEAD)
+            cost = count * (self.kept[shard].sizes[0] / self.kept[shard].rows + _OVERHEAD)
             if not groups or cost > room:
-                groups.append(([], 0))
+                groups.append([])
+                rows.append(0)
                 room = float(limit)
-            groups[-1] = ([*groups[-1][0], shard], groups[-1][1] + rows)
+            groups[-1].append(shard)
+            rows[-1] += count
             room -= cost
-        result, first = [], 0
-        for number, (group, rows) in enumerate(groups):
-            result.append(Piece(number, first, rows, tuple(group)))
-            first += rows
-        return result
+        firsts = accumulate(rows, initial=0)
+        return [Piece(*each) for each in zip(range(len(groups)), firsts, rows, map(tuple, groups), strict=False)]
 
     def rows(self, shard: int, first: int, labels: frozenset[int] | None) -> Iterator[Row]:
         """The images of a shard in its order.
@@ -129,11 +137,18 @@ class Source:
         for batch in file.iter_batches(batch_size=_ROWS):
             for columns in batch.to_pylist():
                 if labels is None or columns["label"] in labels:
-                    image = columns.pop("image")["bytes"]
-                    yield Row(index, columns["request_id"], columns["label"], image, columns)
+                    yield self._row(index, kept.paths[0], columns)
                     index += 1
-        if index - first != self.rows_by_label((shard,), labels).total():
+        if index - first != self.rows_by_label((shard,), labels).sum():
             raise JobError(f"output: {kept.paths[0]}: labels are not those its commit record counts")
+
+    def _row(self, index: int, path: str, columns: dict[str, Any]) -> Row:
+        """A row whose id may become the name of a file, whoever made the dataset."""
+        image, name, label = columns.pop("image"), columns["request_id"], columns["label"]
+        known = label is not None and 0 <= label < len(self.plan.class_names)
+        if not known or name is None or not re.fullmatch(ID_PATTERN, name) or not image or not image["bytes"]:
+            raise JobError(f"output: {path}: has a row that no request can have made: id {name!r}, label {label!r}")
+        return Row(index, name, label, image["bytes"], columns)
 
 
 def _parquet(path: str, data: bytes, class_names: tuple[str, ...]) -> pq.ParquetFile:
@@ -160,10 +175,14 @@ def open_source(store: Store) -> Source:
         StoreError: the store cannot be read.
     """
     plan = read_plan(store)
-    counts: dict[int, tuple[int, ...]] = {}
+    counts: dict[int, Counts] = {}
 
     def count(record: CommitRecord) -> None:
-        counts[record.shard] = record.images_by_label
+        images = record.images_by_label
+        if len(images) > len(plan.class_names) or min(images, default=0) < 0:
+            raise JobError(f"output: the commit record of shard {record.shard} counts labels that the plan has not")
+        # There may be many shards and many classes: as narrow as the numbers allow.
+        counts[record.shard] = np.array(images, dtype=np.min_scalar_type(max(images, default=0)))
 
     committed = read_committed(store, plan, count)
     sizes = store.list(layout.DATA)

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -27,8 +28,10 @@ from jobs.words.errors import JobError, SpecError
 from tests.jobs.export.conftest import ONE_SHARD_MB, exported, files_of, rows_of
 from tests.jobs.tree import lose_shard
 from tests.seaweed import s3, s3_options
+from tests.tiny_pair import CLASSES
 from workers import layout as dataset_layout
 from workers import local_disk
+from workers.parquet import data_schema
 from workers.store import Store, StoreError
 
 __all__ = ["s3", "s3_options"]
@@ -209,6 +212,20 @@ def test_a_file_that_is_not_what_was_committed_ends_the_export(dataset, tmp_path
     assert not (tmp_path / "out" / layout.MANIFEST).exists()
     shutil.copy(Path(dataset.url) / dataset_layout.data(1, 3), path)
     assert exported(Store(str(tmp_path / "copy")), tmp_path / "out", "folder").made == 8
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("request_id", "../../mine"), ("request_id", "a/b"), ("label", 3), ("label", -1)]
+)
+def test_a_strangers_dataset_names_no_file_elsewhere(dataset, tmp_path, column, value, monkeypatch):
+    def strange(*_args, **_kwargs):
+        row = {**rows_of(dataset)[0], column: value}
+        return [pa.RecordBatch.from_pylist([row], schema=data_schema(CLASSES))]
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", strange)
+    with pytest.raises(JobError, match="has a row that no request can have made"):
+        exported(dataset, tmp_path / "out", "folder")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["plan.json"]
 
 
 def test_a_partial_dataset_is_refused_unless_asked_for(dataset, tmp_path):
