@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,6 +153,10 @@ class Store:
         root = str(root).rstrip("/")
         # Listings of a local folder give its plain path.
         return fs, os.path.normpath(root) if root and isinstance(fs, LocalFileSystem) else root
+
+    def addresses(self, paths: Sequence[str]) -> tuple[Any, list[str]]:
+        """The fsspec file system and the keys of objects in it, for readers that open files themselves."""
+        return self._opened[0], [self._key(path) for path in paths]
 
     def _key(self, path: str) -> str:
         root = self._opened[1]

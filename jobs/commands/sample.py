@@ -6,19 +6,21 @@ import json
 import logging
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.job.plan import request_id
+from jobs.job.plan import requests_of
 from jobs.job.spec import FixedSpec, Spec, load_spec
 from jobs.words.errors import SpecError
 from jobs.words.files import check_file
 from spd_core.decode import decode
-from spd_core.draws import Draws, image_seed
+from spd_core.draws import Draws
 from spd_core.law import Null
 from spd_core.pairs.pair import load_pair
 
@@ -78,23 +80,47 @@ def run(
         SpecError, PairError: wrong input.
     """
     path = _checked(out, n)
-    spec = _spec(pair, n, label, seed, method, overrides)
+    made = samples(_spec(pair, n, label, seed, method, overrides))
+    if path.suffix == ".png":
+        classes = made.classes
+        columns = classes if label is None and classes <= n <= 50 * classes else math.ceil(math.sqrt(n))
+        grid(made.images, min(columns, 50)).save(path)
+    else:
+        np.savez(path, images=made.images, labels=made.labels, tokens=made.tokens)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some decoded images."""
+
+    images: NDArray[np.uint8]  #: [n, H, W, C]
+    labels: NDArray[np.int64]  #: [n]
+    tokens: NDArray[Any]  #: float32 [n, N, D], or codes int64 [n, N]
+    classes: int  #: of the pair
+
+
+def samples(spec: Spec) -> Samples:
+    """Decodes the images of a spec in this process, on its GPU if it has one.
+
+    The images are those of a job with the same spec: request i has the id and the random numbers it has there.
+
+    Raises:
+        SpecError: a method that makes no tokens, or has to be measured first; a request file.
+        PairError: unreadable or corrupt weights.
+    """
     if isinstance(spec.method, Null):
-        raise SpecError("--method: got 'null', allowed: a method that makes tokens")
+        raise SpecError("method: got 'null', allowed: a method that makes tokens")
     if not isinstance(spec, FixedSpec):
-        raise SpecError("--method: got 'auto', allowed: a method by name; only `spd generate` measures")
+        raise SpecError("method: got 'auto', allowed: a method by name; only `spd generate` measures")
+    if spec.requests.file is not None:
+        raise SpecError("requests.file: got a file, allowed: none; only `spd generate` reads one")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_pair(spec.pair, device, draft=spec.method.uses_draft)
     classes = len(loaded.card.class_names)
-    cycle = range(classes) if spec.requests.labels == "balanced" else spec.requests.labels
-    labels = torch.tensor([cycle[index % len(cycle)] for index in range(n)], device=device)
-    seeds = torch.tensor([image_seed(seed, request_id(index)) for index in range(n)], device=device)
+    asked = requests_of(range(spec.requests.count), spec.requests.labels, classes, spec.seed)
+    labels, seeds = (torch.tensor(column, device=device) for column in (asked.labels, asked.seeds))
     began = time.perf_counter()
     tokens = decode(loaded, spec.law, spec.method, labels, Draws(seeds), spec.batch).tokens
     images = loaded.to_images(tokens, spec.law.dtype).numpy()
-    log.info("%d images in %.1f s", n, time.perf_counter() - began)
-    if path.suffix == ".png":
-        columns = classes if label is None and classes <= n <= 50 * classes else math.ceil(math.sqrt(n))
-        grid(images, min(columns, 50)).save(path)
-    else:
-        np.savez(path, images=images, labels=labels.cpu().numpy(), tokens=tokens.cpu().numpy())
+    log.info("%d images in %.1f s", len(images), time.perf_counter() - began)
+    return Samples(images, labels.cpu().numpy(), tokens.cpu().numpy(), classes)
