@@ -47,13 +47,13 @@ KINDS: dict[str, Callable[[Oracle], dict[str, Tensor]]] = {
 }
 
 
-def check(path: Path, device: torch.device | str = "cpu") -> list[Finding]:
-    """One finding per output of the oracle at ``path``, made on a device.
+def check(path: Path, device: torch.device | str = "cpu", key: str = "") -> list[Finding]:
+    """One finding per output of the oracle at ``path``, made on a device; with a key, of that output's run alone.
 
     Raises:
         OracleError: not an oracle of a known kind, or one that does not fit together; one line.
     """
-    oracle = load_oracle(path).to(device)
+    oracle = load_oracle(path).of_run(key).to(device)
     kind = select(KINDS, oracle.name)
     try:
         with torch.no_grad(), torch.device(device):

@@ -70,6 +70,18 @@ class Oracle:
     expected: Named
     rules: dict[str, Rule]
 
+    def of_run(self, key: str) -> Oracle:
+        """With the run alone that makes the output ``key``; the same oracle if no run of its configuration does."""
+        runs = [run for run in self.config.get("runs", ()) if key.startswith(f"{run['name']}/")]
+        if not runs:
+            return self
+        names = tuple(f"{run['name']}/" for run in runs)
+        return replace(
+            self,
+            config=Named(self.config.where, {**self.config, "runs": runs}),
+            expected=Named(self.expected.where, {k: v for k, v in self.expected.items() if k.startswith(names)}),
+        )
+
     def to(self, device: torch.device | str) -> Oracle:
         """With weights and inputs on a device; what is expected stays on the CPU, where it is compared."""
         weights, inputs = (

@@ -28,6 +28,6 @@ def find(name: str) -> Path:
     return bundled if bundled.exists() else shared(name)
 
 
-def failing(path: Path) -> set[str]:
-    """Outputs of an oracle that our code does not reproduce."""
-    return {finding.key for finding in check(path) if not finding.passed}
+def failing(path: Path, key: str = "") -> set[str]:
+    """Outputs of an oracle that our code does not reproduce; with a key, those of that output's run."""
+    return {finding.key for finding in check(path, key=key) if not finding.passed}

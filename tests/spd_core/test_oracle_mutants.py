@@ -278,7 +278,7 @@ MUTANTS: list[tuple[str, Callable[[Patch], None], str]] = [
 def test_mutant_is_noticed(name: str, mutant: Callable[[Patch], None], key: str, monkeypatch: Patch):
     path = find(name)
     mutant(monkeypatch)
-    assert key in failing(path)
+    assert key in failing(path, key)
 
 
 def test_other_width_of_the_feed_forward_is_noticed(monkeypatch: Patch):
