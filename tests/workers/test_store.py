@@ -52,6 +52,30 @@ def test_create_with_the_same_content_is_written(store):
     assert store.list() == {"a": 4}
 
 
+def test_a_file_is_created_once_from_a_file_of_this_machine(store, tmp_path):
+    file = tmp_path / "large.bin"
+    file.write_bytes(b"content" * 1000)
+    assert store.is_empty()
+    store.create_from("a/large.bin", file)
+    assert not store.is_empty()
+    store.create_from("a/large.bin", file)
+    file.unlink()  # what has two names on a disk would change under both
+    file.write_bytes(b"another" * 1000)
+    with pytest.raises(Conflict, match="exists with other content"):
+        store.create_from("a/large.bin", file)
+    assert store.read("a/large.bin") == b"content" * 1000
+
+
+def test_an_output_with_empty_folders_is_empty(tmp_path):
+    (tmp_path / "out" / "folder").mkdir(parents=True)
+    (tmp_path / "out" / f".plan.json.{'0' * 32}.tmp").write_bytes(b"of a writer that was killed")
+    store = Store(str(tmp_path / "out"))
+    assert store.is_empty() and store.local_folder() == tmp_path / "out"
+    (tmp_path / "out" / "folder" / "file").touch()
+    assert not store.is_empty()
+    assert Store("memory://nowhere").local_folder() is None
+
+
 def test_replace_and_delete(store):
     store.replace("a/report.json", b"1")
     store.replace("a/report.json", b"22")

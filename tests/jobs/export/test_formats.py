@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from jobs.export import layout
 from jobs.export.folder import class_folder
 from jobs.export.formats import FORMATS
 from jobs.export.records import Manifest, read_record
+from jobs.export.run import Wishes, export
 from tests.jobs.export.conftest import exported, rows_of
 from tests.tiny_pair import CLASSES
 from workers.store import Store
@@ -41,6 +43,14 @@ def test_webdataset_reads_images_labels_and_ids_in_order(dataset, tmp_path):
     decoded = list(wds.WebDataset(shards, shardshuffle=False).decode("rgb8").to_tuple("png", "cls"))
     assert [label for _, label in decoded] == [row["label"] for row in rows_of(dataset)]
     assert (decoded[0][0][..., 0] == grey(rows_of(dataset)[0]["image"]["bytes"])).all()
+
+
+def test_shards_share_a_file_where_there_is_room(dataset, tmp_path):
+    export(dataset, Store(str(tmp_path)), Wishes(format="webdataset", file_mb=3))
+    assert [path.name for path in tmp_path.glob("*.tar")] == ["train-000000.tar"]
+    with tarfile.open(tmp_path / "train-000000.tar") as tar:
+        names = tar.getnames()
+    assert names[::3] == [f"{row['request_id']}.png" for row in rows_of(dataset)]
 
 
 def test_dots_of_an_id_do_not_end_a_webdataset_key(dataset, tmp_path, monkeypatch):
