@@ -67,8 +67,8 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="image grid as .png, or arrays as .npz")
 
 
-def _bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pair", default="fashion-mar", help="bundled pair or a folder that holds one")
+def _bench_methods(parser: argparse.ArgumentParser) -> None:
+    """Which methods are compared."""
     parser.add_argument(
         "--gamma", type=int, nargs="+", metavar="G", help="draft lengths; default 4 8, codes 2 4 6, MAR 4 8 16 32"
     )
@@ -103,6 +103,10 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         help="from and to which number they fall; default a half and a twentieth of the law's",
     )
     parser.add_argument("--stride", type=int, metavar="K", help="causal: steps the draft holds a prediction")
+
+
+def _bench_acceptance(parser: argparse.ArgumentParser) -> None:
+    """With which acceptance rules, targets and drafts."""
     parser.add_argument(
         "--delta",
         type=float,
@@ -133,6 +137,10 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         help="codes: of the lantern rule; default 0.01 0.05 0.1 0.2",
     )
+
+
+def _bench_measuring(parser: argparse.ArgumentParser) -> None:
+    """How speed and quality are measured, and where the figures go."""
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], metavar="B", help="batch sizes")
     parser.add_argument(
         "--fills",
@@ -162,6 +170,13 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         "--plot", metavar="FILE", help="codes: draw speed against certificate and distance; .svg or .png"
     )
     parser.add_argument("--rows", metavar="FILE", help="measure nothing: table and picture of what --json wrote")
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pair", default="fashion-mar", help="bundled pair or a folder that holds one")
+    _bench_methods(parser)
+    _bench_acceptance(parser)
+    _bench_measuring(parser)
 
 
 def _calibrate(parser: argparse.ArgumentParser) -> None:
