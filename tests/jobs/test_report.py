@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.bench import table as bench_table
-from jobs.bench.table import ACCEPTANCES, Row
+from jobs.bench.table import COLUMNS, Row
 from jobs.dataset.card import front_matter, render_card
 from jobs.dataset.finish import finish, rewrite_report
 from jobs.dataset.report import render
@@ -293,9 +292,9 @@ def test_acceptance_says_of_which_drafts_it_is_a_share(method, of):
 def test_released_and_paper_acceptance_stand_in_columns_of_their_own():
     row = {"acceptance": 0.25, "method": "cspd"}
     released, paper = (Row.model_construct(**row, settings={"variant": v}) for v in ("released", "paper"))
-    assert ACCEPTANCES == ("accepted of tested", "accepted of all")
-    assert bench_table._acceptances(released) == ["-", "0.250"]
-    assert bench_table._acceptances(paper) == ["0.250", "-"]
+    heads = ("accepted of tested", "accepted of all")
+    assert [COLUMNS[head](released) for head in heads] == ["-", "0.250"]
+    assert [COLUMNS[head](paper) for head in heads] == ["0.250", "-"]
 
 
 def test_records_that_tell_no_memory_are_reported(tmp_path):
