@@ -125,7 +125,7 @@ def _compared(check: Check, case: Case, cpu: Pair, device: Pair) -> Row:
     seconds = check.now() - began
     again = _decoded(device, law, case.method, seeds).tokens.cpu()
     alone = _decoded(device, law, case.method, seeds[:1]).tokens.cpu() if len(seeds) > 1 else again
-    reference = _decoded(cpu, law, case.method, seeds).tokens
+    reference = _decoded(cpu, law, case.method, seeds).tokens if device is not cpu else first
     unlike, unlike_alone = _unlike(first, reference), _unlike(first[:1], alone)
     same_bytes = bool(torch.equal(first, again))
     return {
