@@ -193,7 +193,7 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
 
 
-def _road(parser: argparse.ArgumentParser) -> None:
+def _overhead(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=1_000_000, help="requests of the job without a model")
     parser.add_argument("--shard-size", type=int, default=1000, help="images per shard of that job")
     parser.add_argument("--workers", type=int, help="workers of that job; default: usable cores")
@@ -288,5 +288,5 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 ADD = {
     "generate": _spec, "plan": _spec, "status": _output, "validate": _output, "report": _output, "export": _export,
     "sample": _sample,
-    "bench": _bench, "calibrate": _calibrate, "road": _road, "train": _train, "convert": _convert,
+    "bench": _bench, "calibrate": _calibrate, "overhead": _overhead, "train": _train, "convert": _convert,
 }  # fmt: skip

@@ -145,7 +145,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "sample": ("a few images without Ray", _sample),
     "bench": ("speed, acceptance and distance of decoding, without Ray", _module("bench.command")),
     "calibrate": ("what method auto would choose here, without Ray; writes no dataset", _module("commands.calibrate")),
-    "road": (
+    "overhead": (
         "speed and memory of everything around the decoder: planning, a job without a model, resuming, overhead",
         _module("bench.overhead"),
     ),
@@ -153,6 +153,18 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "convert": ("turn public MAR and LlamaGen checkpoints into a pair folder", _module("commands.convert")),
     "spec": ("print every field of the spec with its default, as YAML", _spec),
 }
+
+
+#: Commands by the names that they had.
+_FORMER = {"road": "overhead"}
+
+
+def _renamed(argv: list[str]) -> list[str]:
+    """The arguments with the present name of a command in place of a former one, which is said."""
+    if argv and argv[0] in _FORMER:
+        _complain(f"`spd {argv[0]}` is now `spd {_FORMER[argv[0]]}`; running that")
+        return [_FORMER[argv[0]], *argv[1:]]
+    return argv
 
 
 def _parser() -> Parser:
@@ -225,7 +237,7 @@ def _set_up_logging() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 problems or a failed job, 2 wrong input, 128 + n by signal n."""
     parser = _parser()
-    args, unknown = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    args, unknown = parser.parse_known_args(_renamed(list(sys.argv[1:] if argv is None else argv)))
     if unknown:
         used = args.parser if args.command else parser
         used.error(unknown_arguments(unknown, used))

@@ -1,1 +1,1 @@
-"""``spd bench`` and ``spd road``: what is compared, how it is measured, and the tables."""
+"""``spd bench`` and ``spd overhead``: what is compared, how it is measured, and the tables."""

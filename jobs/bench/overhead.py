@@ -1,4 +1,4 @@
-"""``spd road``: how fast everything around the decoder is, and what it costs, on this machine and a local disk.
+"""``spd overhead``: how fast everything around the decoder is, and what it costs, on this machine and a local disk.
 
 Method. A Parquet file of requests (id, label, seed) is planned; a job of it without a model, method null, makes 32 x 32
 noise images as PNG; every tenth shard loses its commit record and a resume has to find and make them. Then the same
@@ -170,7 +170,7 @@ def job_step(spec: FixedSpec) -> Figures:
     return {"seconds": done["seconds"], "images_per_s": speed["images_per_s"], "idle_share": speed["idle_share"]}
 
 
-def measure_road(folder: str, images: int, shard_size: int, workers: int, steps: Steps) -> Figures:
+def measure_overhead(folder: str, images: int, shard_size: int, workers: int, steps: Steps) -> Figures:
     """Plan, job without a model, remainder and resume."""
     write_requests(f"{folder}/requests.parquet", images)
     found: Figures = {"plan": _apart(partial(plan_step, folder, shard_size))}
@@ -227,16 +227,19 @@ def measure_encoding() -> list[Figures]:
 
 def table(args: argparse.Namespace, found: Figures) -> str:
     """The figures as a markdown table."""
-    road = found["road"]
+    overhead = found["overhead"]
     rows = [
-        (f"plan of a file of {args.images:,} requests", f"{road['plan']['seconds']:.1f} s"),
-        ("peak memory of that", f"{road['plan']['peak_mb']:.0f} MB"),
-        (f"null job, {args.workers} workers, shards of {args.shard_size}", _rate(road["null"]["images_per_s"])),
-        ("the same from start to end", _rate(args.images / road["null"]["seconds"])),
-        ("peak memory of its driver", f"{road['null']['peak_mb']:.0f} MB"),
-        ("remainder of it found when 90 % is done", f"{road['remainder']['seconds']:.1f} s"),
-        ("images of the remainder, and made by a resume", f"{road['remainder']['missing']}, {road['resume']['made']}"),
-        ("peak memory of the driver that resumes", f"{road['resume']['peak_mb']:.0f} MB"),
+        (f"plan of a file of {args.images:,} requests", f"{overhead['plan']['seconds']:.1f} s"),
+        ("peak memory of that", f"{overhead['plan']['peak_mb']:.0f} MB"),
+        (f"null job, {args.workers} workers, shards of {args.shard_size}", _rate(overhead["null"]["images_per_s"])),
+        ("the same from start to end", _rate(args.images / overhead["null"]["seconds"])),
+        ("peak memory of its driver", f"{overhead['null']['peak_mb']:.0f} MB"),
+        ("remainder of it found when 90 % is done", f"{overhead['remainder']['seconds']:.1f} s"),
+        (
+            "images of the remainder, and made by a resume",
+            f"{overhead['remainder']['missing']}, {overhead['resume']['made']}",
+        ),
+        ("peak memory of the driver that resumes", f"{overhead['resume']['peak_mb']:.0f} MB"),
     ]
     if pair := found.get("pair"):
         last = pair["laps"][-1]
@@ -295,8 +298,8 @@ def run(args: argparse.Namespace) -> int:
     found: Figures = {"machine": describe_machine(), "images": args.images, "workers": args.workers}
     found |= {"shard_size": args.shard_size, "torch": torch.__version__}
     steps = Steps(4 + (3 * args.laps if args.shards else 0) + (2 if args.waiting else 0))
-    with tempfile.TemporaryDirectory(prefix="spd-road-", dir=args.folder) as folder:
-        found["road"] = measure_road(folder, args.images, args.shard_size, args.workers, steps)
+    with tempfile.TemporaryDirectory(prefix="spd-overhead-", dir=args.folder) as folder:
+        found["overhead"] = measure_overhead(folder, args.images, args.shard_size, args.workers, steps)
         if args.shards:
             found["pair"] = measure_pair(folder, args.set, args.shards, args.laps, steps)
         if args.waiting:

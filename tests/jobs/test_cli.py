@@ -232,6 +232,13 @@ def test_shorthands_and_yaml_null_method(pair, tmp_path):
         load_spec(None, [f"pair={pair}", "method=magic"])
 
 
+def test_a_former_name_of_a_command_still_runs_it_and_says_the_new_one(monkeypatch, capsys):
+    ran: list[str] = []
+    monkeypatch.setattr("jobs.bench.overhead.run", lambda args: ran.append(args.command) or 0)
+    assert main(["road", "--images", "7"]) == 0 and ran == ["overhead"]
+    assert one_line_error(capsys) == "spd: `spd road` is now `spd overhead`; running that"
+
+
 def test_no_command_shows_the_usage(capsys):
     assert main([]) == 2
     assert "usage: spd" in capsys.readouterr().err

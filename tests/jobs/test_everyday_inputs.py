@@ -453,7 +453,7 @@ def test_a_plan_stores_no_query():
         (["bench", "--processes", "100000"], "--processes: got 100000, allowed: 1 to 1,024"),
         (["bench", "--delta", "nan"], "--delta: got nan"),
         (["calibrate", "--set", "method=auto", "--json", "FOLDER"], "--json: got"),
-        (["road", "--json", "FOLDER"], "--json: got"),
+        (["overhead", "--json", "FOLDER"], "--json: got"),
         (
             ["train", "fashion-ar", "--part", "target", "--out", "x", "--threads", "0"],
             "--threads: got 0, allowed: 1 to",

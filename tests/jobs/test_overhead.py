@@ -1,4 +1,4 @@
-"""``spd road`` without Ray: every step in this process, the workers played by an engine; once, slow, with all of it."""
+"""``spd overhead`` without Ray: every step in this process, an engine plays the workers; once, slow, with all of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.bench import overhead as road
+from jobs.bench import overhead
 from jobs.bench import overhead_waiting as waiting
 from jobs.cli import main
 from jobs.dataset.commits import read_committed
@@ -45,22 +45,22 @@ def generate_here(spec: FixedSpec) -> dict[str, Any]:
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(road, "generate", generate_here)
+    monkeypatch.setattr(overhead, "generate", generate_here)
     monkeypatch.setattr(waiting, "generate", generate_here)
-    monkeypatch.setattr(road, "encoding_cost", lambda shape, image, seconds: encoding_cost(shape, image, 0.0))
-    monkeypatch.setattr(road, "_apart", lambda call: call())
+    monkeypatch.setattr(overhead, "encoding_cost", lambda shape, image, seconds: encoding_cost(shape, image, 0.0))
+    monkeypatch.setattr(overhead, "_apart", lambda call: call())
 
 
 def test_the_request_file_is_one_and_streams(tmp_path, monkeypatch):
-    monkeypatch.setattr(road, "_PART", 7)
+    monkeypatch.setattr(overhead, "_PART", 7)
     path = str(tmp_path / "r.parquet")
-    road.write_requests(path, 30)
+    overhead.write_requests(path, 30)
     assert pq.ParquetFile(path).num_row_groups == 5
     assert RequestFile(path, {}, tuple("0123456789")).scan().count == 30
 
 
-def test_the_road_is_measured_and_the_resume_makes_what_is_missing(tmp_path, here):
-    found = road.measure_road(str(tmp_path), 230, 10, 1, Steps(4))
+def test_the_overhead_is_measured_and_the_resume_makes_what_is_missing(tmp_path, here):
+    found = overhead.measure_overhead(str(tmp_path), 230, 10, 1, Steps(4))
     assert found["plan"]["shards"] == 23
     assert found["null"]["made"] == 230
     assert found["remainder"]["missing"] == found["resume"]["made"] == 30, "every tenth of 23 shards"
@@ -73,7 +73,7 @@ def test_the_road_is_measured_and_the_resume_makes_what_is_missing(tmp_path, her
 def test_loop_and_jobs_decode_the_same_number_of_shards_a_worker(tmp_path, here):
     pair = make_tiny_pair(tmp_path / "pair")
     overrides = [f"pair={pair}", "shard_size=3", "batch=2", "method=cspd"]
-    found = road.measure_pair(str(tmp_path), overrides, 2, 2, Steps(6))
+    found = overhead.measure_pair(str(tmp_path), overrides, 2, 2, Steps(6))
     assert len(found["laps"]) == 2
     assert found["spec"]["shard_size"] == 3 and found["spec"]["features"] is False
     rows = [read_plan(Store(f"{tmp_path}/{workers}-0")).rows for workers in (1, 2)]
@@ -84,19 +84,19 @@ def test_loop_and_jobs_decode_the_same_number_of_shards_a_worker(tmp_path, here)
 
 def test_table_and_file_hold_the_figures(tmp_path, here, capsys):
     pair = make_tiny_pair(tmp_path / "pair")
-    given = ["road", "--images", "100", "--shard-size", "10", "--workers", "1", "--folder", str(tmp_path)]
-    given += ["--shards", "1", "--laps", "1", "--waiting", "8", "--json", str(tmp_path / "road.json")]
+    given = ["overhead", "--images", "100", "--shard-size", "10", "--workers", "1", "--folder", str(tmp_path)]
+    given += ["--shards", "1", "--laps", "1", "--waiting", "8", "--json", str(tmp_path / "overhead.json")]
     for field in (f"pair={pair}", "shard_size=2", "method=plain"):
         given += ["--set", field]
     assert main(given) == 0
     shown = capsys.readouterr().out
     assert "| images of the remainder, and made by a resume | 10, 10 |" in shown
     assert "| two workers over one, median of 1 | " in shown
-    found = json.loads((tmp_path / "road.json").read_text())
+    found = json.loads((tmp_path / "overhead.json").read_text())
     assert "| webp, fast | " in shown and "a decoder that waits, 200 images/s of 256 px, png, fast" in shown
     assert set(found["waiting"]["fast"]["share"]) == {"beside", "between"}
-    assert found["machine"] and found["road"]["null"]["split"]["encode"] > 0
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("spd-road")] == []
+    assert found["machine"] and found["overhead"]["null"]["split"]["encode"] > 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("spd-overhead")] == []
 
 
 @pytest.mark.parametrize(
@@ -115,18 +115,18 @@ def test_table_and_file_hold_the_figures(tmp_path, here, capsys):
     ],
 )
 def test_wrong_input_is_one_line(given, says, capsys):
-    assert main(["road", *given]) == 2
+    assert main(["overhead", *given]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"spd: {says}")
 
 
 @pytest.mark.slow
-def test_the_whole_road_with_ray(tmp_path):
-    given = ["road", "--images", "2000", "--shard-size", "100", "--workers", "2", "--folder", str(tmp_path)]
-    given += ["--shards", "1", "--laps", "1", "--waiting", "128", "--json", str(tmp_path / "road.json")]
+def test_the_whole_overhead_with_ray(tmp_path):
+    given = ["overhead", "--images", "2000", "--shard-size", "100", "--workers", "2", "--folder", str(tmp_path)]
+    given += ["--shards", "1", "--laps", "1", "--waiting", "128", "--json", str(tmp_path / "overhead.json")]
     for field in (f"pair={make_tiny_pair(tmp_path / 'pair')}", "shard_size=8", "method=plain", "workers.num_cpus=0.5"):
         given += ["--set", field]
     assert main(given) == 0
-    found = json.loads((tmp_path / "road.json").read_text())
-    assert found["road"]["resume"]["made"] == found["road"]["remainder"]["missing"] == 200
-    assert found["road"]["null"]["peak_mb"] < 600
+    found = json.loads((tmp_path / "overhead.json").read_text())
+    assert found["overhead"]["resume"]["made"] == found["overhead"]["remainder"]["missing"] == 200
+    assert found["overhead"]["null"]["peak_mb"] < 600
