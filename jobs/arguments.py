@@ -57,6 +57,32 @@ def _export(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _judged(parser: argparse.ArgumentParser, where: str) -> None:
+    parser.add_argument(
+        "--requirements", metavar="SPEC.yaml", help="a spec whose `requirements:` are asked of the figures"
+    )
+    parser.add_argument(
+        "--storage-option", action="append", default=[], metavar="KEY=VALUE", help=f"of the file system of {where}"
+    )
+
+
+def _nightly(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("history", metavar="HISTORY", help="URL or folder of the nights' records and pages")
+    parser.add_argument("--run", dest="job", metavar="SPEC.yaml", help="make tonight's dataset in OUTPUT/YYYY-MM-DD")
+    parser.add_argument("--of", metavar="OUTPUT", help="record a dataset that is there; there is no control then")
+    _add_set(parser, "FIELD=VALUE", "with --run: one field of the spec")
+    parser.add_argument("--night", metavar="YYYY-MM-DD", help="which night; default: today, UTC")
+    parser.add_argument("--turns", type=int, metavar="N", help="turns of the method and of plain decoding; default 4")
+    _judged(parser, "the history")
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help="URL or folder of a dataset")
+    parser.add_argument("b", metavar="B", help="and of the one that is judged")
+    parser.add_argument("--out", metavar="DIR", help="folder or URL for compare.html, compare.md, compare.json")
+    _judged(parser, "both and of DIR")
+
+
 def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pair", help="bundled pair or a folder that holds one; default: the spec's")
     parser.add_argument("--n", type=int, default=16, help="images")
@@ -286,7 +312,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 
 #: By command, in the order of ``spd --help``; ``spec`` has none.
 ADD = {
-    "generate": _spec, "plan": _spec, "status": _output, "validate": _output, "report": _output, "export": _export,
-    "sample": _sample,
+    "generate": _spec, "plan": _spec, "status": _output, "validate": _output, "report": _output,
+    "nightly": _nightly, "compare": _compare, "export": _export, "sample": _sample,
     "bench": _bench, "calibrate": _calibrate, "overhead": _overhead, "train": _train, "convert": _convert,
 }  # fmt: skip

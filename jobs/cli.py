@@ -122,6 +122,13 @@ def _sample(args: argparse.Namespace) -> int:
     return _OK
 
 
+def _nightly(args: argparse.Namespace) -> int:
+    from jobs.nightly import command
+
+    args.options = _storage_options(args.storage_option)
+    return command.run(args) if args.command == "nightly" else command.run_compare(args)
+
+
 def _spec(_args: argparse.Namespace) -> int:
     from jobs.job.spec_text import spec_as_yaml
 
@@ -141,6 +148,11 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "status": ("how far a job is, from the store alone", _status),
     "validate": ("re-read a dataset and name every damaged file", _validate),
     "report": ("write report.html and report.json from what is committed", _report),
+    "nightly": (
+        "tonight's dataset or one that is there, a record of it, trend pages, and a verdict: 3 if worse",
+        _nightly,
+    ),
+    "compare": ("what became worse from one dataset to another: exit code 3 if a figure did", _nightly),
     "export": ("write a dataset in a form that other programs read, or finish doing so", _export),
     "sample": ("a few images without Ray", _sample),
     "bench": ("speed, acceptance and distance of decoding, without Ray", _module("bench.command")),
@@ -235,7 +247,7 @@ def _set_up_logging() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 1 problems or a failed job, 2 wrong input, 128 + n by signal n."""
+    """Entry point; returns the exit code: 0 done, 1 failed, 2 wrong input, 3 a figure is worse, 128 + n by signal n."""
     parser = _parser()
     args, unknown = parser.parse_known_args(_renamed(list(sys.argv[1:] if argv is None else argv)))
     if unknown:

@@ -16,7 +16,7 @@ FLOORS = (
     ("jobs.job",),
     ("jobs.dataset",),
     ("jobs.run",),
-    ("jobs.bench", "jobs.commands", "jobs.export"),
+    ("jobs.bench", "jobs.commands", "jobs.export", "jobs.nightly"),
     ("jobs",),
 )
 

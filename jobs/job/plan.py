@@ -249,10 +249,11 @@ def read_plan(store: Store) -> Plan:
     return plan
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by their dotted paths."""
     if not isinstance(value, dict):
         return {path: value}
-    leaves = (_flat(child, f"{path}.{key}" if path else key) for key, child in value.items())
+    leaves = (flat(child, f"{path}.{key}" if path else key) for key, child in value.items())
     return {key: leaf for leaf_map in leaves for key, leaf in leaf_map.items()}
 
 
@@ -264,7 +265,7 @@ def _shown(value: Any) -> str:
 def changed(stored: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """``field: got new, stored old`` for every field in which two nested mappings differ."""
     nothing = "nothing"
-    old, now = _flat(stored), _flat(new)
+    old, now = flat(stored), flat(new)
     return [
         f"{key}: got {_shown(now.get(key, nothing))}, stored {_shown(old.get(key, nothing))}"
         for key in {**now, **old}

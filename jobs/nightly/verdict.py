@@ -15,15 +15,16 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from jobs.job.figures import FIGURES, Better, Kind
-from jobs.job.plan import changed
+from jobs.job.plan import flat
 from jobs.job.requirements import Requirement, Requirements
 from jobs.nightly.changes import Band, Step, find_steps, newest_band
 from jobs.nightly.record import Night
 from jobs.words.phrases import number
+from spd_core.complaints import shown
 
 #: Nights before changes of level are looked for, unless the spec says otherwise.
 LEAST_NIGHTS = 10
@@ -74,7 +75,7 @@ class Finding:
         """One line: figure, size, since when, what changed between."""
         night = f" since the night of {self.since}" if self.since else ""
         between = ""
-        if self.since:
+        if self.since or self.between:
             between = f"; between: {', '.join(self.between) or 'nothing that is recorded has changed'}"
         return f"{self.state}: {self.figure} {self.text}{night}{between}"
 
@@ -120,8 +121,10 @@ def what_changed(before: Night, now: Night) -> tuple[str, ...]:
         texts += [f"{name} {old or 'unknown'} -> {new or 'unknown'}"] if old != new else []
     if before.platforms != now.platforms:
         texts.append(f"platform {'; '.join(before.platforms)} -> {'; '.join(now.platforms)}")
-    specs = ({key: value for key, value in night.spec.items() if key != "output"} for night in (before, now))
-    texts += changed(*specs)
+    old_spec, new_spec = (flat({k: v for k, v in night.spec.items() if k != "output"}) for night in (before, now))
+    for name in sorted({*old_spec, *new_spec}):
+        old, new = (shown(fields[name]) if name in fields else "none" for fields in (old_spec, new_spec))
+        texts += [f"{name} {old} -> {new}"] if old != new else []
     if before.fingerprint != now.fingerprint and not texts:
         texts.append("the pair's weights")
     return tuple(texts)
@@ -295,7 +298,8 @@ def compare(before: Night, now: Night, wanted: Requirements) -> Verdict:
         if not settled and old is not None and figure.kind is not Kind.EXACT:
             found = _compare(name, before, now, asked)
         findings.append(found)
-    return Verdict((*(found for found in findings if found), *_judge_content(pair)), 2, now)
+    told = [*(found for found in findings if found), *_judge_content(pair)]
+    return Verdict(tuple(replace(found, since=None) for found in told), 2, now)
 
 
 def _compare(name: str, before: Night, now: Night, wanted: Requirement) -> Finding:

@@ -63,7 +63,7 @@ def test_another_plan_explains_another_acceptance():
     verdict = judge(nights, NONE)
     assert not verdict.regressions
     assert found(verdict, "acceptance").state is State.EXPLAINED
-    assert "method.gamma: got 4, stored 8" in found(verdict, "acceptance").line
+    assert "method.gamma 8 -> 4" in found(verdict, "acceptance").line
 
 
 def test_another_platform_explains_other_bytes():
