@@ -77,7 +77,7 @@ def causal_rows(causal, tmp_path_factory):
     """One run with every kind of entry."""
     folder = tmp_path_factory.mktemp("bench")
     given = ["--gamma", "2", "3", "--stride", "1", "--head-window", "3", "--delta", "4", "--radius", "0.5"]
-    given += ["--fills", "2"]
+    given += ["--fills", "2", "--repeats", "1"]
     files = ["--json", str(folder / "b.json"), "--markdown", str(folder / "b.md")]
     assert main(["bench", "--pair", causal, *given, "--batch", "2", "--n", "0", *files]) == 0
     return json.loads((folder / "b.json").read_text())["rows"], (folder / "b.md").read_text()
@@ -192,7 +192,8 @@ def test_falling_head_steps_are_further_rows_of_plain_decoding(pair, tmp_path):
 
 def test_the_law_of_every_row_may_fall(causal, tmp_path):
     out = tmp_path / "b.json"
-    own = ["--gamma", "2", "--stride", "1", "--delta", "2", "--radius", "0.5", "--head-window", "3", "--fills", "2"]
+    own = ["--gamma", "2", "--stride", "1", "--delta", "2", "--radius", "0.5", "--head-window", "3"]
+    own += ["--fills", "2", "--repeats", "1"]
     falls = ["--set", "law.head_schedule=linear", "--set", "law.head_steps_end=3"]
     assert main(["bench", "--pair", causal, *own, *falls, "--batch", "2", "--n", "0", "--json", str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]
