@@ -17,6 +17,7 @@ FLOORS = (
     ("jobs.dataset",),
     ("jobs.run",),
     ("jobs.bench", "jobs.commands", "jobs.export", "jobs.nightly"),
+    ("jobs.api",),
     ("jobs",),
 )
 
@@ -51,6 +52,11 @@ MODULES = {
     for top in ("spd_core", "workers", "jobs")
     for path in sorted((ROOT / top).rglob("*.py"))
 }
+
+
+def test_every_package_of_jobs_has_a_floor():
+    packages = {f"jobs.{path.parent.name}" for path in (ROOT / "jobs").glob("*/__init__.py")}
+    assert packages <= {name for floor in FLOORS for name in floor}
 
 
 def test_no_import_points_up():

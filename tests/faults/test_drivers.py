@@ -30,9 +30,11 @@ _LIMIT_S = 300.0
 class Driver:
     """`spd generate` with the null method, one worker and small shards."""
 
-    def __init__(self, pair: str, output: str, log: Path, variables: dict[str, str], *sets: str) -> None:
+    def __init__(
+        self, pair: str, output: str, log: Path, variables: dict[str, str], *sets: str, images: int = 40
+    ) -> None:
         fields = {"output": output, "pair": pair, "method": "null", "features": False, "shard_size": 4}
-        fields |= {"requests.count": 40, "workers.count": 1, "workers.num_cpus": 0.5}
+        fields |= {"requests.count": images, "workers.count": 1, "workers.num_cpus": 0.5}
         given = [f"{name}={json.dumps(value)}" for name, value in fields.items()] + list(sets)
         command = [sys.executable, "-m", "jobs.cli", "generate", *(part for each in given for part in ("--set", each))]
         self._log = log
@@ -61,13 +63,13 @@ class Driver:
 
 
 #: Images of a job that lasts long enough to be disturbed.
-LONG = "requests.count=240"
+LONG = 240
 
 
-def _made(pair: str, s3: SeaweedFS, folder: Path, *sets: str) -> str:
+def _made(pair: str, s3: SeaweedFS, folder: Path, images: int = 40) -> str:
     """Output of the job when nothing goes wrong, made with the credentials of the environment alone."""
     output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    driver = Driver(pair, output, folder / "log", s3.variables, *sets)
+    driver = Driver(pair, output, folder / "log", s3.variables, images=images)
     assert driver.wait() == 0, driver.said()
     assert "was at work" not in driver.said()
     assert validate(output, s3.options).problems == ()
@@ -106,11 +108,11 @@ def test_every_command_works_on_s3(how, finished, s3, monkeypatch, capsys):
 def test_two_drivers_make_one_dataset(pair, s3, undisturbed, tmp_path):
     output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     store = Store(output, s3.options)
-    first = Driver(pair, output, tmp_path / "first.log", s3.variables, LONG)
+    first = Driver(pair, output, tmp_path / "first.log", s3.variables, images=LONG)
     first.wait_for(store, 1)
     # It may do next to nothing until the second one is up, so that both have something left to make.
     first.process.send_signal(signal.SIGSTOP)
-    second = Driver(pair, output, tmp_path / "second.log", s3.variables, LONG)
+    second = Driver(pair, output, tmp_path / "second.log", s3.variables, images=LONG)
     told = f"driver {socket.gethostname()}-{first.process.pid} was at work on this output"
     deadline = time.monotonic() + _LIMIT_S
     while told not in second.said():
@@ -132,7 +134,7 @@ def test_two_drivers_make_one_dataset(pair, s3, undisturbed, tmp_path):
 def test_a_driver_that_is_stopped_or_killed_is_explained_and_resumed(how, pair, s3, undisturbed, tmp_path):
     output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     store = Store(output, s3.options)
-    driver = Driver(pair, output, tmp_path / "first.log", s3.variables, LONG)
+    driver = Driver(pair, output, tmp_path / "first.log", s3.variables, images=LONG)
     driver.wait_for(store, 5)
     driver.process.send_signal(how)
     assert driver.wait() == (128 + how if how == signal.SIGTERM else -how)
@@ -146,7 +148,7 @@ def test_a_driver_that_is_stopped_or_killed_is_explained_and_resumed(how, pair, 
         assert found.state == "stopped" and "resumes" in found.next_step
     else:
         assert found.state in ("running", "killed") and f"-{driver.process.pid} was" in found.next_step
-    again = Driver(pair, output, tmp_path / "second.log", s3.variables, LONG)
+    again = Driver(pair, output, tmp_path / "second.log", s3.variables, images=LONG)
     assert again.wait() == 0, again.said()
     assert compare(read_rows(store), undisturbed) == Difference()
     assert status(output, s3.options).finished
