@@ -235,8 +235,8 @@ def test_permanent_errors_are_not(remote, error):
 @pytest.mark.parametrize("answered", [True, False])
 def test_the_deadline_ends_the_retries(remote, answered, monkeypatch):
     """A store that has never answered is rather mistyped than away, and is given up sooner."""
-    monkeypatch.setattr(store_module, "RETRY_DEADLINE_S", 0.05 if answered else 1000.0)
-    monkeypatch.setattr(store_module, "PROBE_DEADLINE_S", 1000.0 if answered else 0.05)
+    monkeypatch.setattr(store_module, "RETRY_DEADLINE_S", 0.3 if answered else 1000.0)
+    monkeypatch.setattr(store_module, "PROBE_DEADLINE_S", 1000.0 if answered else 0.3)
     if answered:
         assert not remote.exists("a")
     Faulty.script.faults = [Fault("throttle", "create", times=10**6)]
