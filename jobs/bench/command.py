@@ -1,10 +1,10 @@
 """``spd bench``: speed, acceptance and distance of decoding methods, in one run.
 
 Method. Speed: every entry decodes the same images (same ids, same random numbers) batch by batch in turn, so that drift
-of the machine is shared; the ratio to plain decoding at the same law is the median of the pairwise ratios. For a causal
-pair the calls that decoding consists of are timed too, and the cost model predicts the ratio from them. Quality: the
-first ``n`` images of each entry in batches of 32 or the largest size, made by ``--processes`` processes; no time is
-taken from them.
+of the machine is shared; the ratio to plain decoding at the same law is the median of the pairwise ratios. Where the
+pair's family has a cost model, the calls that decoding consists of are timed too, and the model predicts the ratio from
+them. Quality: the first ``n`` images of each entry in batches of 32 or the largest size, made by ``--processes``
+processes; no time is taken from them.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def measure_speed(
     ``done`` is told of each decoding, the warm-up's too.
     """
     pair, count = loaded(bench), batch * fills
-    for entry in entries:  # warm-up of allocator and kernels; a causal model has no iterations to cut
+    for entry in entries:  # warm-up of allocator and kernels, with few iterations where there are any
         short = replace(entry, law=entry.law.model_copy(update={"num_iter": 2}))
         _decode(pair, short, bench.seed, 0, batch, batch)
         done(f"{entry.label}, batch {batch}, warm-up")

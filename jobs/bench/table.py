@@ -56,7 +56,7 @@ class Row(Settings):
         None, description="sequential target passes of plain over those of this row, timed images; none for MAR"
     )
     head_calls_per_token: float = Field(
-        description="sequential target-head calls per token of an image; causal: those above the hand-off"
+        description="sequential target-head calls per token of an image; those above the hand-off where there is one"
     )
     head_rows_per_token: float
     finish_calls: float = Field(description="sequential target-head calls below the hand-off, once for all tokens")

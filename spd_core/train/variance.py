@@ -57,7 +57,7 @@ class VarianceRecipe(Recipe):
 
     model: SerializeAsAny[ModelConfig] = Field(description="of the frozen model")
     law: SamplerLaw = Field(description="whose paths are walked")
-    draft: bool = Field(False, description="the frozen model is a causal draft, which stops at the hand-off")
+    draft: bool = Field(False, description="the frozen model is a draft that stops at the hand-off")
     images: int = Field(1024, gt=0, description="images whose tokens are walked to, each in a context of its own")
     tokens: int = Field(16, gt=0, description="tokens an image")
     model_sha256: str = Field("", description="of the frozen model's weights")
