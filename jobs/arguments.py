@@ -42,7 +42,9 @@ def _export(parser: argparse.ArgumentParser) -> None:
         "--label", action="append", default=[], metavar="LABEL", help="only this class, number or name; may be repeated"
     )
     parser.add_argument("--size", type=int, metavar="PIXELS", help="resize images to this side")
-    parser.add_argument("--image", choices=("png", "webp", "jpeg"), help="encode images anew; default: their own bytes")
+    parser.add_argument(
+        "--image", choices=("png", "webp", "jpeg"), help="encode images anew; default: the stored bytes"
+    )
     parser.add_argument("--quality", type=int, metavar="Q", help="of jpeg; default: the dataset's, or 95")
     parser.add_argument("--seed", type=int, default=0, help="npz: of the order of the images")
     parser.add_argument("--partial", action="store_true", help="export what there is of a dataset that is not whole")

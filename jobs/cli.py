@@ -219,7 +219,7 @@ def _run(args: argparse.Namespace) -> int:
         _complain(error)
         return _FAILED
     except Stopped as stop:
-        _complain(f"stopped by {stop}; what is committed stays, the same command resumes")
+        _complain(f"stopped by {stop}; committed shards remain, and the same command resumes")
         return stop.exit_code
     except KeyboardInterrupt:
         _complain("interrupted")

@@ -145,7 +145,7 @@ class _KnockOut:
                 try:
                     trial = measure(choice, self.lap, each.limit_s)
                 except TrialFailed as error:
-                    logger.warning("%s at batch %d is left out: %s", choice.method.name, choice.batch, error)
+                    logger.warning("%s at batch %d is skipped: %s", choice.method.name, choice.batch, error)
                     self.problems[choice] = str(error)
                     self.standing.remove(choice)
                     continue

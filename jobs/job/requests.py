@@ -64,7 +64,9 @@ def store_requests(store: Store, spec: FixedSpec, plan: Plan) -> None:
     if digest.hexdigest() != plan.spec.requests.sha256:
         for path in request_files(plan):
             store.delete(path)
-        raise SpecError(f"requests.file: {source.shown} was changed while it was read, allowed: a file that stays")
+        raise SpecError(
+            f"requests.file: {source.shown} was changed while it was read, allowed: a file that does not change"
+        )
     store.replace(request_files(plan)[-1], canonical_json(seal({"parts": made})))
     pa.default_memory_pool().release_unused()  # the driver lives on for hours
 

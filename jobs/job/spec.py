@@ -102,14 +102,14 @@ class Spec(Settings):
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the fsspec file system")
     pair: str = Field(
         "fashion-ar",
-        description="bundled pair, or a folder or fsspec URL that holds one; a URL is fetched once per node and kept",
+        description="bundled pair, or a folder or fsspec URL that holds one; a URL is fetched once per node and cached",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="every random draw of an image follows from it and the request id")
     requests: Requests = Requests()
-    law: SamplerLaw = Field(description="what is sampled; fields left out are those of the pair's card")
+    law: SamplerLaw = Field(description="what is sampled; missing fields are those of the pair's card")
     method: MethodRequest = Field(
         description="how it is decoded: plain, cspd, speculative or null; auto: the fastest, measured before the plan; "
-        "left out: cspd for a MAR pair, speculative with the pair's windows for a causal one"
+        "default: cspd for a MAR pair, speculative with the pair's windows for a causal one"
     )
     batch: int | Literal["auto"] = Field(
         32,

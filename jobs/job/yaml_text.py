@@ -18,7 +18,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 #: Bytes of a spec file: a list of ten thousand labels has 50,000.
 LARGEST_FILE = 1 << 20
-#: Values that a document holds, each alias counted as what it stands for.
+#: Values that a document holds, each alias counted with all that it repeats.
 MOST_VALUES = 200_000
 #: Lists and mappings inside each other.
 DEEPEST = 64
@@ -68,7 +68,9 @@ def _size(node: Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
         inside = [part for pair in node.value for part in pair] if isinstance(node, MappingNode) else node.value
         sizes[id(node)] = 1 + sum(_size(part, sizes, (*above, id(node))) for part in inside)
         if sizes[id(node)] > MOST_VALUES:
-            raise YamlError(f"{_where(node)}: more than {MOST_VALUES:,} values, aliases counted as what they stand for")
+            raise YamlError(
+                f"{_where(node)}: more than {MOST_VALUES:,} values, aliases counted with all that they repeat"
+            )
     return sizes[id(node)]
 
 
@@ -110,7 +112,7 @@ def _mapping(node: Node) -> dict[Any, Any]:
     if not isinstance(node, MappingNode):
         raise YamlError(f"{_where(node)}: after << must come a mapping")
     merged: dict[Any, Any] = {}
-    own: dict[Any, Any] = {}
+    direct: dict[Any, Any] = {}
     for key, value in node.value:
         if key.tag == _MERGE:
             parts = value.value if isinstance(value, SequenceNode) else [value]
@@ -120,10 +122,10 @@ def _mapping(node: Node) -> dict[Any, Any]:
         name = _value(key)
         if isinstance(name, (dict, list)):
             raise YamlError(f"{_where(key)}: a key must be a word")
-        if name in own:
-            raise YamlError(f"{_where(key)}: {name} stands here a second time")
-        own[name] = _value(value)
-    return merged | own
+        if name in direct:
+            raise YamlError(f"{_where(key)}: {name} is given a second time")
+        direct[name] = _value(value)
+    return merged | direct
 
 
 def parse_yaml(text: str | bytes) -> Any:

@@ -94,7 +94,7 @@ def raise_if_hopeless(error: BaseException) -> None:
     """
     cause = getattr(error, "cause", None)
     if isinstance(cause, OutOfMemory):
-        raise JobError(f"{cause}; what is committed stays, but a smaller batch needs another output") from error
+        raise JobError(f"{cause}; committed shards remain, but a smaller batch needs another output") from error
     if isinstance(cause, _HOPELESS):
         raise cause from error
 

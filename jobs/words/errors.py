@@ -6,4 +6,4 @@ class SpecError(ValueError):
 
 
 class JobError(RuntimeError):
-    """The job cannot go on; what is committed stays, and the same command resumes. Exit code 1."""
+    """The job cannot go on; committed shards remain, and the same command resumes. Exit code 1."""

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from spd_core.quality.metrics import Told
 
 GUARANTEES = {
-    "exact": "The images follow the target model's own law exactly; decoding changes only the speed.",
-    "tv": "The law of an image is within a stated total variation distance of the target model's own law: the "
+    "exact": "The images follow the target model's law exactly; decoding changes only the speed.",
+    "tv": "The law of an image is within a stated total variation distance of the target model's law: the "
     "certificate, a mean over the images. One image's certificate bounds nothing, and images chosen by it are a biased "
     "sample; of the images' joint law nothing is said.",
-    "w_inf": "Given the tokens before it, every token's law at the hand-off can be coupled to the target model's own "
+    "w_inf": "Given the tokens before it, every token's law at the hand-off can be coupled to the target model's "
     "law so that the two lie within a stated radius. Clean tokens and whole images may lie farther apart.",
-    "none": "No bound against the target model's own law is known; only their measured distance speaks for the images.",
+    "none": "No bound against the target model's law is known; only their measured distance speaks for the images.",
 }
 
 

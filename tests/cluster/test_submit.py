@@ -112,7 +112,7 @@ def test_a_stopped_job_resumes(two_nodes: Nodes, pair: str, s3_options, tmp_path
     assert validate(output, s3_options).problems == ()
     assert {path: store.read(path) for path in before} == before, "what was committed is not made again"
     last = two_nodes.log("stopped").splitlines()[-1]
-    assert last == "spd: stopped by SIGTERM; what is committed stays, the same command resumes"
+    assert last == "spd: stopped by SIGTERM; committed shards remain, and the same command resumes"
 
 
 @pytest.mark.timeout(1500)

@@ -143,7 +143,7 @@ def test_a_driver_that_is_stopped_or_killed_is_explained_and_resumed(how, pair, 
     if how == signal.SIGTERM:
         assert (
             driver.said().splitlines()[-1]
-            == "spd: stopped by SIGTERM; what is committed stays, the same command resumes"
+            == "spd: stopped by SIGTERM; committed shards remain, and the same command resumes"
         )
         assert found.state == "stopped" and "resumes" in found.next_step
     else:

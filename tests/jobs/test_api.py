@@ -87,3 +87,27 @@ def test_the_code_of_the_docs_runs(page, tmp_path, monkeypatch):
     known: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, page, "exec"), known)
+
+
+@pytest.mark.parametrize("name", ["jobs/__init__.py", "workers.py", "spd_core/__init__.py"])
+def test_another_package_of_the_same_name_on_the_path_is_named(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}:{ROOT / 'jobs/api'}"}
+    ran = subprocess.run([sys.executable, "-m", "spd", "spec"], env=path, cwd="/", capture_output=True, text=True)
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1
+    assert ran.stderr.startswith(f"spd: path: '{Path(name).parts[0].removesuffix('.py')}' is {tmp_path}")
+
+
+def test_the_command_is_a_module_too():
+    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'jobs/api'}"}
+    ran = subprocess.run([sys.executable, "-m", "spd", "--version"], env=path, cwd="/", capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout.startswith("spd ")
+
+
+def test_a_program_beside_another_package_of_the_same_name_is_told_so(tmp_path):
+    (tmp_path / "workers.py").write_text("")
+    program = "import spd; spd.sample({})"
+    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}:{ROOT / 'jobs/api'}"}
+    ran = subprocess.run([sys.executable, "-c", program], env=path, cwd="/", capture_output=True, text=True)
+    assert ran.stderr.splitlines()[-1].startswith(f"ImportError: path: 'workers' is {tmp_path / 'workers.py'}, allowed")

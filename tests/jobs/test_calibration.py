@@ -141,7 +141,7 @@ def test_a_failing_choice_is_left_out_with_a_warning(caplog):
     best, rows, _ = calibrate(CHOICES, machine.measure, 60.0)
     assert best == CHOICES[8]
     assert (rows[7].images_per_s, rows[7].trials, rows[7].problem) == (None, (), "no memory")
-    assert "speculative at batch 4 is left out: no memory" in caplog.text
+    assert "speculative at batch 4 is skipped: no memory" in caplog.text
 
 
 def test_a_choice_that_fails_late_is_left_out_too():

@@ -267,6 +267,6 @@ def test_sigterm_leaves_a_job_that_resumes(pair, tmp_path):
         assert process.stderr is not None
         last = process.stderr.read().strip().splitlines()[-1]
     assert process.returncode == 128 + signal.SIGTERM
-    assert last == "spd: stopped by SIGTERM; what is committed stays, the same command resumes"
+    assert last == "spd: stopped by SIGTERM; committed shards remain, and the same command resumes"
     found = status(spec.output)
     assert 0 < found.committed < found.shards and not found.finished and not found.damaged

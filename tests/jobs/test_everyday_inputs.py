@@ -42,8 +42,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *given: str) -> str:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("repeated_block.yaml", "line 4: workers stands here a second time"),
-        ("repeated_field.yaml", "line 2: count stands here a second time"),
+        ("repeated_block.yaml", "line 4: workers is given a second time"),
+        ("repeated_field.yaml", "line 2: count is given a second time"),
         ("sexagesimal.yaml", "requests.count: got '1:30', allowed: a whole number from 1 to"),
     ],
 )
@@ -109,8 +109,8 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 
     [
         ("seed: 010", "line 1: got 010, allowed: 10, without the leading 0, or 0o10"),
         ("seed: -08", "allowed: -8, without the leading 0"),
-        ("{a: 1, b: 2, a: 3}", "a stands here a second time"),
-        ("a:\n  b: 1\n  b: 1", "line 3: b stands here a second time"),
+        ("{a: 1, b: 2, a: 3}", "a is given a second time"),
+        ("a:\n  b: 1\n  b: 1", "line 3: b is given a second time"),
         ("&a [*a]", "an alias of what it is in"),
         (BOMB, "more than 200,000 values"),
         (MERGES, "more than 200,000 values"),

@@ -418,7 +418,7 @@ def test_wrong_input_ends_the_job_at_once(job):
 def test_running_out_of_memory_ends_the_job_at_the_first_attempt(job):
     full = OutOfMemory("batch: got 32, which does not fit into the memory of X, allowed: a smaller one (CUDA)")
     ray = FakeRay(job.make, lambda _, call, __: RayTaskError(full) if call == "run" else "ok")
-    with pytest.raises(JobError, match=r"^batch: got 32, which does not fit .*; what is committed stays"):
+    with pytest.raises(JobError, match=r"^batch: got 32, which does not fit .*; committed shards remain"):
         job.run(ray, count=1)
     assert ray.started == 1
 

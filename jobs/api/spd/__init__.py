@@ -72,9 +72,22 @@ _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _PLACE_OF:
         raise AttributeError(f"module 'spd' has no attribute {name!r}")
+    _check_packages()
     found = getattr(importlib.import_module(_PLACE_OF[name]), name)
     globals()[name] = found
     return found
+
+
+def _check_packages() -> None:
+    """Refuses to go on with another's modules in place of spd's.
+
+    Raises:
+        ImportError: names the folder that hides them.
+    """
+    from spd.packages import hidden
+
+    if (problem := hidden()) is not None:
+        raise ImportError(problem)
 
 
 def _spec_of(spec: Mapping[str, Any] | str | PathLike[str]) -> Spec:
@@ -97,6 +110,7 @@ def generate(spec: Mapping[str, Any] | str | PathLike[str]) -> dict[str, Any]:
         JobError: the job cannot go on; the same spec resumes it.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; the same spec resumes it.
     """
+    _check_packages()
     from jobs.run.driver import generate as run
     from jobs.run.signals import Stopped
 
@@ -118,6 +132,7 @@ def sample(spec: Mapping[str, Any] | str | PathLike[str]) -> Samples:
     Raises:
         SpecError, PairError: wrong input.
     """
+    _check_packages()
     from jobs.commands.sample import samples
 
     return samples(_spec_of(spec))
@@ -134,6 +149,7 @@ def load_pair(name: str, device: str = "cpu", draft: bool = True) -> Pair:
     Raises:
         PairError: unknown pair, unreadable or corrupt weights.
     """
+    _check_packages()
     importlib.import_module("workers.pair_cache")  # which fetches URLs
     from spd_core.pairs.pair import load_pair as load
 
@@ -154,6 +170,7 @@ def read(output: str | PathLike[str], storage_options: dict[str, Any] | None = N
         SpecError: no job is there.
         StoreError: the output cannot be read.
     """
+    _check_packages()
     from jobs.dataset.rows import committed_rows
 
     return committed_rows(fspath(output), storage_options)
