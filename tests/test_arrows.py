@@ -17,8 +17,8 @@ FLOORS = (
     ("jobs.dataset",),
     ("jobs.run",),
     ("jobs.bench", "jobs.commands", "jobs.export", "jobs.nightly"),
-    ("jobs.api",),
     ("jobs",),
+    ("jobs.api",),
 )
 
 
