@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import spd
 import torch
+from spd import packages
 
 from jobs.job.plan import make_plan, store_plan
 from tests.faults.inline_ray import inline_ray
@@ -111,3 +112,12 @@ def test_a_program_beside_another_package_of_the_same_name_is_told_so(tmp_path):
     path = {"PYTHONPATH": f"{tmp_path}:{ROOT}:{ROOT / 'jobs/api'}"}
     ran = subprocess.run([sys.executable, "-c", program], env=path, cwd="/", capture_output=True, text=True)
     assert ran.stderr.splitlines()[-1].startswith(f"ImportError: path: 'workers' is {tmp_path / 'workers.py'}, allowed")
+
+
+def test_a_checkout_as_the_working_directory_of_a_job_is_no_other_package(tmp_path, monkeypatch):
+    for name in ("jobs", "workers", "spd_core"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.setattr("spd.packages._place_of", lambda name: tmp_path / name)
+    assert packages.hidden() is None
+    monkeypatch.setattr("spd.packages._place_of", lambda name: (tmp_path if name == "jobs" else ROOT) / name)
+    assert "parts of spd are in" in str(packages.hidden())
