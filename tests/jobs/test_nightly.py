@@ -12,11 +12,12 @@ import yaml
 
 from jobs.cli import main
 from jobs.nightly import command
-from jobs.nightly.history import read_history
+from jobs.nightly.history import add_night, read_history
 from jobs.run import driver
 from jobs.words.errors import JobError
 from tests.faults.inline_ray import inline_ray
 from tests.jobs.code_pair import make_code_pair
+from tests.jobs.nights_tree import a_night, thirty_nights
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "nightly.md").read_text()
@@ -222,3 +223,26 @@ def test_the_guide_names_every_figure():
     from jobs.job.figures import FIGURES
 
     assert [name for name in FIGURES if f"`{name}`" not in GUIDE] == []
+
+
+@pytest.mark.parametrize(("drop", "code"), [(0.08, 3), (0.0, 0)])
+def test_thirty_recorded_nights_are_judged(tmp_path, capsys, drop, code):
+    url = str(tmp_path / "history")
+    nights = thirty_nights(drop)
+    for night in nights:
+        add_night(url, night)
+    assert main(["nightly", url, "--of", "made-already", "--night", str(nights[-1].night)]) == code
+    first = capsys.readouterr().out.splitlines()[0]
+    size = re.match(r"regression: speed_over_plain fell ([\d.]+) % .* since the night of 2026-11-24; .*commit", first)
+    assert (size is not None and abs(float(size[1]) - 8) <= 2) == bool(drop)
+    page = (tmp_path / "history" / "trend.html").read_text()
+    assert ("another level from 2026-11-24 on" in page) == bool(drop)
+
+
+def test_texts_of_records_cannot_act_on_the_page(tmp_path):
+    url, wicked = str(tmp_path / "history"), "<script>alert(1)</script>"
+    add_night(url, a_night(0))
+    add_night(url, a_night(1, output=wicked, commit=wicked, fingerprint="0" * 64, figures={"acceptance": 0.8}))
+    assert main(["nightly", url, "--of", "made-already", "--night", "2026-11-02"]) == 0
+    assert "<script>" not in (tmp_path / "history" / "trend.html").read_text()
+    assert "<script>" not in (tmp_path / "history" / "trend.md").read_text()
