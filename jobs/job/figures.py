@@ -48,7 +48,7 @@ FIGURES: dict[str, Figure] = {
     "images_per_s_per_gpu": Figure("throughput of a GPU", "images/s", _S, _UP),
     "decoding_images_per_s": Figure("speed of decoding in the control", "images/s", _S, _UP),
     "plain_images_per_s": Figure("speed of plain decoding in the control", "images/s", _S, _UP),
-    "cpu_over_plain": Figure("CPU seconds per image over those of plain decoding", "x", _S, _DOWN),
+    "cpu_over_plain": Figure("CPU seconds per image over those of plain decoding", "x", _N, _DOWN),
     "cpu_seconds_per_image": Figure("CPU seconds of decoding in the control", "s per image", _S, _DOWN),
     "load": Figure("load of the control's machine, 1 minute", "processes", _S, _NONE),
     "worker_seconds": Figure("seconds of the workers at work", "s", _S, _DOWN),
