@@ -168,7 +168,7 @@ def _decoded(target: Mar, draft: Mar, run: Named, labels: Tensor, draws: TableDr
     drafted = number = 0
     for at, call in enumerate(calls):
         if call.name == "mar_step":
-            who, masked, left = call.args[2], *call.args[5:7]
+            who, masked, left = call.args[0].who, call.args[1].masked, call.args[1].left
             sequence.append((0 if who == "target" else 1, max(left, 1), masked - left))
             drafted += 0 if who == "target" else masked - left
             continue

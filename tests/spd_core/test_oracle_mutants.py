@@ -105,9 +105,7 @@ def tanh_gelu(patch: Patch) -> None:
 
 def guidance_of_the_step_before(patch: Patch) -> None:
     right = decoding.guidance_scale
-    patch.setattr(
-        "spd_core.families.mar.plain.guidance_scale", lambda law, n, masked: right(law, n, min(n, masked + 4))
-    )
+    patch.setattr(decoding, "guidance_scale", lambda law, n, masked: right(law, n, min(n, masked + 4)))
 
 
 def orders_from_the_front(patch: Patch) -> None:
@@ -134,8 +132,8 @@ def own_noise_for_target(patch: Patch) -> None:
     patch.setattr(
         cspd,
         "sample_rows",
-        lambda model, law, z, scale, draws, rows, iteration, *_: right(
-            model, law, z.roll(1, 0), scale, draws, rows, iteration
+        lambda sampler, z, scale, draws, rows, iteration, *_: right(
+            sampler, z.roll(1, 0), scale, draws, rows, iteration
         ),
     )
 

@@ -17,7 +17,7 @@ Shape legend: B images, N tokens of an image, D token dims, R rows (tokens of a 
 
 from __future__ import annotations
 
-import itertools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -34,23 +34,21 @@ from spd_core.accept.cspd import (
 from spd_core.accept.lemma import Verdict, first_refusal
 from spd_core.accept.paths import Gaussian
 from spd_core.capture import recorded
-from spd_core.decode.head_speculation import Lookahead
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.draws import Draws, Purpose
 from spd_core.families.mar.iterations import (
+    Iteration,
     OrderDraws,
+    Sampler,
     TokenPaths,
     TokenRows,
     contexts,
-    guidance_scale,
-    left_after,
     mar_step,
-    mask_lengths,
     sample_rows,
+    schedule,
 )
 from spd_core.families.mar.model import Mar
 from spd_core.law import Cspd, SamplerLaw
-from spd_core.precision import at_precision
 
 #: Normals that the released resampler draws at once; bounds its memory.
 PROPOSED_AT_ONCE = 1 << 22
@@ -65,10 +63,8 @@ _Part = tuple[TokenRows, TokenPaths, int]
 
 def decode_cspd(target: Mar, draft: Mar, law: SamplerLaw, method: Cspd, labels_B: Tensor, draws: Draws) -> Decoded:
     """Decodes a batch with CSpD; arguments as for `spd_core.families.mar.plain.decode_plain`."""
-    target, draft = at_precision(target, law.dtype), at_precision(draft, law.dtype)
-    variant = _released if method.variant == "released" else _paper
-    ahead = {model: Lookahead.of(model.head, law, method.head_window) for model in (target, draft)}
-    return variant(target, draft, law, method, labels_B, draws, ahead)
+    variant = Released if method.variant == "released" else Paper
+    return variant(target, draft, law, method, labels_B, draws).run()
 
 
 def prefill_iterations(method: Cspd, num_iter: int) -> int:
@@ -81,51 +77,303 @@ def prefill_iterations(method: Cspd, num_iter: int) -> int:
     return min(num_iter, int(num_iter * method.prefill) + 1)
 
 
+class _Batch(ABC):
+    """A batch of images on its way through a variant.
+
+    Args:
+        target, draft: the models.
+        law: what is sampled.
+        method: how.
+        labels_B: int64 class labels; below 0: no class.
+        draws: the images' random numbers.
+    """
+
+    def __init__(self, target: Mar, draft: Mar, law: SamplerLaw, method: Cspd, labels_B: Tensor, draws: Draws) -> None:
+        self.law, self.method, self.labels, self.draws = law, method, labels_B, draws
+        self.meter = Meter(labels_B.device)
+        self.target = Sampler.of(target, law, "target", self.meter, method.head_window)
+        self.draft = Sampler.of(draft, law, "draft", self.meter, method.head_window)
+        self.length, dims = target.config.seq_len, target.config.token_dim
+        self.ordered = OrderDraws(draws, law, self.length, dims, speculates=bool(method.head_window))
+        self.order = self.ordered.order
+        self.tokens = torch.zeros(len(labels_B), self.length, dims, device=labels_B.device)
+        self.schedule = schedule(law, self.length)
+        self.prefilled = self.schedule[: prefill_iterations(method, law.num_iter)]
+        self.rule = Tempered(inner_temperature=method.inner_temperature)
+        #: of the target's start and step noise
+        self.purposes = _SHARED if method.aligned else _OWN
+
+    @abstractmethod
+    def run(self) -> Decoded:
+        """Decodes the batch."""
+
+    def make(self, sampler: Sampler, iteration: Iteration) -> tuple[TokenRows, TokenPaths]:
+        """One ordinary iteration of every image, written to the canvas."""
+        rows, paths = mar_step(sampler, iteration, self.tokens, self.ordered, self.labels)
+        self.tokens[rows.image, rows.token] = paths.x0
+        return rows, paths
+
+    def prefill(self) -> tuple[int, int]:
+        """The iterations that the target makes alone: the tokens masked after them, and how many made some."""
+        made = [iteration for iteration in self.prefilled if iteration.left < iteration.masked]
+        for iteration in made:
+            self.make(self.target, iteration)
+        return (made[-1].left if made else self.length), len(made)
+
+
+class Released(_Batch):
+    """``released``: every token of a block is judged on its own, and nothing is rolled back."""
+
+    def run(self) -> Decoded:
+        masked, targets = self.prefill()  # masked: tokens that the target has not judged yet
+        block: list[_Part] = []
+        records: list[DraftRecords] = []
+        for iteration in self.schedule[len(self.prefilled) :]:
+            # 1. Draft.
+            if iteration.left < iteration.masked:
+                block.append((*self.make(self.draft, iteration), iteration.step))
+            full = iteration.step % self.method.gamma == 0 and iteration.step > 0
+            if block and (full or iteration is self.schedule[-1]):
+                records.append(self.judge(block, masked, iteration.scale, len(records)))
+                block, masked = [], iteration.left
+        rounds = torch.full((len(self.labels),), len(records) + targets)
+        drafts = DraftRecords.concatenate(records)
+        return Decoded(self.tokens, rounds, drafts, dict(self.meter.counts), self.meter.seconds())
+
+    def judge(self, block: list[_Part], masked: int, scale: float, number: int) -> DraftRecords:
+        """Judges a block and writes the replaced tokens to the canvas.
+
+        Args:
+            block: its iterations.
+            masked: tokens masked before it.
+            scale: guidance weight of its last iteration, for all of it.
+            number: of the block.
+        """
+        rows, drafted, index, step = _raster(block, self.length)
+        # 2. One target pass.
+        with self.meter.span("context"):
+            visible = self.order[:, masked:].sort(dim=1).values
+            z = contexts(self.target.model, self.law, self.tokens, visible, self.labels).stacked(rows)
+        with self.meter.span("head"):
+            own = sample_rows(self.target, z, scale, self.draws, rows, step, self.purposes)
+        self.target.book(len(self.tokens), own)
+        # 3. Accept or replace each token.
+        with self.meter.span("residual"):
+            p, q = _gaussian(own), _gaussian(drafted)
+            # The public code multiplies p by 1/Sigma, the inverse of the paper's factor; kept as it is.
+            log_factor = -log_path_factor(drafted.log_std_sum, own.log_std_sum)
+            uniforms = self.draws.uniforms(Purpose.ACCEPT, rows.image, rows.token, round_R=number)[:, 0]
+            test = LastSteps(target=p, draft=q, x=drafted.x0, log_factor=log_factor, uniform=uniforms)
+            verdict = self.rule.judge(test)
+            accepted = verdict.accepted
+            # To know that nothing was refused costs a wait for a GPU, more than to resample in vain.
+            if recorded(self.tokens.device) or not bool(accepted.all()):
+                fresh = self._resampled(rows, test, number)
+                self.tokens[rows.image, rows.token] = torch.where(accepted[:, None], drafted.x0, fresh)
+        return _records(rows, index, verdict)
+
+    def _resampled(self, rows: TokenRows, test: LastSteps, number: int) -> Tensor:
+        """[R, D]: what takes the place of each token of the block if it was refused."""
+        p, q = test.target, test.draft
+
+        def propose(attempt_RT: Tensor) -> tuple[Tensor, Tensor]:
+            tries, dims = attempt_RT.shape[1], p.mean.shape[1]
+            at = (rows.image.repeat_interleave(tries), rows.token.repeat_interleave(tries))
+            normals = self.draws.normals(Purpose.PROPOSAL, *at, dims, number, attempt_RT.flatten())
+            uniforms = self.draws.uniforms(Purpose.PROPOSAL_KEEP, *at, 1, number, attempt_RT.flatten())
+            return normals.view(-1, tries, dims), uniforms.view(-1, tries)
+
+        waits = recorded(p.mean.device)
+        runs = _runs(p.mean.numel()) if waits else EARLY_RUNS
+        zeros = self.method.unresolved == "zeros"
+        return resample_released(p, q, test.log_factor, rows.image, propose, runs, early=not waits, zeros=zeros)[0]
+
+
+class Paper(_Batch):
+    """``paper``: accepted up to the first refusal; images advance independently."""
+
+    def run(self) -> Decoded:
+        masked, targets = self.prefill()
+        #: how far the images are, int64 [B], and their rounds; what decides shapes is known on the host too
+        self.masked, self.masked_here = torch.full_like(self.labels, masked), [masked] * len(self.labels)
+        self.rounds = torch.full_like(self.labels, targets)
+        self.next = _Next.of(self.schedule, self.length, self.labels.device)
+        parts: list[tuple[DraftRecords, Tensor]] = []
+        while any(self.masked_here):
+            parts.append(self._round())
+            self.masked_here = self.masked.tolist()  # the one wait for a GPU
+        rounds, counts = self.rounds.cpu(), dict(self.meter.counts)
+        records = DraftRecords.concatenate([part for part, _ in parts])
+        if parts:
+            records = records.at(torch.cat([tested for _, tested in parts]).cpu())
+        return Decoded(self.tokens, rounds, records, counts, self.meter.seconds())
+
+    def _round(self) -> tuple[DraftRecords, Tensor]:
+        """One round of the images that are not done; writes the canvas and how far they are.
+
+        Returns:
+            records of the whole blocks, and which of them were tested.
+        """
+        start = self._active()
+        # 1. Draft.
+        with self.meter.span("draft"):
+            block = self._drafted(start)
+        rows = block.rows
+        # 2. One target pass.
+        with self.meter.span("context"):
+            z = self._contexts(self.target, start, rows, block.which)
+        with self.meter.span("head"):
+            own = sample_rows(self.target, z, block.scale, self.draws, rows, block.step, self.purposes, ragged=True)
+        self.target.book(len(start), own)
+        with self.meter.span("residual"):
+            # 3. Accept up to the first refusal.
+            p, q, drafted = _gaussian(own), _gaussian(block.paths), block.paths
+            log_factor = log_path_factor(drafted.log_std_sum, own.log_std_sum)
+            round_R = self.rounds[rows.image]
+            uniforms = self.draws.uniforms(Purpose.ACCEPT, rows.image, rows.token, round_R=round_R)[:, 0]
+            test = LastSteps(target=p, draft=q, x=drafted.x0, log_factor=log_factor, uniform=uniforms)
+            verdict = self.rule.judge(test)
+            within, kept_A, first_A = _kept(verdict.accepted, block)
+            refused_A = kept_A < block.sizes
+            # 4. Replace that token.
+            self._replace(rows, first_A, refused_A, test, round_R)
+        # 5. What follows is drafted again.
+        self.masked[start.image] = start.masked - kept_A - refused_A.long()
+        self.rounds[start.image] += 1
+        return _records(rows, block.index, verdict), within <= kept_A[block.which]
+
+    def _active(self) -> _Front:
+        """The images that are not done."""
+        left = [masked for masked in self.masked_here if masked]
+        image = torch.argsort((self.masked == 0).to(torch.uint8), stable=True)[: len(left)]
+        return _Front(image, self.masked[image], left)
+
+    def _contexts(self, sampler: Sampler, at: _Front, rows: TokenRows, which: Tensor) -> Tensor:
+        """Contexts of rows, of the images ``which`` of those at work, given the tokens that are not masked."""
+        visible, counts = _ragged_visible(self.order, at.image, at.masked, self.length - min(at.masked_here))
+        z = contexts(sampler.model, self.law, self.tokens[at.image], visible, self.labels[at.image], counts)
+        return z.stacked(TokenRows(which, rows.token))
+
+    def _drafted(self, start: _Front) -> _Block:
+        """Step 1; the drafts also go to the canvas."""
+        at, parts = start, []
+        for place in range(self.method.gamma):
+            after = _Front(at.image, self.next.left[at.masked], [self.next.left_here[m] for m in at.masked_here])
+            total = sum(at.masked_here) - sum(after.masked_here)
+            if not total:
+                break
+            rows, which = _ragged_rows(self.order, at.image, after.masked, at.masked, total)
+            scale, step = self.next.scale[at.masked][which][:, None], self.next.step[at.masked][which]
+            z = self._contexts(self.draft, at, rows, which)
+            paths = sample_rows(self.draft, z, scale, self.draws, rows, step, ragged=True)
+            self.tokens[rows.image, rows.token] = paths.x0
+            self.draft.book(len(at), paths)
+            parts.append((rows.image, rows.token, which, scale, torch.full_like(rows.token, place), step, paths))
+            at = after
+        # Rows in generation order, image-major: order is generated from its end, so later places come first.
+        place_of = torch.argsort(self.order, dim=1)
+        image, token, which, scale, index, step = (torch.cat(of) for of in list(zip(*parts, strict=True))[:-1])
+        order = torch.argsort(which * self.length + (self.length - 1 - place_of[image, token]))
+        rows, paths = TokenRows(image[order], token[order]), TokenPaths.concatenate([part[-1] for part in parts], order)
+        sizes_here = [before - after for before, after in zip(start.masked_here, at.masked_here, strict=True)]
+        return _Block(
+            rows,
+            paths,
+            which[order],
+            scale[order],
+            index[order],
+            step[order],
+            start.masked - at.masked,
+            max(sizes_here),
+        )
+
+    def _replace(self, rows: TokenRows, first_A: Tensor, refused_A: Tensor, test: LastSteps, round_R: Tensor) -> None:
+        """Writes a sample of the modified distribution over the first refused token of every image that has one.
+
+        Args:
+            rows: of the block.
+            first_A: the row of an image's first refusal; of an image without one, some row of it.
+            refused_A: which images have one.
+            test: of the rows.
+            round_R: their images' rounds.
+        """
+        waits = recorded(self.tokens.device)
+        if not waits:  # Where asking costs nothing only these are resampled.
+            first_A, refused_A = first_A[refused_A], refused_A[refused_A]
+            if not len(first_A):
+                return
+        image, token, number = rows.image[first_A], rows.token[first_A], round_R[first_A]
+
+        def propose(open_rows: Tensor, attempt: int, count: int) -> tuple[Tensor, Tensor]:
+            at, dims = (image[open_rows], token[open_rows]), self.tokens.shape[-1]
+            normals = self.draws.normals(Purpose.PROPOSAL, *at, count * dims, number[open_rows], attempt)
+            uniforms = self.draws.uniforms(Purpose.PROPOSAL_KEEP, *at, count, number[open_rows], attempt)
+            return normals.view(-1, count, dims), uniforms
+
+        p, q, log_factor = test.target.at(first_A), test.draft.at(first_A), test.log_factor[first_A]
+        fresh = resample_modified(p, q, log_factor, propose, early=not waits)
+        self.tokens[image, token] = torch.where(refused_A[:, None], fresh, self.tokens[image, token])
+
+
+@dataclass(frozen=True)
+class _Front:
+    """How far the A images at work are."""
+
+    image: Tensor  #: int64 [A]
+    masked: Tensor  #: int64 [A] tokens not made yet
+    masked_here: list[int]  #: the same on the host
+
+    def __len__(self) -> int:
+        return len(self.masked_here)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The drafts of a round, in generation order, image-major."""
+
+    rows: TokenRows
+    paths: TokenPaths
+    which: Tensor  #: int64 [R] place of the image among those at work
+    scale: Tensor  #: [R, 1] guidance weight
+    index: Tensor  #: int64 [R] iteration of the block
+    step: Tensor  #: int64 [R] iteration of the schedule
+    sizes: Tensor  #: int64 [A] drafts of each image
+    widest: int  #: most of them
+
+
+def _kept(accepted_R: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
+    """What follows from the tests of a round.
+
+    Returns:
+        int64 [R] place of each row in its image's block; int64 [A] how many drafts of each image are kept; int64 [A]
+        the row of the first refused one, of an image without one its last row.
+    """
+    offset_A = block.sizes.cumsum(0) - block.sizes
+    within = torch.arange(len(accepted_R), device=accepted_R.device) - offset_A[block.which]
+    # Padding counts as accepted, so that it never stops anyone.
+    grid = torch.ones(len(block.sizes), block.widest, dtype=torch.bool, device=accepted_R.device)
+    grid[block.which, within] = accepted_R
+    kept_A = torch.minimum(first_refusal(grid), block.sizes)
+    return within, kept_A, offset_A + torch.minimum(kept_A, block.sizes - 1)
+
+
+class _Next:
+    """Where an image with m masked tokens goes next: `left[m]` after iteration `step[m]`, at guidance `scale[m]`."""
+
+    def __init__(self, left: list[int], scale: list[float], step: list[int], device: torch.device) -> None:
+        self.left_here = left
+        self.left, self.step = torch.tensor(left, device=device), torch.tensor(step, device=device)
+        self.scale = torch.tensor(scale, device=device)
+
+    @classmethod
+    def of(cls, iterations: list[Iteration], length: int, device: torch.device) -> _Next:
+        following = [next(of for of in iterations if of.left < masked) for masked in range(1, length + 1)]
+        left, scale = [0, *(of.left for of in following)], [1.0, *(of.scale for of in following)]
+        return cls(left, scale, [0, *(of.step for of in following)], device)
+
+
 def _gaussian(paths: TokenPaths) -> Gaussian:
     return Gaussian(paths.x0, paths.last_std)
-
-
-def _released(
-    target: Mar,
-    draft: Mar,
-    law: SamplerLaw,
-    method: Cspd,
-    labels: Tensor,
-    draws: Draws,
-    ahead: dict[Mar, Lookahead | None],
-) -> Decoded:
-    length, meter = target.config.seq_len, Meter(labels.device)
-    dims = target.config.token_dim
-    ordered = OrderDraws(draws, law, length, dims, speculates=bool(method.head_window))
-    order = ordered.order
-    tokens = torch.zeros(len(labels), length, dims, device=labels.device)
-    lengths = mask_lengths(length, law.num_iter)
-    prefill = prefill_iterations(method, law.num_iter)
-    block: list[_Part] = []
-    records: list[DraftRecords] = []
-    masked = hidden = length  # tokens not made yet; tokens the target has not judged yet
-    rounds = targets = 0
-    for step, (left, table) in enumerate(zip(left_after(lengths), lengths, strict=True)):
-        scale, now = guidance_scale(law, length, table), law.at(step, law.num_iter)
-        by_target = step < prefill
-        if left < masked:
-            who, model = ("target", target) if by_target else ("draft", draft)
-            rows, paths = mar_step(model, now, who, tokens, ordered, masked, left, scale, labels, meter, ahead[model])
-            tokens[rows.image, rows.token] = paths.x0
-            masked = left
-            if by_target:
-                hidden, targets = masked, targets + 1
-            else:
-                block.append((rows, paths, step))
-        if block and ((step % method.gamma == 0 and step > 0) or step == law.num_iter - 1):
-            records.append(
-                _judge_released(
-                    target, law, method, tokens, order, hidden, block, scale, labels, draws, rounds, meter, ahead
-                )
-            )
-            block, hidden, rounds = [], masked, rounds + 1
-    per_image = torch.full((len(labels),), rounds + targets)
-    return Decoded(tokens, per_image, DraftRecords.concatenate(records), dict(meter.counts), meter.seconds())
 
 
 def _raster(block: list[_Part], tokens: int) -> tuple[TokenRows, TokenPaths, Tensor, Tensor]:
@@ -138,62 +386,6 @@ def _raster(block: list[_Part], tokens: int) -> tuple[TokenRows, TokenPaths, Ten
     return TokenRows(image[at], token[at]), paths, index[at], step[at]
 
 
-def _judge_released(
-    target: Mar,
-    law: SamplerLaw,
-    method: Cspd,
-    tokens: Tensor,
-    order: Tensor,
-    hidden: int,
-    block: list[_Part],
-    scale: float,
-    labels: Tensor,
-    draws: Draws,
-    number: int,
-    meter: Meter,
-    ahead: dict[Mar, Lookahead | None],
-) -> DraftRecords:
-    """Verifies one block and writes the replaced tokens to the canvas; guidance is the block's last iteration's."""
-    rows, drafted, index, step = _raster(block, order.shape[1])
-    guided_rows = 1 + (law.cfg != 1.0)
-    with meter.span("context"):
-        visible = order[:, hidden:].sort(dim=1).values
-        z = contexts(target, law, tokens, visible, labels).stacked(rows)
-    with meter.span("head"):
-        purposes = _SHARED if method.aligned else _OWN
-        own = sample_rows(target, law, z, scale, draws, rows, step, purposes, ahead[target])
-    with meter.span("residual"):
-        p, q = _gaussian(own), _gaussian(drafted)
-        # The public code multiplies p by 1/Sigma, the inverse of the paper's factor; kept as it is.
-        log_factor = -log_path_factor(drafted.log_std_sum, own.log_std_sum)
-        uniforms = draws.uniforms(Purpose.ACCEPT, rows.image, rows.token, round_R=number)[:, 0]
-        tested = LastSteps(target=p, draft=q, x=drafted.x0, log_factor=log_factor, uniform=uniforms)
-        verdict = Tempered(inner_temperature=method.inner_temperature).judge(tested)
-        accepted = verdict.accepted
-        # To know that nothing was refused costs a wait for a GPU, more than to resample in vain.
-        waits = recorded(tokens.device)
-        if waits or not bool(accepted.all()):
-
-            def propose(attempt_RT: Tensor) -> tuple[Tensor, Tensor]:
-                tries, dims = attempt_RT.shape[1], p.mean.shape[1]
-                at = (rows.image.repeat_interleave(tries), rows.token.repeat_interleave(tries))
-                normals = draws.normals(Purpose.PROPOSAL, *at, dims, number, attempt_RT.flatten())
-                uniforms = draws.uniforms(Purpose.PROPOSAL_KEEP, *at, 1, number, attempt_RT.flatten())
-                return normals.view(-1, tries, dims), uniforms.view(-1, tries)
-
-            runs = _runs(p.mean.numel()) if waits else EARLY_RUNS
-            zeros = method.unresolved == "zeros"
-            fresh, _ = resample_released(p, q, log_factor, rows.image, propose, runs, early=not waits, zeros=zeros)
-            tokens[rows.image, rows.token] = torch.where(accepted[:, None], drafted.x0, fresh)
-    meter.add(
-        target_context_calls=1,
-        target_context_rows=len(tokens) * guided_rows,
-        target_head_calls=own.head_calls,
-        target_head_rows=own.head_rows * guided_rows,
-    )
-    return _records(rows, index, verdict)
-
-
 def _runs(numbers: int) -> list[int]:
     """The attempts of the released resampler, as many at once as ``numbers`` normals an attempt allow."""
     run = min(RELEASED_ATTEMPTS, max(1, PROPOSED_AT_ONCE // max(1, numbers)))
@@ -202,84 +394,6 @@ def _runs(numbers: int) -> list[int]:
 
 def _records(rows: TokenRows, index: Tensor, verdict: Verdict) -> DraftRecords:
     return DraftRecords(rows.image, rows.token, index, verdict.log_ratio, verdict.accepted, verdict.excess)
-
-
-def _paper(
-    target: Mar,
-    draft: Mar,
-    law: SamplerLaw,
-    method: Cspd,
-    labels: Tensor,
-    draws: Draws,
-    ahead: dict[Mar, Lookahead | None],
-) -> Decoded:
-    length, device = target.config.seq_len, labels.device
-    meter = Meter(device)
-    dims = target.config.token_dim
-    ordered = OrderDraws(draws, law, length, dims, speculates=bool(method.head_window))
-    order = ordered.order
-    tokens = torch.zeros(len(labels), length, dims, device=device)
-    lengths = mask_lengths(length, law.num_iter)
-    left = left_after(lengths)
-    masked, targets = length, 0
-    for step in range(prefill_iterations(method, law.num_iter)):
-        if left[step] == masked:
-            continue
-        scale, now = guidance_scale(law, length, lengths[step]), law.at(step, law.num_iter)
-        rows, paths = mar_step(
-            target, now, "target", tokens, ordered, masked, left[step], scale, labels, meter, ahead[target]
-        )
-        tokens[rows.image, rows.token] = paths.x0
-        masked, targets = left[step], targets + 1
-
-    schedule = _Schedule.of(law, length, device)
-    batch = _Batch(torch.full_like(labels, masked), torch.full_like(labels, targets), [masked] * len(labels))
-    parts: list[tuple[DraftRecords, Tensor]] = []
-    while any(batch.masked_here):
-        parts.append(
-            _paper_round(target, draft, law, method, tokens, order, batch, labels, draws, schedule, meter, ahead)
-        )
-        batch.masked_here = batch.masked.tolist()  # the one wait for a GPU
-    rounds, counts = batch.rounds.cpu(), dict(meter.counts)
-    records = DraftRecords.concatenate([part for part, _ in parts])
-    if parts:
-        records = records.at(torch.cat([tested for _, tested in parts]).cpu())
-    return Decoded(tokens, rounds, records, counts, meter.seconds())
-
-
-@dataclass
-class _Batch:
-    """How far the images of a batch are; what decides shapes is known on the host too."""
-
-    masked: Tensor  #: int64 [B] tokens not made yet
-    rounds: Tensor  #: int64 [B]
-    masked_here: list[int]  #: `masked`
-
-    def active(self) -> tuple[Tensor, list[int]]:
-        """The images that are not done, int64 [A], and their masked tokens."""
-        left = [masked for masked in self.masked_here if masked]
-        return torch.argsort((self.masked == 0).to(torch.uint8), stable=True)[: len(left)], left
-
-
-class _Schedule:
-    """Where an image with m masked tokens goes next: `left[m]` after iteration `step[m]`, at guidance `scale[m]`."""
-
-    def __init__(self, left: list[int], scale: list[float], step: list[int], device: torch.device) -> None:
-        self.left_here = left
-        self.left, self.step = torch.tensor(left, device=device), torch.tensor(step, device=device)
-        self.scale = torch.tensor(scale, device=device)
-
-    @classmethod
-    def of(cls, law: SamplerLaw, length: int, device: torch.device) -> _Schedule:
-        lengths = mask_lengths(length, law.num_iter)
-        left, scale, steps = [0], [1.0], [0]
-        iterations = list(zip(itertools.count(), left_after(lengths), lengths, strict=False))
-        for masked in range(1, length + 1):
-            step, after, table = next(entry for entry in iterations if entry[1] < masked)
-            left.append(after)
-            scale.append(guidance_scale(law, length, table))
-            steps.append(step)
-        return cls(left, scale, steps, device)
 
 
 def _ragged_rows(
@@ -302,127 +416,3 @@ def _ragged_visible(order: Tensor, active: Tensor, masked_A: Tensor, most: int) 
     places = torch.arange(length, device=order.device)
     known = torch.where(places >= masked_A[:, None], order[active], length)
     return known.sort(dim=1).values[:, :most].clamp(max=length - 1), length - masked_A
-
-
-def _paper_round(
-    target: Mar,
-    draft: Mar,
-    law: SamplerLaw,
-    method: Cspd,
-    tokens: Tensor,
-    order: Tensor,
-    batch: _Batch,
-    labels: Tensor,
-    draws: Draws,
-    schedule: _Schedule,
-    meter: Meter,
-    ahead: dict[Mar, Lookahead | None],
-) -> tuple[DraftRecords, Tensor]:
-    """One draft-and-verify round of the images that are not done; writes canvas and batch in place.
-
-    Returns:
-        records of the whole blocks, and which of them were tested.
-    """
-    length, guided_rows = order.shape[1], 1 + (law.cfg != 1.0)
-    active, start_here = batch.active()
-    start_A = batch.masked[active]
-
-    def context_rows(model: Mar, masked_A: Tensor, masked_here: list[int], rows: TokenRows, which: Tensor) -> Tensor:
-        visible, counts = _ragged_visible(order, active, masked_A, length - min(masked_here))
-        z = contexts(model, law, tokens[active], visible, labels[active], counts)
-        return z.stacked(TokenRows(which, rows.token))
-
-    masked_A, masked_here, parts = start_A, start_here, []
-    with meter.span("draft"):
-        for place in range(method.gamma):
-            left_A, left_here = schedule.left[masked_A], [schedule.left_here[m] for m in masked_here]
-            total = sum(masked_here) - sum(left_here)
-            if not total:
-                break
-            rows, which = _ragged_rows(order, active, left_A, masked_A, total)
-            scale, step = schedule.scale[masked_A][which][:, None], schedule.step[masked_A][which]
-            z = context_rows(draft, masked_A, masked_here, rows, which)
-            paths = sample_rows(draft, law, z, scale, draws, rows, step, ahead=ahead[draft], ragged=True)
-            tokens[rows.image, rows.token] = paths.x0
-            parts.append((rows.image, rows.token, which, scale, torch.full_like(rows.token, place), step, paths))
-            masked_A, masked_here = left_A, left_here
-            meter.add(
-                draft_context_calls=1,
-                draft_context_rows=len(active) * guided_rows,
-                draft_head_calls=paths.head_calls,
-                draft_head_rows=paths.head_rows * guided_rows,
-            )
-    # Rows in generation order, image-major: order is generated from its end, so later places come first.
-    place_of = torch.argsort(order, dim=1)
-    image, token, which, scale, index, step = (torch.cat(column) for column in list(zip(*parts, strict=True))[:-1])
-    at = torch.argsort(which * length + (length - 1 - place_of[image, token]))
-    rows, drafted = TokenRows(image[at], token[at]), TokenPaths.concatenate([part[-1] for part in parts], at)
-    which, scale, index, step = which[at], scale[at], index[at], step[at]
-
-    with meter.span("context"):
-        z = context_rows(target, start_A, start_here, rows, which)
-    with meter.span("head"):
-        purposes = _SHARED if method.aligned else _OWN
-        own = sample_rows(target, law, z, scale, draws, rows, step, purposes, ahead[target], ragged=True)
-    with meter.span("residual"):
-        p, q = _gaussian(own), _gaussian(drafted)
-        log_factor = log_path_factor(drafted.log_std_sum, own.log_std_sum)
-        round_R = batch.rounds[rows.image]
-        uniforms = draws.uniforms(Purpose.ACCEPT, rows.image, rows.token, round_R=round_R)[:, 0]
-        tested = LastSteps(target=p, draft=q, x=drafted.x0, log_factor=log_factor, uniform=uniforms)
-        verdict = Tempered(inner_temperature=method.inner_temperature).judge(tested)
-        accepted = verdict.accepted
-
-        # Place of each row in its image's block; padding counts as accepted so that it never stops anyone.
-        sizes_A, sizes_here = start_A - masked_A, [a - b for a, b in zip(start_here, masked_here, strict=True)]
-        offset_A = sizes_A.cumsum(0) - sizes_A
-        within = torch.arange(len(rows), device=active.device) - offset_A[which]
-        grid = torch.ones(len(active), max(sizes_here), dtype=torch.bool, device=active.device)
-        grid[which, within] = accepted
-        kept_A = torch.minimum(first_refusal(grid), sizes_A)
-        refused_A = kept_A < sizes_A
-        first_A = offset_A + torch.minimum(kept_A, sizes_A - 1)
-        _replace(tokens, rows, first_A, refused_A, p, q, log_factor, draws, round_R)
-    batch.masked[active] = start_A - kept_A - refused_A.long()
-    batch.rounds[active] += 1
-    meter.add(
-        target_context_calls=1,
-        target_context_rows=len(active) * guided_rows,
-        target_head_calls=own.head_calls,
-        target_head_rows=own.head_rows * guided_rows,
-    )
-    return _records(rows, index, verdict), within <= kept_A[which]
-
-
-def _replace(
-    tokens: Tensor,
-    rows: TokenRows,
-    first_A: Tensor,
-    refused_A: Tensor,
-    p: Gaussian,
-    q: Gaussian,
-    log_factor: Tensor,
-    draws: Draws,
-    round_R: Tensor,
-) -> None:
-    """Writes a sample of the modified distribution over the first refused token of every image that has one.
-
-    Args:
-        first_A: the row of an image's first refusal; of an image without one, some row of it.
-        refused_A: which images have one.
-    """
-    waits = recorded(tokens.device)
-    if not waits:  # Where asking costs nothing only these are resampled.
-        first_A, refused_A = first_A[refused_A], refused_A[refused_A]
-        if not len(first_A):
-            return
-    image, token, number = rows.image[first_A], rows.token[first_A], round_R[first_A]
-
-    def propose(open_rows: Tensor, attempt: int, count: int) -> tuple[Tensor, Tensor]:
-        at, dims = (image[open_rows], token[open_rows]), p.mean.shape[1]
-        normals = draws.normals(Purpose.PROPOSAL, *at, count * dims, number[open_rows], attempt)
-        uniforms = draws.uniforms(Purpose.PROPOSAL_KEEP, *at, count, number[open_rows], attempt)
-        return normals.view(-1, count, dims), uniforms
-
-    fresh = resample_modified(p.at(first_A), q.at(first_A), log_factor[first_A], propose, early=not waits)
-    tokens[image, token] = torch.where(refused_A[:, None], fresh, tokens[image, token])

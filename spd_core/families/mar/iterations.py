@@ -22,6 +22,7 @@ from spd_core.draws import Draws, Purpose
 from spd_core.families.mar.model import Mar
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead
+from spd_core.precision import at_precision
 
 #: Rows whose random numbers are drawn at once, where the tokens of one iteration are fewer.
 DRAWN_AHEAD = 16
@@ -50,6 +51,25 @@ def guidance_scale(law: SamplerLaw, tokens: int, mask_length: int) -> float:
     if law.cfg_schedule == "constant":
         return law.cfg
     return 1.0 + (law.cfg - 1.0) * (tokens - mask_length) / tokens
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration of the mask schedule."""
+
+    step: int  #: 0-based
+    masked: int  #: tokens still masked before it
+    left: int  #: and after it; as many as before: the iteration makes nothing
+    scale: float  #: guidance weight
+
+
+def schedule(law: SamplerLaw, tokens: int) -> list[Iteration]:
+    """All iterations of an image of so many tokens."""
+    lengths = mask_lengths(tokens, law.num_iter)
+    left = left_after(lengths)
+    before = [tokens, *left[:-1]]
+    scales = [guidance_scale(law, tokens, length) for length in lengths]
+    return [Iteration(step, *of) for step, of in enumerate(zip(before, left, scales, strict=True))]
 
 
 @dataclass(frozen=True)
@@ -258,22 +278,54 @@ def _denoise(
     return x, log_std.exp() * law.temperature, log_std_sum
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """A model at a law, and where its calls and time are booked."""
+
+    model: Mar  #: for the law's precision
+    law: SamplerLaw
+    who: str  #: "target" or "draft": the name in the books
+    meter: Meter
+    ahead: Lookahead | None  #: its head if it is to run ahead of itself; None: one head call a step
+
+    @staticmethod
+    def of(model: Mar, law: SamplerLaw, who: str, meter: Meter, windows: tuple[int, ...]) -> Sampler:
+        """The sampler of a model at a law; ``windows`` are those of head self-speculation, none: without."""
+        model = at_precision(model, law.dtype)
+        return Sampler(model, law, who, meter, Lookahead.of(model.head, law, windows))
+
+    @property
+    def copies(self) -> int:
+        """Rows of a call for each row that is made: two under guidance."""
+        return 1 + (self.law.cfg != 1.0)
+
+    def book(self, images: int, paths: TokenPaths) -> None:
+        """Counts one context pass over so many images and the head's calls for their paths."""
+        self.meter.add(
+            **{
+                f"{self.who}_context_calls": 1,
+                f"{self.who}_context_rows": images * self.copies,
+                f"{self.who}_head_calls": paths.head_calls,
+                f"{self.who}_head_rows": paths.head_rows * self.copies,
+            }
+        )
+
+
 def sample_rows(
-    model: Mar,
-    law: SamplerLaw,
+    sampler: Sampler,
     z: Tensor,
     scale: float | Tensor,
     draws: Draws,
     rows: TokenRows,
     iteration_R: Tensor,
     purposes: tuple[Purpose, Purpose] = (Purpose.START, Purpose.STEP),
-    ahead: Lookahead | None = None,
     ragged: bool = False,
 ) -> TokenPaths:
     """`sample_paths` with random numbers drawn now, for rows of any iterations; the calls are those of all rows.
 
     Args:
-        model, law, z, scale, ahead: as for `sample_paths`; the law's head steps may fall.
+        sampler: the law's head steps may fall.
+        z, scale: as for `sample_paths`.
         draws: of the images.
         rows: which tokens.
         iteration_R: int64, of each row.
@@ -286,15 +338,16 @@ def sample_rows(
         z = z.unflatten(0, (-1, count))[:, more].flatten(0, 1)
         scale = scale[more] if isinstance(scale, Tensor) else scale
         rows, iteration_R = TokenRows(rows.image[more], rows.token[more]), iteration_R[more]
-        paths = sample_rows(model, law, z, scale, draws, rows, iteration_R, purposes, ahead)
+        paths = sample_rows(sampler, z, scale, draws, rows, iteration_R, purposes)
         return replace(paths, **{name: getattr(paths, name)[:count] for name in ("x0", "last_std", "log_std_sum")})
-    dims, copies, parts, places = model.config.token_dim, 1 + (law.cfg != 1.0), [], []
+    model, law, ahead = sampler.model, sampler.law, sampler.ahead
+    dims, parts, places = model.config.token_dim, [], []
     for constant, at in by_steps(law, iteration_R, law.num_iter):
         if isinstance(at, slice):
             own = RowDraws.of(draws, constant, rows, dims, ahead is not None, purposes)
             return sample_paths(model, constant, z, scale, own, ahead)
         own = RowDraws.of(draws, constant, TokenRows(rows.image[at], rows.token[at]), dims, ahead is not None, purposes)
-        z_at = z.unflatten(0, (copies, -1))[:, at].flatten(0, 1)
+        z_at = z.unflatten(0, (sampler.copies, -1))[:, at].flatten(0, 1)
         parts.append(sample_paths(model, constant, z_at, scale[at] if isinstance(scale, Tensor) else scale, own, ahead))
         places.append(at)
     whole = TokenPaths.concatenate(parts, torch.argsort(torch.cat(places)))
@@ -317,43 +370,29 @@ def sample_paths(
 
 
 def mar_step(
-    model: Mar,
-    law: SamplerLaw,
-    who: str,
-    tokens_BND: Tensor,
-    draws: OrderDraws,
-    masked: int,
-    left: int,
-    scale: float,
-    labels_B: Tensor,
-    meter: Meter,
-    ahead: Lookahead | None = None,
+    sampler: Sampler, iteration: Iteration, tokens_BND: Tensor, draws: OrderDraws, labels_B: Tensor
 ) -> tuple[TokenRows, TokenPaths]:
-    """One ordinary MAR iteration by ``model``: makes tokens ``order[left:masked]`` of every image.
+    """One ordinary MAR iteration: makes tokens ``order[left:masked]`` of every image.
 
     Args:
-        law: of this iteration.
-        who: "target" or "draft": under which name calls and time are booked.
-        ahead: the model's head if it is to run ahead of itself; None: one head call a step.
+        sampler: who makes them.
+        iteration: which.
+        tokens_BND: what is made so far.
+        draws: orders and random numbers of the images.
+        labels_B: int64 class labels; below 0: no class.
 
     Returns:
         the rows and their paths; the canvas is not written.
     """
-    guided_rows = 1 + (law.cfg != 1.0)
-    with meter.span("head" if who == "target" else "draft"):
-        rows, own = draws.of(left, masked)
-    with meter.span("context" if who == "target" else "draft"):
-        visible = draws.order[:, masked:].sort(dim=1).values
+    law, meter = sampler.law.at(iteration.step, sampler.law.num_iter), sampler.meter
+    context, head = ("context", "head") if sampler.who == "target" else ("draft", "draft")
+    with meter.span(head):
+        rows, own = draws.of(iteration.left, iteration.masked)
+    with meter.span(context):
+        visible = draws.order[:, iteration.masked :].sort(dim=1).values
         wanted = rows.token.view(len(labels_B), -1)
-        z = contexts(model, law, tokens_BND, visible, labels_B, wanted_BQ=wanted).flat()
-    with meter.span("head" if who == "target" else "draft"):
-        paths = sample_paths(model, law, z, scale, own, ahead)
-    meter.add(
-        **{
-            f"{who}_context_calls": 1,
-            f"{who}_context_rows": len(tokens_BND) * guided_rows,
-            f"{who}_head_calls": paths.head_calls,
-            f"{who}_head_rows": paths.head_rows * guided_rows,
-        }
-    )
+        z = contexts(sampler.model, law, tokens_BND, visible, labels_B, wanted_BQ=wanted).flat()
+    with meter.span(head):
+        paths = sample_paths(sampler.model, law, z, iteration.scale, own, sampler.ahead)
+    sampler.book(len(tokens_BND), paths)
     return rows, paths

@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spd_core.decode.head_speculation import Lookahead
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.draws import Draws
-from spd_core.families.mar.iterations import OrderDraws, guidance_scale, left_after, mar_step, mask_lengths
+from spd_core.families.mar.iterations import OrderDraws, Sampler, mar_step, schedule
 from spd_core.families.mar.model import Mar
 from spd_core.law import SamplerLaw
-from spd_core.precision import at_precision
 
 
 def decode_plain(
@@ -26,19 +24,14 @@ def decode_plain(
         draws: the images' random numbers.
         windows: of head self-speculation; none: one head call a step.
     """
-    target = at_precision(target, law.dtype)
-    length = target.config.seq_len
-    meter, ahead = Meter(labels_B.device), Lookahead.of(target.head, law, windows)
-    dims = target.config.token_dim
+    length, dims = target.config.seq_len, target.config.token_dim
+    meter = Meter(labels_B.device)
+    sampler = Sampler.of(target, law, "target", meter, windows)
     ordered = OrderDraws(draws, law, length, dims, speculates=bool(windows))
     tokens = torch.zeros(len(labels_B), length, dims, device=labels_B.device)
-    lengths, masked, iterations = mask_lengths(length, law.num_iter), length, 0
-    for step, (left, table) in enumerate(zip(left_after(lengths), lengths, strict=True)):
-        if left == masked:
-            continue
-        scale, now = guidance_scale(law, length, table), law.at(step, law.num_iter)
-        rows, paths = mar_step(target, now, "target", tokens, ordered, masked, left, scale, labels_B, meter, ahead)
+    iterations = [iteration for iteration in schedule(law, length) if iteration.left < iteration.masked]
+    for iteration in iterations:
+        rows, paths = mar_step(sampler, iteration, tokens, ordered, labels_B)
         tokens[rows.image, rows.token] = paths.x0
-        masked, iterations = left, iterations + 1
-    rounds = torch.full((len(labels_B),), iterations)
+    rounds = torch.full((len(labels_B),), len(iterations))
     return Decoded(tokens, rounds, DraftRecords.concatenate([]), dict(meter.counts), meter.seconds())

@@ -11,22 +11,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from spd_core.decode.head_speculation import Lookahead
 from spd_core.decode.log import Meter
 from spd_core.draws import Draws
 from spd_core.families.mar import cspd
-from spd_core.families.mar.iterations import (
-    OrderDraws,
-    TokenPaths,
-    guidance_scale,
-    left_after,
-    mar_step,
-    mask_lengths,
-    rows_of,
-)
+from spd_core.families.mar.iterations import OrderDraws, Sampler, TokenPaths, mar_step, rows_of, schedule
 from spd_core.families.mar.model import Mar
 from spd_core.law import Cspd, SamplerLaw
-from spd_core.precision import arithmetic, at_precision
+from spd_core.precision import arithmetic
 from tests.gpu.check.run import Check
 
 #: Consecutive iterations timed together: noise is drawn for several of them at once.
@@ -55,32 +46,22 @@ class MarProbe:
         draws: Callable[[Tensor], Draws] = Draws,
     ) -> None:
         self.check, self.law = check, law
-        self.model = at_precision(model, law.dtype)
-        self.ahead = Lookahead.of(self.model.head, law, windows)
+        self.windows = windows
         self.length, self.dims = model.config.seq_len, model.config.token_dim
-        self.lengths = mask_lengths(self.length, law.num_iter)
-        self.left = left_after(self.lengths)
-        self.before = [self.length, *self.left[:-1]]
+        self.schedule = schedule(law, self.length)
         self.labels = torch.arange(batch, device=check.device) % model.config.class_num
         self.draws = draws(torch.arange(batch, device=check.device) + 3)
         self.tokens = torch.randn(batch, self.length, self.dims, device=check.device)
-        self.meter = Meter(check.device)
+        self.sampler = Sampler.of(model, law, "target", Meter(check.device), windows)
         #: iterations that make tokens
-        self.steps = [step for step in range(law.num_iter) if self.left[step] < self.before[step]]
-
-    def scale(self, step: int) -> float:
-        return guidance_scale(self.law, self.length, self.lengths[step])
+        self.steps = [of.step for of in self.schedule if of.left < of.masked]
 
     def run(self, steps: Sequence[int]) -> None:
         """The iterations; the canvas stays as it is."""
-        ordered = OrderDraws(self.draws, self.law, self.length, self.dims, speculates=self.ahead is not None)
+        ordered = OrderDraws(self.draws, self.law, self.length, self.dims, speculates=bool(self.windows))
         with arithmetic(self.law.dtype):
             for step in steps:
-                now = self.law.at(step, self.law.num_iter)
-                mar_step(
-                    self.model, now, "target", self.tokens, ordered, self.before[step], self.left[step],
-                    self.scale(step), self.labels, self.meter, self.ahead,
-                )  # fmt: skip
+                mar_step(self.sampler, self.schedule[step], self.tokens, ordered, self.labels)
 
     def places(self, count: int) -> list[int]:
         """Indices into `steps` at which stretches begin, first and last among them."""
@@ -102,21 +83,19 @@ class MarProbe:
         Drafts are made up, random: the time does not depend on them.
         """
         first = max(self.steps[0], step - gamma + 1)
-        drafted = [at for at in self.steps if first <= at <= step]
-        order = self.draws.orders(self.length)
+        drafted = [self.schedule[at] for at in self.steps if first <= at <= step]
+        model, plainly = self.sampler.model, method.model_copy(update={"head_window": ()})
+        batch = cspd.Released(model, model, self.law, plainly, self.labels, self.draws)
         block = []
-        for at in drafted:
-            rows = rows_of(order, self.left[at], self.before[at])
+        for of in drafted:
+            rows = rows_of(batch.order, of.left, of.masked)
             shape = (len(rows), self.dims)
-            made = (torch.randn(shape, device=order.device), torch.ones(shape, device=order.device))
-            block.append((rows, TokenPaths(made[0], 0.01 * made[1], made[0]), at))
+            made = (torch.randn(shape, device=batch.order.device), torch.ones(shape, device=batch.order.device))
+            block.append((rows, TokenPaths(made[0], 0.01 * made[1], made[0]), of.step))
 
         def verify() -> None:
             with arithmetic(self.law.dtype):
-                cspd._judge_released(
-                    self.model, self.law, method, self.tokens, order, self.before[drafted[0]], block, self.scale(step),
-                    self.labels, self.draws, 0, self.meter, {self.model: None},
-                )  # fmt: skip
+                batch.judge(block, drafted[0].masked, self.schedule[step].scale, 0)
 
         return self.check.timed(verify, repeats=2)
 

@@ -11,7 +11,7 @@ from spd_core.accept import cspd as accept
 from spd_core.accept.cspd import PROPOSAL_ROUNDS
 from spd_core.accept.paths import Gaussian
 from spd_core.draws import Draws, Purpose
-from spd_core.families.mar import cspd
+from spd_core.families.mar import cspd, iterations
 from spd_core.families.mar.cspd import decode_cspd, prefill_iterations
 from spd_core.families.mar.iterations import TokenRows, contexts, denoise, guidance_scale, left_after, mask_lengths
 from spd_core.families.mar.model import Mar
@@ -247,7 +247,7 @@ MUTANTS = (
     ),
     Mutant(
         "guidance of another iteration",
-        cspd,
+        iterations,
         "guidance_scale",
         lambda r: lambda law, n, masked: r(law, n, min(n, masked + 1)),
         "paper",
@@ -292,7 +292,7 @@ MUTANTS = (
     ),
     Mutant(
         "released: guidance of the block's first iteration",
-        cspd,
+        iterations,
         "guidance_scale",
         lambda r: lambda law, n, masked: r(law, n, min(n, masked + 1)),
         "released",

@@ -14,7 +14,6 @@ from spd_core.families.causal.model import Causal
 from spd_core.families.causal.naive import decode_causal_naive
 from spd_core.families.causal.tokens import ContextReader, PathLaw, decode_causal_plain
 from spd_core.families.mar import iterations as mar
-from spd_core.families.mar import plain as plain_module
 from spd_core.families.mar.model import Mar
 from spd_core.families.mar.naive import decode_mar_naive
 from spd_core.families.mar.plain import decode_plain
@@ -158,7 +157,7 @@ MUTANTS = (
     ),
     Mutant(
         "MAR: guidance of the iteration before",
-        plain_module,
+        mar,
         "guidance_scale",
         lambda r: lambda law, n, masked: r(law, n, min(n, 2 * masked)),
         "mar",
@@ -186,7 +185,7 @@ MUTANTS = (
     ),
     Mutant(
         "MAR: one iteration more than asked for",
-        plain_module,
+        mar,
         "mask_lengths",
         lambda r: lambda tokens, num_iter: r(tokens, num_iter + 1),
         "mar",
