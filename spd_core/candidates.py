@@ -16,16 +16,20 @@ BATCHES = (1, 4, 16, 64, 256)
 PROMISING = 0.4
 
 
-def admissible(card: PairCard, auto: Auto, windows: Sequence[tuple[int, ...]] | None = None) -> tuple[Method, ...]:
+def admissible(
+    card: PairCard, auto: Auto, windows: Sequence[tuple[int, ...]] | None = None, law: SamplerLaw | None = None
+) -> tuple[Method, ...]:
     """The methods to measure, plain decoding first.
 
     Args:
         card: of the pair; without a draft only plain decoding is left.
         auto: what is asked for; its guarantee is a floor, its delta and radius add the relaxed rules.
         windows: of head self-speculation, the best first; None: the pair's own.
+        law: what is sampled; None: any that the pair can be sampled at.
     """
     offered = card.of.offered(card, auto, windows or card.windows)
-    return tuple(method for method in offered if auto.guarantee.admits(method.guarantee))
+    possible = [method for method in offered if law is None or card.of.refused_at(law, method) is None]
+    return tuple(method for method in possible if auto.guarantee.admits(method.guarantee))
 
 
 def choices(
@@ -49,12 +53,12 @@ def choices(
     if at is None:
         # Of an unknown device, the pair's own windows and those for the dearest rows, which a large batch may need.
         windows = dict.fromkeys([*card.windows, *(tuned.windows for tuned in card.tuned_windows[-1:])])
-        methods = admissible(card, auto, tuple(windows))
+        methods = admissible(card, auto, tuple(windows), law)
         return tuple(Choice(method=method, batch=size) for size in sizes for method in methods)
     offered = [
         Choice(method=method, batch=size)
         for size in sizes
-        for method in admissible(card, auto, windows_for(card, law, size, at))
+        for method in admissible(card, auto, windows_for(card, law, size, at), law)
     ]
     rates = {choice: images_per_s(card, law, choice, at) for choice in offered}
     best = max(offered, key=lambda choice: rates[choice] or 0.0)

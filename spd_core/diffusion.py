@@ -143,6 +143,7 @@ class StepTable:
 
         large, small = process.log_betas, process.posterior_log_variance_clipped
         self.timesteps = process.timesteps
+        self.path = process.path
         self.c_x0 = column(process.posterior_mean_coef1)
         self.c_x = column(process.posterior_mean_coef2)
         self.sqrt_recip = column(process.sqrt_recip_alphas_cumprod)
@@ -155,10 +156,10 @@ class StepTable:
         self.fixed_std = column(np.exp(small / 2))
         #: 1 where a step adds noise, 0 at the last one
         self.noisy = column((np.arange(process.steps) > 0).astype(np.float64))
-        self.carry = column(_carry(process.posterior_mean_coef2))
+        self.carry = column(carry_of(process.posterior_mean_coef2))
 
 
-def _carry(c_x: Float64) -> Float64:
+def carry_of(c_x: Float64) -> Float64:
     """[S, S]: entry (a, b) is the product of c_x over steps a..b-1; 0 where b < a."""
     steps = len(c_x)
     carry = np.zeros((steps, steps))

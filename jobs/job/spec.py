@@ -254,6 +254,8 @@ def _check_against_card(spec: Spec, card: PairCard) -> None:
         raise SpecError(complaint)
     if complaint := family.refused_law(spec.law, spec.pair):
         raise SpecError(complaint)
+    if not isinstance(method, Auto) and (complaint := family.refused_at(spec.law, method)):
+        raise SpecError(complaint)
 
 
 def options_of(spec: Spec, url: str) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def refuse(pair: Pair, law: SamplerLaw, method: Plain | Cspd | Speculative) -> N
         ValueError: one line that names the field, the value and what is allowed.
     """
     family, name = pair.card.of, pair.card.name
-    if complaint := family.refused_law(law, name) or family.refused_method(pair.card, method, name):
+    complaint = family.refused_law(law, name) or family.refused_method(pair.card, method, name)
+    if complaint := complaint or family.refused_at(law, method):
         raise ValueError(complaint)
     drafter = method.drafter if isinstance(method, Speculative) else "draft"
     if method.uses_draft and pair.drafter(drafter) is None:

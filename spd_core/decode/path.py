@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spd_core.capture import Captured, kept_by, recorded
-from spd_core.diffusion import diffusion, step_table
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
-from spd_core.models.head import DiffusionHead, StepModulation
+from spd_core.models.head import Head, StepModulation
 from spd_core.models.linear import Linear
 from spd_core.models.variance import PosteriorVariance
 from spd_core.precision import at_precision
@@ -65,7 +64,7 @@ class Prediction:
 
 
 class LawHead:
-    """A diffusion head at a law: its step embeddings and constants, shared by all tokens of a decoding.
+    """A head at a law: its step embeddings and constants, shared by all tokens of a decoding.
 
     Args:
         head: the head.
@@ -73,7 +72,7 @@ class LawHead:
         of: the same head at a law with other head steps, which has what does not depend on them.
     """
 
-    def __init__(self, head: DiffusionHead, law: SamplerLaw, of: LawHead | None = None) -> None:
+    def __init__(self, head: Head, law: SamplerLaw, of: LawHead | None = None) -> None:
         law = law.at(0, 2)
         self.head = head = at_precision(head, law.dtype)
         self.law = law
@@ -82,8 +81,8 @@ class LawHead:
         self.captured: dict[Hashable, Captured] = {}
         self.expected: dict[Hashable, int] = {}
         self.learned_variance = head.out_channels == 2 * head.in_channels
-        self.table = step_table(law.head_steps, law.start_level, head.cond_embed.weight.device)
-        self.step_embeddings = head.step_embeddings(self.table.timesteps)
+        self.table = head.steps(law)
+        self.step_embeddings = head.embeddings(self.table)
         self.modulation: Linear = head.fused_modulation() if of is None else of.modulation
         self.variance = head.variance
         if self.variance is not None:
@@ -98,9 +97,9 @@ class LawHead:
         )
 
     @classmethod
-    def of(cls, head: DiffusionHead, law: SamplerLaw) -> LawHead:
+    def of(cls, head: Head, law: SamplerLaw) -> LawHead:
         """The head at a law; where functions are recorded always the same one, with what was recorded of it."""
-        if not recorded(head.cond_embed.weight.device):
+        if not recorded(head.device):
             return cls(head, law)
         return kept_by(at_precision(head, law.dtype), ("law", law), lambda: cls(head, law))
 
@@ -161,7 +160,7 @@ class BoundHead:
 
     @cached_property
     def condition(self) -> Tensor:
-        return self.at_law.head.cond_embed(self.z)
+        return self.at_law.head.condition(self.z)
 
     def predict(self, row_M: Tensor, k_M: Tensor, y_MD: Tensor) -> Prediction:
         """Predictions at states ``y_MD`` of rows ``row_M`` before steps ``k_M``: one head call, whatever the mix."""
@@ -406,8 +405,8 @@ def walk(head: BoundHead, y_RD: Tensor, first: int, last: int, noise: PathNoise,
 
 def _walked(head: BoundHead, y_RD: Tensor, noise: PathNoise, first: int, last: int, trace: bool) -> tuple[Tensor, ...]:
     """End, newest prediction and, with a trace, states, predictions and noise of every step."""
-    law = head.at_law.law
-    coefficients = diffusion(law.head_steps, law.start_level).path[law.head_steps - 1 - first : law.head_steps - last]
+    steps = head.at_law.law.head_steps
+    coefficients = head.table.path[steps - 1 - first : steps - last]
     std = head.at_law.fixed_std_list
     y, x0, states, predictions = y_RD, y_RD, [], []
     for step, modulation in zip(coefficients, _modulations(head, first, last), strict=True):

@@ -316,6 +316,10 @@ class Family(ABC):
             return f"method.drafter: got {method.drafter!r}, allowed: {' or '.join(card.drafters)} (of {pair})"
         return None
 
+    def refused_at(self, law: SamplerLaw, method: Method) -> str | None:
+        """The complaint about a method that the pair can honour, but not at this law; None: there is none."""
+        return None
+
     def _refused(self, settings: BaseModel, place: str, meant: frozenset[str], pair: str) -> str | None:
         for name, known in type(settings).model_fields.items():
             value = getattr(settings, name)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
+from spd_core.diffusion import handoff_step
 from spd_core.families.family import Family, Part
 from spd_core.law import SamplerLaw
 from spd_core.models.grid import ModelConfig
-from spd_core.models.head import DiffusionHead
+from spd_core.models.head import Head
 from spd_core.models.variance import PosteriorVariance
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ _SUFFIX = "_variance"
 
 class HeadFamily(Family):
     """A family of models with a diffusion head, beside whose weights a pair may have posterior variances."""
+
+    def last_step(self, law: SamplerLaw) -> int:
+        """The last step of a token's path before the token is handed over."""
+        return handoff_step(law.head_steps, law.start_level, law.handoff_level) + 1
 
     @abstractmethod
     def token_contexts(
@@ -57,13 +62,13 @@ class HeadFamily(Family):
                 head_of(parts[name.removesuffix(_SUFFIX)]).variance = variance
 
 
-def head_of(model: nn.Module) -> DiffusionHead:
+def head_of(model: nn.Module) -> Head:
     """The head of a model of continuous tokens.
 
     Raises:
         TypeError: it has none.
     """
     head = getattr(model, "head", None)
-    if not isinstance(head, DiffusionHead):
+    if not isinstance(head, Head):
         raise TypeError(f"model: got {type(model).__name__}, allowed: one with a diffusion head")
     return head

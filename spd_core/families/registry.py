@@ -13,12 +13,14 @@ from spd_core.families.family import Family
 from spd_core.families.head_family import HeadFamily
 from spd_core.families.llamagen.family import LlamaGenFamily
 from spd_core.families.mar.family import MarFamily
+from spd_core.families.sphere.family import SphereFamily
 from spd_core.law import SamplerLaw
 
 FAMILIES: dict[str, Family] = {
     MarFamily.name: MarFamily(),
     CausalFamily.name: CausalFamily(),
     LlamaGenFamily.name: LlamaGenFamily(),
+    SphereFamily.name: SphereFamily(),
 }
 
 

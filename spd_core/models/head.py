@@ -8,6 +8,7 @@ Shape legend: R rows (tokens being denoised), S diffusion steps, D token dims, Z
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spd_core.diffusion import StepTable, step_table
 from spd_core.models.linear import Float32Linear, Linear
 
 if TYPE_CHECKING:
+    from spd_core.law import SamplerLaw
     from spd_core.models.variance import PosteriorVariance
 
 LAYER_NORM_EPS = 1e-6
@@ -103,7 +106,54 @@ class StepModulation:
     final: tuple[Tensor, Tensor]
 
 
-class DiffusionHead(nn.Module):
+class Head(nn.Module):
+    """What decoding asks of a network that denoises tokens, step by step along a path of Gaussian steps.
+
+    A call is `apply_step` with the modulation of its step, which is made of (time embedding + condition) rows by
+    `fused_modulation` and `split_modulation`.
+    """
+
+    in_channels: int  #: token dims D
+    out_channels: int  #: 2 D for a learned variance, D for a fixed one
+    #: what is known of the errors of its predictions; None: nothing. Not part of the public models.
+    variance: PosteriorVariance | None
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    @abstractmethod
+    def context_dims(self) -> int:
+        """Z."""
+
+    @abstractmethod
+    def steps(self, law: SamplerLaw) -> StepTable:
+        """The constants of the path's steps at a law with a constant number of them, on the head's device."""
+
+    @abstractmethod
+    def embeddings(self, steps: StepTable) -> Tensor:
+        """[S, W] of the steps; added to a row of `condition` they are the y of `fused_modulation`."""
+
+    @abstractmethod
+    def condition(self, z_RZ: Tensor) -> Tensor:
+        """[R, W] of contexts."""
+
+    @abstractmethod
+    def fused_modulation(self) -> Linear:
+        """The one Linear that makes every modulation from SiLU(y)."""
+
+    @abstractmethod
+    def split_modulation(self, fused: Tensor) -> StepModulation:
+        """The modulation from rows [R, ...] of the fused product."""
+
+    @abstractmethod
+    def apply_step(self, x_RD: Tensor, modulation: StepModulation) -> Tensor:
+        """The part of the head that reads the state: [R, D] -> [M R, out_channels] for a modulation of M R rows."""
+
+
+class DiffusionHead(Head):
     """MLP eps/variance predictor of MAR ("SimpleMLPAdaLN" in the public code).
 
     Args:
@@ -121,7 +171,6 @@ class DiffusionHead(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.width = model_channels
-        #: what is known of the errors of its predictions; None: nothing. Not part of the public models.
         self.variance: PosteriorVariance | None = None
         self.time_embed = TimestepEmbedder(model_channels)
         self.cond_embed = Linear(z_channels, model_channels)
@@ -152,6 +201,23 @@ class DiffusionHead(nn.Module):
         for block in self.res_blocks:
             if isinstance(block, ResBlock):
                 yield block
+
+    @property
+    def device(self) -> torch.device:
+        return self.cond_embed.weight.device
+
+    @property
+    def context_dims(self) -> int:
+        return self.cond_embed.in_features
+
+    def steps(self, law: SamplerLaw) -> StepTable:
+        return step_table(law.head_steps, law.start_level, self.device)
+
+    def embeddings(self, steps: StepTable) -> Tensor:
+        return self.step_embeddings(steps.timesteps)
+
+    def condition(self, z_RZ: Tensor) -> Tensor:
+        return self.cond_embed(z_RZ)
 
     def step_embeddings(self, timesteps: Sequence[int] | Tensor) -> Tensor:
         """Embeddings [S, W] of timesteps; added to a row of `cond_embed` they are the y of `fused_modulation`."""

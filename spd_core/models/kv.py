@@ -99,6 +99,10 @@ class KvCache:
         row = torch.arange(len(source_BM), device=source_BM.device)[:, None]
         self._used[:, :, row, :, goal_BM] = self._used[:, :, row, :, source_BM]
 
+    def put(self, rows_R: Tensor, part: KvCache) -> None:
+        """Writes all slots of a smaller cache of R rows to the first slots of ``rows_R``."""
+        self._used[:, :, rows_R, :, : part.slots] = part._used
+
     def copy_rows(self, source_M: Tensor, goal_M: Tensor) -> None:
         """Copies rows ``source_M`` to ``goal_M``, which are others."""
         self._used[:, :, goal_M] = self._used[:, :, source_M]

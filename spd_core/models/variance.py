@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spd_core.models.head import FREQUENCY_DIMS, DiffusionHead, TimestepEmbedder
+from spd_core.models.head import FREQUENCY_DIMS, Head, TimestepEmbedder
 from spd_core.models.linear import Float32Linear
 
 
@@ -46,9 +46,9 @@ class PosteriorVariance(nn.Module):
         nn.init.constant_(self.out.bias, -2.7)
 
     @classmethod
-    def of(cls, head: DiffusionHead) -> Self:
+    def of(cls, head: Head) -> Self:
         """One of the head's sizes, not trained."""
-        return cls(head.in_channels, head.cond_embed.in_features)
+        return cls(head.in_channels, head.context_dims)
 
     def level_embeddings(self, timesteps: Sequence[int] | Tensor) -> Tensor:
         """[S, W] of original timesteps, to be added to `condition` rows."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from spd_core.decode.head_speculation import SINGULAR
 from spd_core.decode.path import BoundHead, LawHead, Trace
-from spd_core.diffusion import handoff_step, step_table
+from spd_core.diffusion import step_table
 from spd_core.families.head_family import HeadFamily, head_of
 from spd_core.families.registry import config_from, family_of_config, head_family
 from spd_core.law import SamplerLaw
@@ -143,7 +143,7 @@ def counted_steps(recipe: VarianceRecipe) -> Tensor:
     """
     law = recipe.law
     table = step_table(law.head_steps, law.start_level, _CPU)
-    last = handoff_step(law.head_steps, law.start_level, law.handoff_level) + 1 if recipe.draft else 1
+    last = recipe.family.last_step(law) if recipe.draft else 1
     k = torch.arange(law.head_steps - 1, last, -1)
     with torch.device("meta"):
         head = head_of(recipe.family.build(recipe.model))

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spd_core.decode.path import BoundHead, LawHead, Trace, steps_down, windows_by_step
-from spd_core.diffusion import handoff_step
 from spd_core.families.head_family import head_of
 from spd_core.families.registry import head_family
 from spd_core.pairs.pair import Pair
@@ -61,7 +60,7 @@ def tuned_windows(
     family = head_family(pair.card.of)
     law, rng, parts = pair.card.law, np.random.default_rng(seed), []
     first = law.head_steps - 1
-    last = handoff_step(law.head_steps, law.start_level, law.handoff_level) + 1
+    last = family.last_step(law)
     at_law = LawHead(head_of(pair.target), law)
     with torch.inference_mode():
         for z, scale in token_contexts(family, pair.target, law, TOKENS, Images(tokens_nND, labels_n), rng):

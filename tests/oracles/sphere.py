@@ -14,6 +14,7 @@ from spd_core.families.sphere.flow import FlowPath, flow_path, guidance, sample,
 from spd_core.families.sphere.head import FlowHead, guided, time_features
 from spd_core.families.sphere.model import Sphere, SphereConfig
 from spd_core.families.sphere.vae import PowerSpherical, SphereVae, SphereVaeConfig, to_bytes
+from spd_core.models.kv import KvCache
 from tests.oracles.base import Oracle, load_strict
 
 HEAD = "head."
@@ -43,7 +44,7 @@ def sphere_forward(oracle: Oracle) -> dict[str, Tensor]:
     for name, who in (("", labels), ("_null", torch.full_like(labels, -1))):
         outputs[f"context_full{name}"] = model.contexts(previous, who)
         outputs[f"z_full{name}"] = model(previous, who)
-        cache = model.cache(who)
+        cache = _begun(model, who)
         at = [torch.full_like(labels, place) for place in range(c.seq_len)]
         steps = [model.contexts(previous[:, place : place + 1], who, at[place], cache) for place in range(c.seq_len)]
         outputs[f"context_cached{name}"] = torch.cat(steps, dim=1)
@@ -93,6 +94,13 @@ def _unit_steps(unit: Mapping[str, Tensor], count: int) -> Tensor:
     return (1 - dt) * unit["x"] + (1 + t) * dt * unit["v"] + (2 * (1 - t) * dt).sqrt() * unit["noise"]
 
 
+def _begun(model: Sphere, labels: Tensor) -> KvCache:
+    """A cache for images of these classes."""
+    cache = model.cache(len(labels))
+    model.begin(cache, torch.arange(len(labels)), labels)
+    return cache
+
+
 def sphere_generate(oracle: Oracle) -> dict[str, Tensor]:
     """Whole generations; under the linear schedule the null branch samples a first token of its own."""
     model = load_strict(Sphere(sphere_config(oracle.config["model"])), oracle.weights, "model")
@@ -108,7 +116,7 @@ def _generate(model: Sphere, run: Mapping[str, Any], inputs: Mapping[str, Tensor
     noise = inputs[f"noise/{run['S']}"]
     length, has_null = model.config.seq_len, run["cfg"] > 1
     branches = [labels, torch.full_like(labels, -1)] if has_null else [labels]
-    caches = [model.cache(who) for who in branches]
+    caches = [_begun(model, who) for who in branches]
     previous = [torch.zeros(len(labels), 1, model.config.latent_dim) for _ in branches]
     made: dict[str, list[Tensor]] = {key: [] for key in ("tokens", "raw", "z", "z_null")}
     first_null: Tensor | None = None

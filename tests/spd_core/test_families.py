@@ -26,7 +26,17 @@ METHODS = {"plain": Plain, "cspd": Cspd, "speculative": Speculative}
 #: Of `Wishes`, and two that concern the run and not what is compared.
 WISHES = {field.name for field in fields(Wishes)} | {"deepen", "plot"}
 #: Models, configurations and modules of the families, by which code could tell them apart.
-CLASSES = {"Mar", "MarConfig", "Causal", "CausalConfig", "LlamaGen", "LlamaGenConfig", "EagleDraft", "Sphere"}
+CLASSES = {
+    "Mar",
+    "MarConfig",
+    "Causal",
+    "CausalConfig",
+    "LlamaGen",
+    "LlamaGenConfig",
+    "EagleDraft",
+    "Sphere",
+    "SphereConfig",
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -47,12 +57,10 @@ def _mentions(path: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found += [
-                node.module for name in [*FAMILIES, "sphere"] if node.module.startswith(f"spd_core.families.{name}")
-            ]
+            found += [node.module for name in FAMILIES if node.module.startswith(f"spd_core.families.{name}")]
             if node.module == "spd_core.families":
-                found += [alias.name for alias in node.names if alias.name in [*FAMILIES, "sphere"]]
-        elif isinstance(node, ast.Constant) and node.value in [*FAMILIES, "sphere"]:
+                found += [alias.name for alias in node.names if alias.name in FAMILIES]
+        elif isinstance(node, ast.Constant) and node.value in FAMILIES:
             found.append(str(node.value))
         elif isinstance(node, ast.Name) and node.id in CLASSES:
             found.append(node.id)
@@ -60,7 +68,7 @@ def _mentions(path: Path) -> list[str]:
 
 
 def test_only_the_registry_knows_families_by_name():
-    own = [ROOT / "spd_core" / "families" / name for name in [*FAMILIES, "sphere"]]
+    own = [ROOT / "spd_core" / "families" / name for name in FAMILIES]
     paths = [path for package in ("spd_core", "workers", "jobs") for path in (ROOT / package).rglob("*.py")]
     outside = [path for path in paths if not any(path.is_relative_to(folder) for folder in own)]
     knowing = {str(path.relative_to(ROOT)): found for path in outside if (found := _mentions(path))}

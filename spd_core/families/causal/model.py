@@ -27,6 +27,7 @@ from spd_core.models.grid import TokenGrid
 from spd_core.models.head import DiffusionHead
 from spd_core.models.kv import KvCache, LayerCache
 from spd_core.models.linear import Linear
+from spd_core.models.sequence import SequenceModel
 
 
 class CausalConfig(TokenGrid):
@@ -75,8 +76,11 @@ class CausalBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Causal(nn.Module):
+class Causal(SequenceModel):
     """The model; `forward` gives the context vector z of every position it is asked for."""
+
+    config: CausalConfig
+    head: DiffusionHead
 
     def __init__(self, config: CausalConfig) -> None:
         super().__init__()

@@ -36,10 +36,11 @@ from spd_core.decode.log import Decoded, Meter, TestLog
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, Trace, on_rows, steps_down
 from spd_core.decode.slots import Change, Slots, moved
 from spd_core.draws import Draws, Purpose
-from spd_core.families.causal.model import Causal
 from spd_core.families.causal.tokens import (
+    MAKING,
     Canvas,
-    ContextReader,
+    Making,
+    Opening,
     PathLaw,
     finish,
     noise_above,
@@ -48,6 +49,7 @@ from spd_core.families.causal.tokens import (
     previous_tokens,
 )
 from spd_core.law import SamplerLaw, Speculative
+from spd_core.models.sequence import SequenceModel
 from spd_core.precision import at_precision
 
 #: Kinds of evidence that decoding over paths gives a rule.
@@ -73,13 +75,14 @@ class Drafted:
 
 
 def decode_speculative(
-    target: Causal,
-    draft: Causal,
+    target: SequenceModel,
+    draft: SequenceModel,
     law: SamplerLaw,
     method: Speculative,
     labels_B: Tensor,
     draws: Draws,
     slots: int | None = None,
+    making: Making = MAKING,
 ) -> Decoded:
     """Samples images at ``law``, at most ``slots`` of them at once.
 
@@ -93,11 +96,12 @@ def decode_speculative(
         labels_B: int64 class labels; below 0: no class.
         draws: the images' random numbers.
         slots: images decoded together, at least 1; None: all.
+        making: how the family's tokens are made.
 
     Raises:
         ValueError: a rule that is not for continuous tokens.
     """
-    return _Decoding(target, draft, law, method, labels_B, draws, slots or len(labels_B)).run()
+    return _Decoding(target, draft, law, method, labels_B, draws, slots or len(labels_B), making).run()
 
 
 def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> Tensor:
@@ -200,24 +204,25 @@ class _Decoding:
 
     def __init__(
         self,
-        target: Causal,
-        draft: Causal,
+        target: SequenceModel,
+        draft: SequenceModel,
         law: SamplerLaw,
         method: Speculative,
         labels: Tensor,
         draws: Draws,
         slots: int,
+        making: Making,
     ) -> None:
         self.law, self.method, self.labels, self.draws, self.slots = law, method, labels, draws, slots
         self.rule = checked(method.acceptance.chosen, EVIDENCE, "continuous tokens")
         self.meter = Meter(labels.device)
         self.length, self.dims = target.config.seq_len, target.config.token_dim
-        self.path = PathLaw(law, self.length)
+        self.path, self.making = making.path(law, self.length), making
         self.books = Slots(len(labels), slots, self.length, labels.device)
         first = labels[: len(self.books)]
         models = tuple(at_precision(model, law.dtype) for model in (target, draft))
         key = ("causal, speculative", *models, law, len(first), labels.device)
-        readers = kept(key, labels.device, lambda: [ContextReader(model, law, first) for model in models])
+        readers = kept(key, labels.device, lambda: [making.reader(model, law, first) for model in models])
         self.reader, self.draft_reader = readers
         for reader in readers:
             reader.start(first)
@@ -227,6 +232,13 @@ class _Decoding:
         self.left_canvas = _of_rows(self.canvas, self.books.image[:0])
         self.tokens = torch.zeros(len(labels), self.length, self.dims, device=labels.device)
         self.log = TestLog()
+        self._open(self.books.working)
+
+    def _open(self, slots: list[int]) -> None:
+        """What images in ``slots`` need before their first tokens."""
+        readers, images = (self.reader, self.draft_reader), [self.books.images[slot] for slot in slots]
+        opening = Opening(readers, self.head, slots, images, self.draws, self.method.head_window, self.meter)
+        self.making.open(opening, self.path)
 
     @property
     def active(self) -> Tensor:
@@ -259,6 +271,8 @@ class _Decoding:
             reader.change(change, self.labels[change.newcomers])
         canvas = self.canvas
         self.canvas = Canvas(moved(canvas.states, change), moved(canvas.x0, change), moved(canvas.z, change, dim=1))
+        if len(change.newcomers):
+            self._open([slot for slot in self.books.working if not self.books.known[slot]])
 
     def _finish(self) -> None:
         """Finishes those images that have left, in request order, as many as there are slots."""

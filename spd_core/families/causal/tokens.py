@@ -11,8 +11,9 @@ the class, without), R rows (tokens being made), K steps above the hand-off, D t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,9 +26,9 @@ from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise,
 from spd_core.decode.reader import CachedReader
 from spd_core.diffusion import handoff_step
 from spd_core.draws import Draws, Purpose
-from spd_core.families.causal.model import Causal
 from spd_core.law import SamplerLaw
 from spd_core.models.kv import reach_of
+from spd_core.models.sequence import SequenceModel
 from spd_core.precision import at_precision
 
 #: Tokens of an image whose noise plain decoding draws at once.
@@ -46,12 +47,12 @@ class PathLaw:
 
     def at(self, position: int) -> PathLaw:
         """Of the token at ``position``, with its own number of head steps."""
-        return PathLaw(self.law.at(position, self.tokens), self.tokens)
+        return replace(self, law=self.law.at(position, self.tokens))
 
     def parts(self, position_R: Tensor) -> Iterator[tuple[PathLaw, Tensor | slice]]:
         """The tokens at each number of head steps, as `spd_core.decode.path.by_steps`."""
         for law, rows in by_steps(self.law, position_R, self.tokens):
-            yield PathLaw(law, self.tokens), rows
+            yield replace(self, law=law), rows
 
     def stretches(self, longest: int) -> Iterator[tuple[PathLaw, range]]:
         """The image's tokens in turn, at most ``longest`` at once and all with the same number of head steps."""
@@ -71,6 +72,10 @@ class PathLaw:
         """The hand-off state is y_k of this step, which is the first one below."""
         return handoff_step(self.law.head_steps, self.law.start_level, self.law.handoff_level)
 
+    def ended(self, states: Tensor) -> Tensor:
+        """Tokens of the states at the end of their paths."""
+        return states
+
     @property
     def above(self) -> int:
         """Steps above the hand-off."""
@@ -86,9 +91,11 @@ class PathLaw:
 class ContextReader(CachedReader):
     """A causal model's context network at a law, with the cache of a batch."""
 
-    def __init__(self, model: Causal, law: SamplerLaw, labels_A: Tensor) -> None:
-        super().__init__(law, labels_A, model.cache)
+    prefix = 0  #: slots of the cache before that of token 0
+
+    def __init__(self, model: SequenceModel, law: SamplerLaw, labels_A: Tensor) -> None:
         self.model = at_precision(model, law.dtype)
+        super().__init__(law, labels_A, self.model.cache)
         self.context = Captured(self._read, "causal.context")
 
     def read(self, previous_AMD: Tensor, first_A: Tensor, furthest: int | None = None) -> Tensor:
@@ -99,7 +106,7 @@ class ContextReader(CachedReader):
             first_A: int64.
             furthest: where the last of these positions lies, as far as the host knows; None: anywhere.
         """
-        reach = self.cache.slots if furthest is None else reach_of(furthest + 1, first_A.device)
+        reach = self.cache.slots if furthest is None else reach_of(self.prefix + furthest + 1, first_A.device)
         return self.context(previous_AMD, first_A, reach=reach)[0]
 
     def _read(self, previous_AMD: Tensor, first_A: Tensor, reach: int) -> tuple[Tensor, ...]:
@@ -146,7 +153,7 @@ class Canvas:
     z: Tensor  #: [G, B, N, Z] the target's contexts
 
     @staticmethod
-    def empty(target: Causal, batch: int, copies: int) -> Canvas:
+    def empty(target: SequenceModel, batch: int, copies: int) -> Canvas:
         c = target.config
         states, x0 = (torch.zeros(batch, c.seq_len, c.token_dim, device=target.device) for _ in range(2))
         return Canvas(states, x0, torch.zeros(copies, batch, c.seq_len, c.embed_dim, device=target.device))
@@ -163,8 +170,11 @@ def finish(
     states, x0, z = canvas.states.flatten(0, 1), canvas.x0.flatten(0, 1), canvas.z.flatten(1, 2)
     clean = torch.empty_like(states)
     for own, rows in path.parts(token):
+        count = own.handoff + 1
+        if not count:
+            clean[rows] = states[rows]
+            continue
         with meter.span("finish"):
-            count = own.handoff + 1
             step = draws.normals(Purpose.STEP, image[rows], token[rows], count * dims, round_R=1)
             noise = PathNoise(states[rows], step.view(-1, count, dims))
             bound = head.at(own.law).bind(z[:, rows].flatten(0, 1), own.scale(token[rows]))
@@ -177,13 +187,45 @@ def finish(
                 ends = walk(bound, noise.start, own.handoff, 0, noise)
             clean[rows] = ends.end
         meter.add(finish_head_calls=ends.calls, finish_head_rows=ends.rows * head.guided_rows)
-    return clean.view(batch, length, dims)
+    return path.ended(clean).view(batch, length, dims)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Images that get their slots, and with what their first tokens are prepared."""
+
+    readers: Sequence[ContextReader]  #: of the target, then of the draft if there is one
+    head: LawHead  #: the target's
+    slots: Sequence[int]
+    images: Sequence[int]
+    draws: Draws
+    windows: tuple[int, ...]
+    meter: Meter
+
+
+class Making:
+    """How a family's tokens are made, where families differ: paths, readers, and what an image begins with."""
+
+    path: ClassVar[type[PathLaw]] = PathLaw
+    reader: ClassVar[type[ContextReader]] = ContextReader
+
+    def open(self, opening: Opening, path: PathLaw) -> None:
+        """Makes what images need before their first tokens; most families' need nothing."""
+
+
+#: Of the causal family.
+MAKING = Making()
 
 
 def decode_causal_plain(
-    target: Causal, law: SamplerLaw, labels_B: Tensor, draws: Draws, windows: tuple[int, ...] = ()
+    target: SequenceModel,
+    law: SamplerLaw,
+    labels_B: Tensor,
+    draws: Draws,
+    windows: tuple[int, ...] = (),
+    making: Making = MAKING,
 ) -> Decoded:
-    """Samples a batch of images from a causal target at ``law``, token after token.
+    """Samples a batch of images from a target at ``law``, token after token.
 
     Args:
         target: the model.
@@ -191,13 +233,15 @@ def decode_causal_plain(
         labels_B: int64 class labels; below 0: no class.
         draws: the images' random numbers.
         windows: of head self-speculation; none: one head call a step.
+        making: how the family's tokens are made.
     """
     meter, batch, length = Meter(labels_B.device), len(labels_B), target.config.seq_len
-    path, image = PathLaw(law, length), torch.arange(batch, device=labels_B.device)
+    path, image = making.path(law, length), torch.arange(batch, device=labels_B.device)
     key = ("causal, plain", at_precision(target, law.dtype), law, batch, labels_B.device)
-    reader = kept(key, labels_B.device, lambda: ContextReader(target, law, labels_B))
+    reader = kept(key, labels_B.device, lambda: making.reader(target, law, labels_B))
     reader.start(labels_B)
     head = LawHead.of(target.head, law)
+    making.open(Opening([reader], head, range(batch), range(batch), draws, windows, meter), path)
     canvas = Canvas.empty(target, batch, reader.copies)
     for own_path, positions in path.stretches(DRAWN_AHEAD):
         block = torch.arange(positions.start, positions.stop, device=labels_B.device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spd_core.models.kv import LayerCache
 from spd_core.models.linear import Linear
 
 NORM_EPS = 1e-6
@@ -41,7 +42,7 @@ class Positions:
     rotary: Tensor  #: complex64, broadcasts to [B, M, 1, 1, head_dim / 2]
     causal: bool = False  #: without a cache: whether a position sees only those up to itself
     slots: Tensor | None = None  #: int64 [B, M] of the cache; None: no cache
-    mask: Tensor | None = None  #: bool [B, 1, M, S]: the slots that each position sees
+    mask: Tensor | None = None  #: [B, 1, M, S] of the cache's type: 0 for slots that a position sees, else -inf
 
 
 class RMSNorm(nn.Module):
@@ -64,7 +65,7 @@ class Attention(nn.Module):
         self.wqkv = Linear(dims, 3 * dims, bias=False)
         self.wo = Linear(dims, dims, bias=False)
 
-    def forward(self, x_BMd: Tensor, at: Positions, cache: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x_BMd: Tensor, at: Positions, cache: LayerCache | None = None) -> Tensor:
         batch, length, dims = x_BMd.shape
         qkv = self.wqkv(x_BMd).view(batch, length, 3, self.heads, -1)
         pairs = torch.view_as_complex(qkv[:, :, :2].float().unflatten(-1, (-1, 2)))
@@ -74,8 +75,7 @@ class Attention(nn.Module):
         if cache is None or at.slots is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=at.causal)
         else:
-            index = at.slots[:, None, :, None].expand_as(k)
-            k, v = (old.scatter_(2, index, new.to(old.dtype)) for old, new in zip(cache, (k, v), strict=True))
+            k, v = cache.extend(at.slots[:, None, :, None].expand_as(k), k, v)
             out = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=at.mask)
         return self.wo(out.transpose(1, 2).reshape(batch, length, dims))
 
@@ -103,7 +103,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(dims)
         self.ffn_norm = RMSNorm(dims)
 
-    def forward(self, x_BMd: Tensor, at: Positions, cache: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x_BMd: Tensor, at: Positions, cache: LayerCache | None = None) -> Tensor:
         h = x_BMd + self.attention(self.attention_norm(x_BMd), at, cache)
         return h + self.feed_forward(self.ffn_norm(h))
 

@@ -7,6 +7,9 @@ Time runs from 0 (noise) to 1 (data). S stochastic Euler steps of dt = 0.96 / S,
 The velocity v predicts the data, x1 = x + (1 - t) v; in that form a step's mean is c_x x + c_x1 x1, and the last step
 gives x1 itself. No std depends on x, the class, guidance or the model, so two models of one S differ in means only.
 
+As everywhere, a law counts a token's head calls, ``head_steps = S + 1``, and a step is named by the number k of steps
+after it: k = S is the first, k = 0 the noiseless last one. `FlowTable` has the path in that form.
+
 Shape legend: S stochastic steps, R rows, D token dims.
 """
 
@@ -20,7 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spd_core.diffusion import Float64, StepCoefficients, StepTable, carry_of
+
 LAST_STEP = 0.04
+#: Noise level of the state before the last step, in thousandths.
+LAST_LEVEL = 40
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,60 @@ def flow_path(steps: int) -> FlowPath:
         mean_v=(*((1.0 + exact) * dt), LAST_STEP),
         std=(*np.sqrt(2.0 * (1.0 - exact) * dt), 0.0),
     )
+
+
+class FlowTable(StepTable):
+    """The constants of a path as decoding reads them: in the place of x0 stands the predicted data x1.
+
+    The head gives a velocity, and x1 = x + (1 - t) v, so ``signal`` is 1 and ``noise`` is -(1 - t).
+
+    Args:
+        path: of S stochastic steps.
+        device: of the tensors.
+    """
+
+    def __init__(self, path: FlowPath, device: torch.device) -> None:
+        def column(values: tuple[float, ...] | Float64) -> Tensor:
+            return torch.from_numpy(np.array(values)[::-1].copy()).float().to(device)
+
+        left = 1.0 - np.array(path.t)
+        self.times = list(reversed(path.t))  #: [S + 1] as the network reads them
+        self.timesteps = [round(1000 * noise) for noise in reversed(left.tolist())]
+        self.path = tuple(_coefficients(path, k) for k in range(path.steps))
+        self.c_x0, self.c_x = column(path.c_x1), column(path.c_x)
+        self.signal, self.noise = column(np.ones(path.steps)), column(-left)
+        self.sqrt_recip, self.sqrt_recipm1 = self.signal, self.noise
+        # The last step has no noise; a std that divides differences which nobody reads.
+        self.fixed_std = column((*path.std[:-1], path.std[-2]))
+        self.noisy = column((*[1.0] * (path.steps - 1), 0.0))
+        self.v_scale = self.log_std_mid = torch.zeros_like(self.signal)  # no head has learned its variance
+        self.carry = torch.from_numpy(carry_of(np.array(path.c_x)[::-1])).float().to(device)
+
+
+def _coefficients(path: FlowPath, place: int) -> StepCoefficients:
+    left, c_x1, c_x = 1.0 - path.t[place], path.c_x1[place], path.c_x[place]
+    return StepCoefficients(
+        k=path.steps - 1 - place, timestep=round(1000 * left), x_scale=c_x1 + c_x, eps_scale=-c_x1 * left, v_scale=0.0,
+        log_std_mid=0.0, sqrt_recip=1.0, sqrt_recipm1=-left, c_x0=c_x1, c_x=c_x,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def flow_table(head_steps: int, device: torch.device) -> FlowTable:
+    """The table of a law with so many head steps (cached: it is a constant)."""
+    with torch.inference_mode(False):
+        return FlowTable(flow_path(head_steps - 1), device)
+
+
+@lru_cache(maxsize=256)
+def handoff_step(head_steps: int, level: int) -> int:
+    """The step k whose state is nearest to a noise level in thousandths: a token is handed over before that step.
+
+    The clean token has level 0; it is the state after step 0, and so "before step -1". The state before the last step
+    has level 40.
+    """
+    levels = {k: 1000 * (1.0 - t) for k, t in enumerate(reversed(flow_path(head_steps - 1).t))} | {-1: 0.0}
+    return min(range(-1, head_steps - 1), key=lambda k: abs(levels[k] - level))
 
 
 def step(path: FlowPath, k: int, x: Tensor, v: Tensor, noise: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ Shape legend: B images, N tokens of an image, M positions of one pass, C class p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 from spd_core.families.sphere.blocks import Block, Positions, RMSNorm, feed_forward_dims, rotary_table
 from spd_core.families.sphere.head import FlowHead
 from spd_core.models.grid import ModelConfig
+from spd_core.models.kv import KvCache
 from spd_core.models.linear import Linear
+from spd_core.models.sequence import SequenceModel
 
 
 class SphereConfig(ModelConfig):
@@ -60,6 +61,16 @@ class SphereConfig(ModelConfig):
     def token_dim(self) -> int:
         return self.latent_dim
 
+    @property
+    def embed_dim(self) -> int:
+        """Dims of what the head reads of a token."""
+        return self.dim
+
+    @property
+    def prefix(self) -> int:
+        """Class positions before the one that token 0 is read at."""
+        return self.cls_token_num - 1
+
 
 #: The released models, by the letters of their names.
 PRESETS = {
@@ -69,24 +80,11 @@ PRESETS = {
 }
 
 
-@dataclass
-class SphereCache:
-    """Keys and values of the class positions, of every token's position, and one slot for what lies past the image.
-
-    A pass that begins at token p reads the slots before it only, so a row is rolled back by a smaller first position.
-    """
-
-    keys: list[Tensor]  #: per layer [B, H, C + N, d / H]
-    values: list[Tensor]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops the rows of the batch that are not in ``rows``."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
-
-
-class Sphere(nn.Module):
+class Sphere(SequenceModel):
     """The model; `forward` gives what the head reads at every position it is asked for."""
+
+    config: SphereConfig
+    head: FlowHead
 
     def __init__(self, config: SphereConfig) -> None:
         super().__init__()
@@ -114,28 +112,31 @@ class Sphere(nn.Module):
                 self._rotary = rotary_table(c.cls_token_num, c.grid, c.dim // c.n_head).to(self.device)
         return self._rotary
 
-    def cache(self, labels_B: Tensor, dtype: torch.dtype = torch.float32) -> SphereCache:
-        """A cache for images of these classes; a label below 0 is the null class."""
-        c = self.config
-        shape = (len(labels_B), c.n_head, c.cls_token_num + c.seq_len, c.dim // c.n_head)
-        keys, values = ([torch.zeros(shape, dtype=dtype, device=self.device) for _ in self.layers] for _ in range(2))
-        cache = SphereCache(keys, values)
-        self.begin(cache, torch.arange(len(labels_B), device=self.device), labels_B)
-        return cache
+    def cache(self, batch: int, dtype: torch.dtype = torch.float32) -> KvCache:
+        """An empty cache for ``batch`` rows: the class positions, the tokens, and one slot for what lies past them.
 
-    def begin(self, cache: SphereCache, rows_R: Tensor, labels_R: Tensor) -> None:
+        A pass that begins at token p reads the slots before it only, so a row is rolled back by a smaller first token.
+        """
+        c = self.config
+        return KvCache(c.n_layer, batch, c.n_head, c.prefix + c.seq_len + 1, c.dim // c.n_head, dtype, self.device)
+
+    def begin(self, cache: KvCache, rows_R: Tensor, labels_R: Tensor) -> None:
         """Gives rows of a cache to new images: writes the class positions before the one that token 0 is read at."""
-        before = self.config.cls_token_num - 1
+        c, before = self.config, self.config.prefix
         if not before:
             return
+        part = KvCache(c.n_layer, len(rows_R), c.n_head, before, c.dim // c.n_head, cache.dtype, self.device)
         slots = torch.arange(before, device=self.device).expand(len(rows_R), -1)
-        part = SphereCache([k[rows_R] for k in cache.keys], [v[rows_R] for v in cache.values])
         self._run(self.emb_norm(self._classes(labels_R)[:, :-1]), slots, part)
-        for whole, new in zip((*cache.keys, *cache.values), (*part.keys, *part.values), strict=True):
-            whole[rows_R] = new
+        cache.put(rows_R, part)
 
     def forward(
-        self, previous_BMD: Tensor, labels_B: Tensor, first_B: Tensor | None = None, cache: SphereCache | None = None
+        self,
+        previous_BMD: Tensor,
+        labels_B: Tensor,
+        first_B: Tensor | None = None,
+        cache: KvCache | None = None,
+        reach: int | None = None,
     ) -> Tensor:
         """What the head reads, [B, M, d], of tokens first, first + 1, ...
 
@@ -143,15 +144,22 @@ class Sphere(nn.Module):
             previous_BMD: for each token the one before it, of norm sqrt(D); not read for token 0.
             labels_B: class labels; a negative one is the null class.
             first_B: int64, each row's first token; None: 0. Tokens past the image's end are padding.
-            cache: holds every row's tokens before ``first_B``; gets these. None: there are none, and M <= N.
+            cache: holds the class positions (`begin`) and every row's tokens before ``first_B``; gets these. None:
+                there are none, and M <= N.
+            reach: slots of the cache that are read, at least all that tokens of the image see; None: all.
         """
-        return self.placed(self.contexts(previous_BMD, labels_B, first_B, cache), first_B)
+        return self.placed(self.contexts(previous_BMD, labels_B, first_B, cache, reach), first_B)
 
     def contexts(
-        self, previous_BMD: Tensor, labels_B: Tensor, first_B: Tensor | None = None, cache: SphereCache | None = None
+        self,
+        previous_BMD: Tensor,
+        labels_B: Tensor,
+        first_B: Tensor | None = None,
+        cache: KvCache | None = None,
+        reach: int | None = None,
     ) -> Tensor:
         """`forward` without the table of positions that only the head reads."""
-        count, before = previous_BMD.shape[1], self.config.cls_token_num - 1
+        count, before = previous_BMD.shape[1], self.config.prefix
         classes, tokens = self._classes(labels_B), self.proj_in(previous_BMD)
         if cache is None:
             x = torch.cat([classes, tokens[:, 1:]], dim=1)
@@ -159,7 +167,7 @@ class Sphere(nn.Module):
         first = torch.zeros_like(labels_B) if first_B is None else first_B
         place = first[:, None] + torch.arange(count, device=labels_B.device)
         x = torch.where((place == 0)[..., None], classes[:, -1:], tokens)
-        return self._run(self.emb_norm(x), before + place.clamp(max=self.config.seq_len), cache)
+        return self._run(self.emb_norm(x), before + place.clamp(max=self.config.seq_len), cache, reach)
 
     def placed(self, context_BMd: Tensor, first_B: Tensor | None = None) -> Tensor:
         """Contexts of tokens first, first + 1, ... with their positions added."""
@@ -173,15 +181,21 @@ class Sphere(nn.Module):
         ids = torch.where(labels_B < 0, c.num_classes, labels_B)
         return self.cls_embedding(ids).view(-1, c.cls_token_num, c.dim)
 
-    def _run(self, x_BMd: Tensor, slots_BM: Tensor | None = None, cache: SphereCache | None = None) -> Tensor:
+    def _run(
+        self, x_BMd: Tensor, slots_BM: Tensor | None = None, cache: KvCache | None = None, reach: int | None = None
+    ) -> Tensor:
         """Through every block and the last norm; ``slots_BM`` are positions in the whole sequence."""
         if cache is None or slots_BM is None:
             at = Positions(self.rotary[None, : x_BMd.shape[1], None, None], causal=True)
-        else:
-            mask = torch.arange(cache.keys[0].shape[2], device=x_BMd.device) <= slots_BM[..., None]
-            at = Positions(self.rotary[slots_BM][:, :, None, None], slots=slots_BM, mask=mask[:, None])
-        for layer, block in enumerate(self._blocks):
-            x_BMd = block(x_BMd, at, None if cache is None else (cache.keys[layer], cache.values[layer]))
+            for block in self._blocks:
+                x_BMd = block(x_BMd, at)
+            return self.norm(x_BMd)
+        reach = min(reach or cache.slots, cache.slots)
+        unseen = torch.arange(reach, device=x_BMd.device) > slots_BM[..., None]
+        mask = torch.zeros(unseen.shape, dtype=cache.dtype, device=x_BMd.device).masked_fill_(unseen, -torch.inf)
+        at = Positions(self.rotary[slots_BM][:, :, None, None], slots=slots_BM, mask=mask[:, None])
+        for block, layer in zip(self._blocks, cache.layers(reach), strict=True):
+            x_BMd = block(x_BMd, at, layer)
         return self.norm(x_BMd)
 
     @property

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from spd_core.families.sphere import blocks, flow, head, model
 from spd_core.families.sphere.blocks import on_sphere
 from spd_core.families.sphere.flow import flow_path
-from spd_core.families.sphere.head import FlowHead, Modulation
+from spd_core.families.sphere.head import FlowHead
 from spd_core.families.sphere.model import PRESETS, Sphere, SphereConfig
 from spd_core.families.sphere.vae import PowerSpherical, SphereVae, SphereVaeConfig, to_bytes
+from spd_core.models.head import StepModulation
 from tests.oracles import sphere as oracle_code
 from tests.oracles.files import BUNDLED, SHARED, failing
+from tests.oracles.sphere import _begun
 
 GENERATE = BUNDLED / "sphere_generate.json"
 
@@ -65,17 +67,18 @@ def _classes_not_rotated_but_zeroed(prefix: int, grid: int, head_dim: int) -> Te
 _MODULATION, _CONTEXTS, _GUIDANCE = FlowHead.modulation, Sphere.contexts, flow.guidance
 
 
-def _shift_before_scale(self: FlowHead, embedding: Tensor) -> Modulation:
+def _shift_before_scale(self: FlowHead, embedding: Tensor) -> StepModulation:
     made = _MODULATION(self, embedding)
-    return Modulation(tuple((b, a, c) for a, b, c in made.maps), (made.final[1], made.final[0]))
+    blocks = tuple((shift + 1, gain - 1, gate) for gain, shift, gate in made.blocks)
+    return StepModulation(blocks, (made.final[1] + 1, made.final[0] - 1))
 
 
-def _second_silu(self: FlowHead, embedding: Tensor) -> Modulation:
+def _second_silu(self: FlowHead, embedding: Tensor) -> StepModulation:
     return _MODULATION(self, nn.functional.silu(embedding))
 
 
-def _own_map_for_each_block(self: FlowHead, modulation: Modulation) -> list[tuple[Tensor, Tensor, Tensor]]:
-    return [modulation.maps[i % len(modulation.maps)] for i in range(len(self.net.res_blocks))]
+def _own_map_for_each_block(self: FlowHead, maps: list, final: tuple) -> StepModulation:
+    return StepModulation(tuple(maps[i % len(maps)] for i in range(len(self.net.res_blocks))), final)
 
 
 MISTAKES: dict[str, tuple[object, str, Callable[..., object]]] = {
@@ -172,7 +175,7 @@ def small() -> Sphere:
 def test_passes_over_several_tokens_and_a_rollback_agree_with_the_whole_sequence(small: Sphere):
     labels, tokens = torch.tensor([2, -1]), on_sphere(torch.randn(2, 9, 4))
     previous = tokens.roll(1, dims=1)
-    whole, cache = small(previous, labels), small.cache(labels)
+    whole, cache = small(previous, labels), _begun(small, labels)
     small(torch.randn(2, 4, 4), labels, torch.tensor([0, 0]), cache)  # a refused draft
     first = small(previous[:, :3], labels, torch.tensor([0, 0]), cache)
     rest = small(previous[:, 3:], labels, torch.tensor([3, 3]), cache)
@@ -182,7 +185,7 @@ def test_passes_over_several_tokens_and_a_rollback_agree_with_the_whole_sequence
 def test_rows_at_different_tokens_and_new_images_in_their_places(small: Sphere):
     labels, tokens = torch.tensor([2, 4]), on_sphere(torch.randn(2, 9, 4))
     previous = tokens.roll(1, dims=1)
-    cache = small.cache(labels)
+    cache = _begun(small, labels)
     small(previous[:, :5], labels, torch.tensor([0, 0]), cache)
     labels = torch.tensor([2, 1])
     small.begin(cache, torch.tensor([1]), labels[1:])
@@ -194,7 +197,7 @@ def test_rows_at_different_tokens_and_new_images_in_their_places(small: Sphere):
 
 def test_positions_past_the_image_are_padding(small: Sphere):
     labels, previous = torch.tensor([0]), torch.randn(1, 9, 4)
-    cache = small.cache(labels)
+    cache = _begun(small, labels)
     whole = small(previous, labels)
     small(previous[:, :8], labels, torch.tensor([0]), cache)
     got = small(torch.cat([previous[:, 8:], torch.randn(1, 3, 4)], dim=1), labels, torch.tensor([8]), cache)
