@@ -35,6 +35,9 @@ def tiny_sphere(config: SphereConfig = CONFIG, seed: int = 0, scale: float = 0.3
     for name, parameter in model.named_parameters():
         drawn = torch.randn(parameter.shape, generator=generator) * scale
         parameter.copy_(1 + drawn if "norm" in name and name.endswith("weight") else drawn)
+    for name, parameter in model.head.named_parameters():
+        if "norm" not in name and "cond_embed" not in name:
+            parameter.mul_(0.5)  # a velocity so rough that nothing could be held is like no trained head's
     model.proj_in.weight.mul_(3.0)
     model.head.net.cond_embed.weight.mul_(2.0)
     return model

@@ -70,7 +70,7 @@ def convert_sphere(target: Path, draft: Path | None, vae: Path | None, out: Path
         found["draft"], draft_config = _model(draft, drafted, vae_config, take.weights, take.draft_heads)
         _check_same_tokens(draft, target_config, draft_config)
         _check_same_autoencoder(draft, _autoencoder(draft, drafted), autoencoder)
-    _check_latents(target_config, vae_config)
+    _check_latents(target_config, vae_config, autoencoder is not None)
     known = preset_of(target_config)
     card = PairCard(
         name=name,
@@ -123,7 +123,8 @@ def _check_same_autoencoder(path: Path, own: Weights | None, pairs: Weights | No
             raise PairError(f"draft: {path} has another autoencoder ({key} differs), allowed: the target's")
 
 
-def _check_latents(target: SphereConfig, vae: SphereVaeConfig) -> None:
+def _check_latents(target: SphereConfig, vae: SphereVaeConfig, given: bool) -> None:
     got, allowed = (vae.latent_dim, vae.grid), (target.latent_dim, target.grid)
     if got != allowed:
-        raise PairError(f"vae: makes (dims, grid) {got}, allowed: {allowed} (the target's)")
+        which = "makes" if given else "got none, and the public one makes"
+        raise PairError(f"vae: {which} (dims, grid) {got}, allowed: {allowed} (the target's)")

@@ -13,7 +13,7 @@ from spd_core.decode.log import Decoded, Meter
 from spd_core.decode.naive import decoded_naively
 from spd_core.decode.path import LawHead
 from spd_core.draws import Draws, Purpose
-from spd_core.families.causal.tokens import Opening, noise_above, previous_tokens
+from spd_core.families.causal.tokens import Opening, PathLaw, noise_above, previous_tokens
 from spd_core.families.sphere.flow import flow_path, step
 from spd_core.families.sphere.head import guided
 from spd_core.families.sphere.model import Sphere
@@ -51,7 +51,7 @@ def decode_sphere_naive(target: Sphere, law: SamplerLaw, labels_B: Tensor, draws
 class _Walk:
     """A token's steps of a batch, from a state before some step on; the noise [R, K, D] is in the order of k."""
 
-    def __init__(self, target: Sphere, path: SpherePath, z_GRZ: Tensor, scale: Tensor) -> None:
+    def __init__(self, target: Sphere, path: PathLaw, z_GRZ: Tensor, scale: Tensor) -> None:
         self.head, self.z, self.scale, self.temperature = target.head, z_GRZ, scale, path.law.temperature
         self.flow = flow_path(path.law.head_steps - 1)
 

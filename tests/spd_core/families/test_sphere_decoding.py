@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from unittest.mock import patch
 
 import pytest
@@ -16,6 +17,7 @@ from spd_core.decode import head_speculation
 from spd_core.draws import Draws, Purpose
 from spd_core.families.causal import speculation
 from spd_core.families.sphere import tokens as sphere_tokens
+from spd_core.families.sphere.blocks import on_sphere
 from spd_core.families.sphere.flow import handoff_step
 from spd_core.families.sphere.naive import decode_sphere_naive
 from spd_core.families.sphere.tokens import (
@@ -35,7 +37,7 @@ CONSTANT = PUBLIC.model_copy(update={"cfg_schedule": "constant"})
 UNGUIDED = PUBLIC.model_copy(update={"cfg": 1.0})
 EARLY = PUBLIC.model_copy(update={"handoff_level": 200, "temperature": 0.8})
 LAWS = {"public": PUBLIC, "constant": CONSTANT, "unguided": UNGUIDED, "hand-off": HANDOFF, "early hand-off": EARLY}
-IMAGES, LENGTH, DIMS = 3000, CONFIG.seq_len, CONFIG.latent_dim
+IMAGES, LENGTH, DIMS = 2000, CONFIG.seq_len, CONFIG.latent_dim
 
 
 @pytest.fixture(scope="module")
@@ -110,46 +112,68 @@ def test_the_hand_off():
 
 
 @torch.inference_mode()
-def _plain(target, law, windows=(), seed=0, count=IMAGES):
-    labels, draws = torch.zeros(count, dtype=torch.int64), Draws(torch.arange(count) + seed * 10**6)
-    return decode_sphere_plain(target, law, labels, draws, windows).tokens.flatten(1)
+def _windowed(target, law):
+    labels, draws = torch.zeros(IMAGES, dtype=torch.int64), Draws(torch.arange(IMAGES) + 10**6)
+    return decode_sphere_plain(target, law, labels, draws, (4, 3, 2)).tokens.flatten(1)
+
+
+@cache
+@torch.inference_mode()
+def _plain(law):
+    labels, draws = torch.zeros(IMAGES, dtype=torch.int64), Draws(torch.arange(IMAGES))
+    return decode_sphere_plain(tiny_sphere(), law, labels, draws).tokens.flatten(1)
 
 
 @torch.inference_mode()
-def _speculative(target, draft, law, method, seed=1, count=IMAGES):
-    labels, draws = torch.zeros(count, dtype=torch.int64), Draws(torch.arange(count) + seed * 10**6)
-    return decode_sphere_speculative(target, draft, law, method, labels, draws, 500)
+def _speculative(target, draft, law, method):
+    labels, draws = torch.zeros(IMAGES, dtype=torch.int64), Draws(torch.arange(IMAGES) + 10**6)
+    return decode_sphere_speculative(target, draft, law, method, labels, draws, 1000)
 
 
 def _one_law(x, y):
     assert marginal_p_value(x, y) > 1e-3
-    assert energy_p_value(x[:1500], y[:1500]) > 1e-2
+    assert energy_p_value(x, y) > 5e-3
 
 
 def _two_laws(x, y):
-    assert min(marginal_p_value(x, y), energy_p_value(x[:1500], y[:1500]) / 50) < 1e-3
+    assert marginal_p_value(x, y) < 1e-4 or energy_p_value(x, y) <= 5e-3
 
 
-@pytest.mark.parametrize("name", LAWS)
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", ["public", "hand-off", *(pytest.param(name, marks=SLOW) for name in list(LAWS)[1:3])])
 def test_windows_keep_the_law(target, name):
-    law, labels = LAWS[name], torch.zeros(20, dtype=torch.int64)
-    _one_law(_plain(target, law), _plain(target, law, (4, 3, 2), seed=1))
-    with torch.inference_mode():
-        counts = decode_sphere_plain(target, law, labels, Draws(torch.arange(20)), (4, 3, 2)).counts
-    tokens = LENGTH + sphere_tokens.null_first(law)
-    assert counts["target_head_calls"] < tokens * SpherePath(law, LENGTH).above
-    assert counts["target_head_rows"] > 20 * tokens * SpherePath(law, LENGTH).above
+    _one_law(_plain(LAWS[name]), _windowed(target, LAWS[name]))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["public", "hand-off"])
+def test_windows_save_sequential_calls_and_cost_rows(target, name):
+    law = LAWS[name]
+    steps = 4 * (LENGTH + 1) * SpherePath(law, LENGTH).above  # with the null branch's token
+    made = [decode_sphere_plain(target, law, *_inputs(1, i), (4, 3, 2)).counts for i in range(4)]
+    assert sum(counts["target_head_calls"] for counts in made) < 0.8 * steps
+    assert sum(counts["target_head_rows"] for counts in made) > 2 * steps
 
 
 METHODS = [Speculative(gamma=3, stride=1, proposals=2), Speculative(gamma=2, stride=2, proposals=1, head_window=(3, 2))]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=["walk", "windows"])
-@pytest.mark.parametrize("name", ["hand-off", "early hand-off"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("hand-off", METHODS[0]),
+        ("early hand-off", METHODS[1]),
+        pytest.param("hand-off", METHODS[1], marks=SLOW),
+        pytest.param("early hand-off", METHODS[0], marks=SLOW),
+    ],
+    ids=["hand-off, walk", "early, windows", "hand-off, windows", "early, walk"],
+)
 def test_speculation_keeps_the_law(target, draft, name, method):
     decoded = _speculative(target, draft, LAWS[name], method)
-    assert 0.1 < decoded.drafts.accepted.float().mean() < 0.95, "the test needs both outcomes"
-    _one_law(_plain(target, LAWS[name]), decoded.tokens.flatten(1))
+    assert 0.05 < decoded.drafts.accepted.float().mean() < 0.95, "the test needs both outcomes"
+    _one_law(_plain(LAWS[name]), decoded.tokens.flatten(1))
 
 
 # Mutants.
@@ -197,29 +221,26 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*list(MUTANTS)[:3], *(pytest.param(name, marks=SLOW) for name in list(MUTANTS)[3:])])
 def test_mutants_of_the_public_law_are_rejected(target, name):
     with patch.object(*MUTANTS[name]):
-        wrong = _plain(target, PUBLIC, (4, 3, 2), seed=1)
-    _two_laws(_plain(target, PUBLIC), wrong)
+        wrong = _windowed(target, PUBLIC)
+    _two_laws(_plain(PUBLIC), wrong)
 
 
-def test_a_null_branch_with_the_tokens_own_numbers_is_caught(target):
-    """Its token would be the image's own where classes mean nothing: the two must be independent."""
-    (labels, draws), law = _inputs(400), UNGUIDED.model_copy(update={"cfg": 1.001})
-    seen = []
-    right = SphereMaking.open
+def test_the_null_branchs_token_has_numbers_of_its_own(target):
+    """Of images without a class it has the law of their first tokens, and is another sample of it."""
+    made, right = [], SphereMaking.open
 
     def open(self, opening, path):
         right(self, opening, path)
-        seen.append(opening.readers[0].null.clone())
+        made.append(on_sphere(opening.readers[0].null))
 
+    labels, draws = torch.full((500,), -1), Draws(torch.arange(500))
     with torch.inference_mode(), patch.object(SphereMaking, "open", open):
-        tokens = decode_sphere_plain(target, law, labels * 0 - 1, draws).tokens
-    null = torch.nn.functional.normalize(seen[0], dim=-1) * DIMS**0.5
-    both = torch.stack([null.flatten(), tokens[:, 0].flatten()]) - null.mean()
-    assert both.corrcoef()[0, 1].abs() < 0.2 or not torch.allclose(null, tokens[:, 0], atol=0.1)
-    assert not torch.allclose(null, tokens[:, 0], atol=0.1)
+        tokens = decode_sphere_plain(target, PUBLIC, labels, draws).tokens[:, 0]
+    assert marginal_p_value(made[0], tokens) > 1e-3
+    assert torch.cat([made[0], tokens], dim=1).T.corrcoef()[:DIMS, DIMS:].abs().max() < 0.2
 
 
 @torch.inference_mode()
@@ -280,7 +301,7 @@ def test_samples_of_p_as_residual_are_rejected(target, draft):
 
     with patch.object(speculation, "sample_residual", first):
         wrong = _speculative(target, draft, HANDOFF, METHODS[0])
-    _two_laws(_plain(target, HANDOFF), wrong.tokens.flatten(1))
+    _two_laws(_plain(HANDOFF), wrong.tokens.flatten(1))
 
 
 def test_drafts_that_always_stand_are_rejected(target, draft):
@@ -289,7 +310,7 @@ def test_drafts_that_always_stand_are_rejected(target, draft):
 
     with patch.object(rules, "judge", judged):
         wrong = _speculative(target, perturbed(target, 0.05), HANDOFF, METHODS[0])
-    _two_laws(_plain(target, HANDOFF), wrong.tokens.flatten(1))
+    _two_laws(_plain(HANDOFF), wrong.tokens.flatten(1))
 
 
 # Random numbers.
