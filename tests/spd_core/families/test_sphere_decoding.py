@@ -295,12 +295,12 @@ def test_a_draft_that_lacks_the_null_branchs_token_is_caught(target):
     assert decoded.drafts.log_ratio.abs().max() > 1e-2
 
 
-def test_samples_of_p_as_residual_are_rejected(target, draft):
+def test_samples_of_p_as_residual_are_rejected(target):
     def first(rows, propose):
         return propose(rows, 0)[0][:, 0]
 
     with patch.object(speculation, "sample_residual", first):
-        wrong = _speculative(target, draft, HANDOFF, METHODS[0])
+        wrong = _speculative(target, perturbed(target, 0.04), HANDOFF, METHODS[0])
     _two_laws(_plain(HANDOFF), wrong.tokens.flatten(1))
 
 
