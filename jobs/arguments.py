@@ -287,10 +287,14 @@ def _convert(parser: argparse.ArgumentParser) -> None:
         "--target",
         required=True,
         metavar="FILE",
-        help="checkpoint-last.pth of a public MAR model, or a c2i checkpoint of LlamaGen",
+        help="checkpoint-last.pth of a public MAR model, a c2i checkpoint of LlamaGen, or SphereAR_H.pt and its like",
     )
     parser.add_argument("--draft", metavar="FILE", help="a smaller one of the same family")
-    parser.add_argument("--vae", metavar="FILE", help="MAR: kl16.ckpt; without it no images can be made")
+    parser.add_argument(
+        "--vae",
+        metavar="FILE",
+        help="MAR: kl16.ckpt; without it no images can be made; SphereAR: vae.pt, default what the target's file holds",
+    )
     parser.add_argument("--vq", metavar="FILE", help="LlamaGen: vq_ds16_c2i.pt; without it no images can be made")
     parser.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="LlamaGen: side of the images, if neither file nor name tells"

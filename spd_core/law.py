@@ -40,7 +40,8 @@ class SamplerLaw(Settings):
         ge=0,
         le=998,
         description="causal family: original timestep of the states that the context network reads; tokens are made "
-        "one after another down to it and finished together. MAR: not used",
+        "one after another down to it and finished together. SphereAR: the same in thousandths of noise, 0: the clean "
+        "token, 40: before its last step. MAR: not used",
     )
     cfg: float = Field(1.0, ge=1.0, le=100.0, description="classifier-free guidance weight; 1: no guidance")
     cfg_schedule: Literal["linear", "constant"] = Field(

@@ -295,12 +295,19 @@ def test_a_draft_that_lacks_the_null_branchs_token_is_caught(target):
     assert decoded.drafts.log_ratio.abs().max() > 1e-2
 
 
+def _leaning(target):
+    """A draft that errs one way: what a wrong correction leaves of its drafts adds up."""
+    draft = perturbed(target, 0.0)
+    draft.head.net.final_layer.linear.bias.add_(0.4)
+    return draft
+
+
 def test_samples_of_p_as_residual_are_rejected(target):
     def first(rows, propose):
         return propose(rows, 0)[0][:, 0]
 
     with patch.object(speculation, "sample_residual", first):
-        wrong = _speculative(target, perturbed(target, 0.04), HANDOFF, METHODS[0])
+        wrong = _speculative(target, _leaning(target), HANDOFF, METHODS[0])
     _two_laws(_plain(HANDOFF), wrong.tokens.flatten(1))
 
 
@@ -309,7 +316,7 @@ def test_drafts_that_always_stand_are_rejected(target, draft):
         return replace(judge(log_ratio, log_relaxed, uniform), accepted=torch.ones_like(uniform, dtype=torch.bool))
 
     with patch.object(rules, "judge", judged):
-        wrong = _speculative(target, perturbed(target, 0.05), HANDOFF, METHODS[0])
+        wrong = _speculative(target, _leaning(target), HANDOFF, METHODS[0])
     _two_laws(_plain(HANDOFF), wrong.tokens.flatten(1))
 
 
