@@ -22,14 +22,14 @@ from spd_core.decode import decode
 from spd_core.decode.cost import CallTimes
 from spd_core.decode.log import Meter
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, steps_down
-from spd_core.diffusion import step_table
 from spd_core.draws import Draws, Purpose
-from spd_core.families.causal.model import Causal
 from spd_core.families.causal.speculation import draft_walk, held_predictions, predictions
 from spd_core.families.causal.tokens import (
     DRAWN_AHEAD,
+    MAKING,
     Canvas,
     ContextReader,
+    Making,
     PathLaw,
     finish,
     noise_above,
@@ -38,6 +38,7 @@ from spd_core.families.causal.tokens import (
     previous_tokens,
 )
 from spd_core.law import Plain, SamplerLaw, Speculative
+from spd_core.models.sequence import SequenceModel
 
 if TYPE_CHECKING:
     from spd_core.pairs.pair import Pair
@@ -48,22 +49,30 @@ Calls = dict[str, Callable[[], object]]
 
 
 @torch.inference_mode()
-def measure_calls(pair: Pair, law: SamplerLaw, method: Plain | Speculative, labels: Tensor, draws: Draws) -> CallTimes:
+def measure_calls(
+    pair: Pair,
+    law: SamplerLaw,
+    method: Plain | Speculative,
+    labels: Tensor,
+    draws: Draws,
+    making: Making = MAKING,
+) -> CallTimes:
     """Means over `PLACES` places of the image and `REPEATS` each.
 
     Not medians: where other processes share the machine, a short call is mostly spared and sometimes hit, and its
     median would leave out what a decoding of hundreds of such calls pays for.
 
     Args:
-        pair: a causal pair.
+        pair: of models that make tokens in turn.
         law: what is sampled.
         method: gives windows and, if speculative, gamma, stride and proposals; its acceptance rule is not used.
         labels, draws: of the images decoded together.
+        making: how the family's tokens are made.
 
     Raises:
         TypeError: for a pair of another family.
     """
-    model = _Decoded(pair, law, method, labels, draws)
+    model = _Decoded(pair, law, method, labels, draws, making)
     places = [_timed(model.at(place), pair.device) for place in model.places()]
     mean = {name: statistics.fmean(seconds[name] for seconds in places) for name in places[0]}
     mean |= _timed(model.whole(), pair.device)
@@ -96,20 +105,28 @@ class _Decoded:
     the head's steps fall along the image, a call makes those of its first token.
     """
 
-    def __init__(self, pair: Pair, law: SamplerLaw, method: Plain | Speculative, labels: Tensor, draws: Draws) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        law: SamplerLaw,
+        method: Plain | Speculative,
+        labels: Tensor,
+        draws: Draws,
+        making: Making,
+    ) -> None:
         target, draft = pair.target, pair.draft
-        if not isinstance(target, Causal) or not (draft is None or isinstance(draft, Causal)):
-            raise TypeError(f"call times of a causal pair, got family {pair.card.family}")
+        if not isinstance(target, SequenceModel) or not (draft is None or isinstance(draft, SequenceModel)):
+            raise TypeError(f"call times of models that make tokens in turn, got family {pair.card.family}")
         self.draws, self.method, self.windows = draws, method, method.head_window
-        self.path, self.dims = PathLaw(law, target.config.seq_len), target.config.token_dim
+        self.path, self.dims = making.path(law, target.config.seq_len), target.config.token_dim
         self.ahead = min(DRAWN_AHEAD, self.path.tokens)
         self.image = torch.arange(len(labels), device=labels.device)
         tokens = decode(pair, law, Plain(head_window=self.windows), labels, self.draws).tokens
         self.states = self._handed_over(tokens, int(draws.seeds[0]))
-        self.reader, self.head = ContextReader(target, law, labels), LawHead(target.head, law)
+        self.reader, self.head = making.reader(target, law, labels), LawHead(target.head, law)
         self.z = self._read(self.reader, 0, self.path.tokens)  # [G, B, N, Z], which also fills the cache
         if isinstance(method, Speculative) and draft is not None:
-            self.draft_reader, self.draft_head = ContextReader(draft, law, labels), LawHead(draft.head, law)
+            self.draft_reader, self.draft_head = making.reader(draft, law, labels), LawHead(draft.head, law)
             self.draft_z = self._read(self.draft_reader, 0, self.path.tokens)
 
     def places(self) -> list[int]:
@@ -185,10 +202,8 @@ class _Decoded:
 
     def _handed_over(self, tokens_BND: Tensor, seed: int) -> Tensor:
         """The tokens with the noise they carry when they are handed over."""
-        path = self.path.at(0)
-        table, k = step_table(path.law.head_steps, path.law.start_level, tokens_BND.device), path.handoff
         noise = torch.randn(tokens_BND.shape, generator=torch.Generator().manual_seed(seed)).to(tokens_BND.device)
-        return table.signal[k] * tokens_BND + table.noise[k] * noise
+        return self.path.at(0).handed_over(tokens_BND, noise)
 
     def _read(self, reader: ContextReader, place: int, count: int) -> Tensor:
         first = torch.full_like(self.image, place)

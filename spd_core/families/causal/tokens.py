@@ -24,7 +24,7 @@ from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, by_steps, walk
 from spd_core.decode.reader import CachedReader
-from spd_core.diffusion import handoff_step
+from spd_core.diffusion import handoff_step, step_table
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
 from spd_core.models.kv import reach_of
@@ -71,6 +71,11 @@ class PathLaw:
     def handoff(self) -> int:
         """The hand-off state is y_k of this step, which is the first one below."""
         return handoff_step(self.law.head_steps, self.law.start_level, self.law.handoff_level)
+
+    def handed_over(self, tokens: Tensor, noise: Tensor) -> Tensor:
+        """Clean tokens with the noise that they carry when they are handed over."""
+        table, k = step_table(self.law.head_steps, self.law.start_level, tokens.device), self.handoff
+        return table.signal[k] * tokens + table.noise[k] * noise
 
     def ended(self, states: Tensor) -> Tensor:
         """Tokens of the states at the end of their paths."""

@@ -25,6 +25,7 @@ from spd_core.families.sphere.model import Sphere, SphereConfig
 from spd_core.families.sphere.naive import decode_sphere_naive
 from spd_core.families.sphere.predict import batch_seconds
 from spd_core.families.sphere.tokens import (
+    SPHERE,
     SpherePath,
     decode_sphere_plain,
     decode_sphere_speculative,
@@ -36,6 +37,7 @@ from spd_core.law import Acceptance, Auto, Choice, HeadWindow, Method, Plain, Sa
 from spd_core.models.grid import ModelConfig
 
 if TYPE_CHECKING:
+    from spd_core.decode.cost import CallTimes
     from spd_core.pairs.checkpoint import Take
     from spd_core.pairs.pair import Pair, PairCard
 
@@ -62,6 +64,7 @@ class SphereFamily(HeadFamily):
         "tokens/target pass", "head calls/token", "head rows/token", "finish calls", "distance (95 %)",
         "label agreement",
     )  # fmt: skip
+    ratios = ", predicted is what the cost model makes of measured call times and acceptance."
     law_fields = frozenset(
         {
             "head_steps", "head_schedule", "head_steps_end", "handoff_level", "cfg", "cfg_schedule", "temperature",
@@ -101,6 +104,13 @@ class SphereFamily(HeadFamily):
 
     def compared(self, card: PairCard, law: SamplerLaw, wishes: Wishes) -> list[tuple[SamplerLaw, Compared]]:
         return compared(card, law, wishes)
+
+    def call_times(
+        self, pair: Pair, law: SamplerLaw, method: Plain | Speculative, labels: Tensor, draws: Draws
+    ) -> CallTimes:
+        from spd_core.families.causal.calls import measure_calls
+
+        return measure_calls(pair, law, method, labels, draws, SPHERE)
 
     def memory(self, config: ModelConfig, law: SamplerLaw, images: int, block: int) -> Held:
         if not isinstance(config, SphereConfig):

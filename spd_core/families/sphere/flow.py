@@ -129,8 +129,12 @@ def handoff_step(head_steps: int, level: int) -> int:
     The clean token has level 0; it is the state after step 0, and so "before step -1". The state before the last step
     has level 40.
     """
-    levels = {k: 1000 * (1.0 - t) for k, t in enumerate(reversed(flow_path(head_steps - 1).t))} | {-1: 0.0}
-    return min(range(-1, head_steps - 1), key=lambda k: abs(levels[k] - level))
+    return min(range(-1, head_steps - 1), key=lambda k: abs(1000 * noise_left(head_steps, k) - level))
+
+
+def noise_left(head_steps: int, k: int) -> float:
+    """1 - t, the share of noise in the state before step k; 0 in the clean token, before step -1."""
+    return 0.0 if k < 0 else 1.0 - flow_path(head_steps - 1).t[head_steps - 1 - k]
 
 
 def step(path: FlowPath, k: int, x: Tensor, v: Tensor, noise: Tensor) -> Tensor:

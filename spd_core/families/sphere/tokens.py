@@ -35,7 +35,7 @@ from spd_core.families.causal.tokens import (
     path_above,
 )
 from spd_core.families.sphere.blocks import on_sphere
-from spd_core.families.sphere.flow import LAST_LEVEL, handoff_step
+from spd_core.families.sphere.flow import LAST_LEVEL, handoff_step, noise_left
 from spd_core.families.sphere.model import Sphere
 from spd_core.law import Method, SamplerLaw, Speculative
 from spd_core.models.sequence import SequenceModel
@@ -60,6 +60,10 @@ class SpherePath(PathLaw):
         share = position.float() / self.tokens
         share = share if self.law.cfg_schedule == "linear" else torch.ones_like(share)
         return (1.0 + (self.law.cfg - 1.0) * share)[..., None]
+
+    def handed_over(self, tokens: Tensor, noise: Tensor) -> Tensor:
+        left = noise_left(self.law.head_steps, self.handoff)
+        return (1.0 - left) * tokens + left * noise
 
     def ended(self, states: Tensor) -> Tensor:
         return on_sphere(states)
