@@ -13,6 +13,12 @@ from spd_core.law import Auto, Cspd, Null, Plain, SamplerLaw, Speculative
 
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "pattern": "matches"}
 
+_METHODS = (
+    "# Methods and their fields; `method: plain` is short for one with its defaults.",
+    "# A method that is named takes the values below for what is not given.",
+    "# A spec that names none takes its pair's method, whose values, above, may be others.",
+)
+
 
 def _defaults() -> Spec:
     try:
@@ -49,11 +55,11 @@ def _lines(model: BaseModel, indent: str) -> list[str]:
 
 
 def _method_lines() -> list[str]:
-    lines = ["", "# Methods and their fields; `method: plain` is short for one with its defaults."]
+    lines = ["", *_METHODS]
     for method in (Plain(), Cspd(), Speculative(), Null(), Auto()):
         floor = "at least " if isinstance(method, Auto) else ""
         lines.append(f"# method {method.name}, guarantee {floor}{method.guarantee}: {(method.__doc__ or '').strip()}")
-        lines += [f"#   {line.strip()}" for line in _lines(method, "") if not line.startswith("name:")]
+        lines += [f"#   {line}" for line in _lines(method, "") if not line.startswith("name:")]
     return lines
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
@@ -9,7 +11,7 @@ from jobs.job.spec_text import spec_as_yaml
 from jobs.run.estimate import assumed_device, estimate, estimate_lines
 from jobs.words.errors import SpecError
 from spd_core.decode.predict import images_per_s
-from spd_core.law import Choice, Plain
+from spd_core.law import Auto, Choice, Cspd, Null, Plain, Speculative
 from spd_core.pairs.pair import load_card
 from tests.jobs.tree import make_tree
 from tests.tiny_pair import make_tiny_pair
@@ -223,6 +225,19 @@ def test_spec_text_is_the_default_spec():
     assert "# images decoded together (1 to 65536)" in text
     assert "# images of the dataset (>= 1, <= 10000000000)" in text and "(one of paper, released)" in text
     assert make_spec(raw).model_dump() == make_spec({}).model_dump()
+
+
+def test_the_fields_of_each_method_in_the_spec_text_are_yaml_that_makes_it():
+    blocks = re.split(r"^# method (\w+), guarantee.*\n", spec_as_yaml(), flags=re.MULTILINE)[1:]
+    for name, block in zip(blocks[::2], blocks[1::2], strict=True):
+        fields = yaml.safe_load(re.sub(r"^#   ", "", block, flags=re.MULTILINE))
+        kind = {"plain": Plain, "cspd": Cspd, "speculative": Speculative, "null": Null, "auto": Auto}[name]
+        assert kind.model_validate(fields) == kind() and fields == kind().model_dump(mode="json", exclude={"name"})
+
+
+def test_the_spec_text_says_why_the_default_method_has_other_values_than_the_method_alone():
+    assert make_spec({}).method != make_spec({"method": "speculative"}).method
+    assert "A spec that names none takes its pair's method, whose values, above, may be others." in spec_as_yaml()
 
 
 def test_shorthands_and_yaml_null_method(pair, tmp_path):
