@@ -43,6 +43,29 @@ def accuracy(model: LabelClassifier, images_nHWC: Tensor, labels_n: Tensor) -> f
     return int((model.predict(images_nHWC) == labels_n).sum()) / len(labels_n)
 
 
+def _fit(
+    model: LabelClassifier, images_nHWC: Tensor, labels_n: Tensor, generator: torch.Generator, epochs: int
+) -> None:
+    """Trains the model for that many passes; orders and shifts come from the generator."""
+    per_epoch = len(images_nHWC) // _BATCH
+    optimizer = torch.optim.SGD(model.parameters(), lr=_RATE, momentum=0.9, nesterov=True, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * per_epoch, pct_start=0.25)
+    began = time.process_time()
+    for epoch in range(epochs):
+        losses = []
+        order = torch.randperm(len(images_nHWC), generator=generator)
+        for index in torch.split(order[: per_epoch * _BATCH], _BATCH):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = model(shifted(images_nHWC[index], generator))
+            loss = nn.functional.cross_entropy(logits, labels_n[index], label_smoothing=0.1)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+        log.info("epoch %d  loss %.4f  %.0f s", epoch + 1, torch.stack(losses).mean(), time.process_time() - began)
+
+
 def train_classifier(
     images_nHWC: Tensor,
     labels_n: Tensor,
@@ -68,23 +91,8 @@ def train_classifier(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model = LabelClassifier(classes, width).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    per_epoch = len(images_nHWC) // _BATCH
-    optimizer = torch.optim.SGD(model.parameters(), lr=_RATE, momentum=0.9, nesterov=True, weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * per_epoch, pct_start=0.25)
     began = time.process_time()
-    for epoch in range(epochs):
-        losses = []
-        order = torch.randperm(len(images_nHWC), generator=generator)
-        for index in torch.split(order[: per_epoch * _BATCH], _BATCH):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                logits = model(shifted(images_nHWC[index], generator))
-            loss = nn.functional.cross_entropy(logits, labels_n[index], label_smoothing=0.1)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-        log.info("epoch %d  loss %.4f  %.0f s", epoch + 1, torch.stack(losses).mean(), time.process_time() - began)
+    _fit(model, images_nHWC, labels_n, generator, epochs)
     state = model.state_dict()
     raw = save({name: (v.half() if v.is_floating_point() else v).contiguous() for name, v in state.items()})
     out_dir.mkdir(parents=True, exist_ok=True)

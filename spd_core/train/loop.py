@@ -136,6 +136,28 @@ def _differing(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
     return sorted(name for name in names if saved.get(name) != given.get(name))
 
 
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW that decays matrices only."""
+    decay = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2]
+    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95))
+
+
+def _saved(recipe: Recipe, checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint of the recipe holds.
+
+    Raises:
+        ValueError: it is of another recipe.
+    """
+    saved: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    if other := _differing(json.loads(saved["recipe"]), recipe.model_dump(mode="json")):
+        raise ValueError(
+            f"recipe: got another one than that of {checkpoint} ({', '.join(other)}), allowed: a new folder or the same"
+        )
+    return saved
+
+
 def train(recipe: Recipe, data_n: Tensor, given_n: Tensor, out: Path, save_every: int = 500) -> Path:
     """Trains to the recipe's last step and returns the path of the EMA weights (safetensors, float16).
 
@@ -146,20 +168,12 @@ def train(recipe: Recipe, data_n: Tensor, given_n: Tensor, out: Path, save_every
     """
     torch.manual_seed(recipe.seed)
     model = recipe.build().train()
-    decay = [p for p in model.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if p.dim() != 2]
-    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95))
+    optimizer = _optimizer(recipe, model)
     ema = {name: p.detach().clone() for name, p in model.state_dict().items()}
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, start, seconds = out / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        if other := _differing(json.loads(saved["recipe"]), recipe.model_dump(mode="json")):
-            raise ValueError(
-                f"recipe: got another one than that of {checkpoint} ({', '.join(other)}), "
-                "allowed: a new folder or the same"
-            )
+        saved = _saved(recipe, checkpoint)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         ema, start, seconds = saved["ema"], saved["step"], saved["seconds"]

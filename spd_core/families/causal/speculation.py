@@ -21,7 +21,7 @@ dims, Z context dims, T drafted tokens of a round, K steps above the hand-off, P
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -72,6 +72,22 @@ class Drafted:
     end: Tensor  #: [T, D] state at the hand-off
     trace: Trace  #: their paths; x0 is the held prediction
     z: Tensor  #: [G, T, Z] the draft's contexts
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Tokens of a round that the target draws itself, all with the same number of head steps; T of them."""
+
+    path: PathLaw  #: at these tokens
+    row: Tensor  #: int64 [T], slot
+    place: Tensor  #: int64 [T], 0-based place in the block
+    draft: Tensor  #: int64 [T], place of the refused draft in `drafted`; -1: there was none
+    drafted: Drafted | None  #: the round's drafts of this path
+    z: Tensor  #: [G, A, places, Z] the target's contexts
+    noise: _Noise  #: of the round
+
+    def at(self, rows: Tensor | slice) -> _Wanted:
+        return replace(self, row=self.row[rows], place=self.place[rows], draft=self.draft[rows])
 
 
 def decode_speculative(
@@ -287,35 +303,47 @@ class _Decoding:
         self.left, self.left_canvas = [self.left[place] for place in later], _of_rows(self.left_canvas, rest)
 
     def _round(self) -> None:
-        """Steps 1 to 4; the host waits once for the tests, and once for every try of the residuals."""
+        """One round; the host waits once for the tests, and once for every try of the residuals."""
         books, gamma = self.books, self.method.gamma
         room_A, room = self.length - self.made, [self.length - made for made in books.known]
         drafted_A, drafted = room_A.clamp(max=gamma), [min(gamma, lacking) for lacking in room]
         widest = max(drafted)
         noise = _Noise(self.draws, self.path, self.active, self.made, widest + 1, self.dims)
+        # 1. Draft.
         with self.meter.span("draft"):
             drafts = self._draft(drafted_A, drafted, noise) if widest else []
+        # 2. One target pass.
         with self.meter.span("context"):
             z = self._contexts(widest + 1, room)
-        known: dict[PathLaw, tuple[Drafted, Path | None]] = {}
-        tests = Verdict(*(torch.ones(len(books), widest, dtype=of, device=z.device) for of in TESTED))
-        for part in drafts:
-            with self.meter.span("head"):
-                verdict, own = self._verify(part, z, noise)
-            known[part.path], at = (part, own), (part.row, part.place)
-            for column, found in zip(vars(tests).values(), vars(verdict).values(), strict=True):
-                column[at] = found
+        # 3. Accept up to the first refusal.
+        tests, known = self._tests(drafts, widest, z, noise)
         outcome = settle(tests.accepted, drafted_A, room_A)
         kept, draws, advance = outcome.tolist()
         self._record(tests, outcome[0], drafted_A)
+        # 4. Replace the first refused token, or add one.
         with self.meter.span("residual"):
             row_T = places_of(outcome[1], sum(draws))
             refused = sum(stood < count for stood, count in zip(kept, drafted, strict=True))
             for path, those in self.path.parts(self.made[row_T] + outcome[0][row_T]) if len(row_T) else ():
                 rows = row_T[those]
                 self._own_tokens(path, rows, outcome[0][rows], refused, known.get(path), z, noise)
+        # What lies behind that token, in the canvas and the caches, is written anew: only the count goes on.
         now = [made + step for made, step in zip(books.known, advance, strict=True)]
         books.advance(self.made + outcome[2], now)
+
+    def _tests(
+        self, drafts: list[Drafted], widest: int, z: Tensor, noise: _Noise
+    ) -> tuple[Verdict, dict[PathLaw, tuple[Drafted, Path | None]]]:
+        """Steps 2b and 3 of all drafts: verdicts [A, widest], and of each path its drafts and `_verify`'s paths."""
+        known: dict[PathLaw, tuple[Drafted, Path | None]] = {}
+        tests = Verdict(*(torch.ones(len(self.books), widest, dtype=of, device=z.device) for of in TESTED))
+        for part in drafts:
+            with self.meter.span("head"):
+                verdict, own = self._verify(part, z, noise)
+            known[part.path], at = (part, own), (part.row, part.place)
+            for column, found in zip(vars(tests).values(), vars(verdict).values(), strict=True):
+                column[at] = found
+        return tests, known
 
     def _previous(self, first_A: Tensor, count: int) -> Tensor:
         slot = torch.arange(len(self.active), device=first_A.device)
@@ -423,24 +451,22 @@ class _Decoding:
             with_draft, without = with_draft[:0], torch.arange(len(row_T), device=row_T.device)
         if not len(row_T):
             return
+        wanted = _Wanted(path, row_T, place_T, draft_T, drafted, z, noise)
 
         def propose(open_T: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
             # A token without a draft takes its first proposal.
             fresh, again = (
                 (without, with_draft) if attempt == 0 else (without[:0], torch.arange(len(open_T), device=z.device))
             )
-            row, place, draft = row_T[open_T], place_T[open_T], draft_T[open_T]
+            asked = wanted.at(open_T)
             count = min(self.method.proposals * 4**attempt, MOST_PROPOSALS) if len(again) else 1
             most = max(1, MOST_PATHS // count)
             if len(open_T) <= most:
-                return self._propose(path, row, place, draft, fresh, again, drafted, attempt, count, z, noise)
+                return self._propose(asked, fresh, again, attempt, count)
             made = []
             for first in range(0, len(open_T), most):
-                of = slice(first, first + most)
                 new, old = (x[(first <= x) & (x < first + most)] - first for x in (fresh, again))
-                made.append(
-                    self._propose(path, row[of], place[of], draft[of], new, old, drafted, attempt, count, z, noise)
-                )
+                made.append(self._propose(asked.at(slice(first, first + most)), new, old, attempt, count))
             values, log_ratio, keep = (torch.cat(column) for column in zip(*made, strict=True))
             return values, log_ratio, keep
 
@@ -452,25 +478,15 @@ class _Decoding:
         self.canvas.states[at], self.canvas.x0[at] = end, x0
 
     def _propose(
-        self,
-        path: PathLaw,
-        row: Tensor,
-        place: Tensor,
-        draft: Tensor,
-        fresh: Tensor,
-        refused: Tensor,
-        drafted: Drafted | None,
-        attempt: int,
-        count: int,
-        z: Tensor,
-        noise: _Noise,
+        self, wanted: _Wanted, fresh: Tensor, refused: Tensor, attempt: int, count: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Target paths for `sample_residual`: ``count`` for a refused draft, its own path for a token without one.
 
-        ``fresh`` and ``refused`` are the places in ``row`` of those without and with a draft.
+        ``fresh`` and ``refused`` are the places in ``wanted`` of those without and with a draft.
         """
+        path, row, place = wanted.path, wanted.row, wanted.place
         image, token, device = self.active[row], self.made[row] + place, row.device
-        own = noise.of(path, row[fresh], place[fresh])
+        own = wanted.noise.of(path, row[fresh], place[fresh])
         dims = (1 + path.above) * self.dims
         normals, uniforms = self.draws.proposals(
             Purpose.PATH_PROPOSAL, image[refused], token[refused], count, dims, attempt=attempt
@@ -484,7 +500,7 @@ class _Decoding:
         number = torch.arange(count, device=device).repeat(len(refused))
         salt = torch.cat([torch.zeros_like(fresh), 1 + attempt * MOST_PROPOSALS + number])
         head_draws = HeadDraws(self.draws, image[of], token[of], salt, path.law.head_steps)
-        bound = self._bind(path, z, row[of], place[of])
+        bound = self._bind(path, wanted.z, row[of], place[of])
         ours = path_above(bound, path, proposed, head_draws, self.method.head_window, trace=bool(len(refused)))
         self.meter.add(target_head_calls=ours.calls, target_head_rows=ours.rows * self.reader.copies)
         log_ratio = torch.full((len(row), count), -torch.inf, device=device)
@@ -493,25 +509,31 @@ class _Decoding:
         made = torch.cat([ours.end, ours.x0], dim=-1)
         values[fresh, 0] = made[: len(fresh)]
         keep = torch.full((len(row), count), 0.5, device=device)
-        if len(refused) and drafted is not None and ours.trace is not None:
+        if len(refused) and wanted.drafted is not None and ours.trace is not None:
             values[refused] = made[len(fresh) :].view(len(refused), count, -1)
             keep[refused] = uniforms
-            z_draft = drafted.z[:, draft[refused]].repeat_interleave(count, dim=1).flatten(0, 1)
-            bound_draft = self.draft_head.at(path.law).bind(
-                z_draft, path.scale(token[refused].repeat_interleave(count))
-            )
-            mine = Trace(*(column[len(fresh) :] for column in (ours.trace.states, ours.trace.x0, ours.trace.noise)))
-            held = held_predictions(bound_draft, mine.states, path, self.method.stride)
-            k = steps_down(path.first, path.handoff + 1, device)
-            inverse = path_log_ratio(mine.noise, bound.shift(k, mine.x0, held))
-            log_ratio[refused] = -inverse.view(-1, count)
-            tested = held.shape[0] * -(-held.shape[1] // self.method.stride)
-            self.meter.add(
-                draft_head_calls=1,
-                draft_head_rows=tested * self.reader.copies,
-                residual_proposals=len(refused) * count,
-            )
+            columns = (ours.trace.states, ours.trace.x0, ours.trace.noise)
+            proposals = Trace(*(column[len(fresh) :] for column in columns))
+            log_ratio[refused] = self._proposal_ratio(wanted.at(refused), wanted.drafted, proposals, count, bound)
         return values, log_ratio, keep
+
+    def _proposal_ratio(
+        self, refused: _Wanted, drafted: Drafted, proposals: Trace, count: int, bound: BoundHead
+    ) -> Tensor:
+        """log p/q [T, count] of proposed paths [T * count]; ``bound`` is the target's head."""
+        path, token = refused.path, self.made[refused.row] + refused.place
+        z = drafted.z[:, refused.draft].repeat_interleave(count, dim=1).flatten(0, 1)
+        bound_draft = self.draft_head.at(path.law).bind(z, path.scale(token.repeat_interleave(count)))
+        held = held_predictions(bound_draft, proposals.states, path, self.method.stride)
+        k = steps_down(path.first, path.handoff + 1, token.device)
+        inverse = path_log_ratio(proposals.noise, bound.shift(k, proposals.x0, held))
+        tested = held.shape[0] * -(-held.shape[1] // self.method.stride)
+        self.meter.add(
+            draft_head_calls=1,
+            draft_head_rows=tested * self.reader.copies,
+            residual_proposals=len(token) * count,
+        )
+        return -inverse.view(-1, count)
 
     def _record(self, tests: Verdict, kept_A: Tensor, drafted_A: Tensor) -> None:
         place = torch.arange(tests.accepted.shape[1], device=kept_A.device)

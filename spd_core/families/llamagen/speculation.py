@@ -188,18 +188,23 @@ class _Decoding:
         return Decoded(self.done, rounds, self.log.records(), counts, self.meter.seconds())
 
     def _round(self) -> None:
+        """One round; the host learns the counts when the slots advance."""
         work, made_A = self.work, self.slots.made
         tree, reach = self._tree(), reach_of(self.slots.furthest + 1 + len(work.tree.parents), made_A.device)
         own_AM, drafting_AT, testing_AT = self._of_nodes(tree)
         codes_AT, q_AIV = newest(self.codes, made_A), own_AM.new_zeros(len(made_A), 0, 0)
+        # 1. Draft.
         with self.meter.span("draft"):
             if tree.parents:
                 codes_AT, q_AIV = work.draw(self.codes, made_A, drafting_AT, tree=tree, reach=reach)
+        # 2. One target pass.
         with self.meter.span("context"):
             (features,) = work.read(codes_AT, made_A, tree=tree, reach=reach)
         with self.meter.span("accept"):
+            # 3. Accept along the tree, 4. draw the code after the last accepted one.
             path, codes_AM, made, tests = work.judge(features, codes_AT, q_AIV, made_A, testing_AT, own_AM, tree=tree)
             self.codes.scatter_(1, made_A[:, None] + _counting(codes_AM), codes_AM)
+            # The caches keep the accepted nodes; what lies behind them is written anew.
             work.reader.settle(made_A, tree, path)
             work.draft.settle(made_A, tree, path, features)
         self._count(tree, tests)
