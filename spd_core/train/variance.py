@@ -252,7 +252,7 @@ class Following:
 @torch.inference_mode()
 def followings(model: PosteriorVariance, recipe: VarianceRecipe, paths: Paths, bands: int) -> list[Following]:
     """By equal bands of the steps, noisiest first."""
-    level = torch.tensor(step_table(recipe.law.head_steps, recipe.law.start_level, _CPU).timesteps)
+    level = torch.tensor(LawHead(head_of(recipe.frozen), recipe.law).table.timesteps)
     columns = (level[counted_steps(recipe)], shifts(None, recipe, paths).T, shifts(model, recipe, paths).T)
     return [
         Following(
