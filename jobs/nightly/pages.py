@@ -138,7 +138,7 @@ def _markdown(content: dict[str, Any]) -> str:
             number(row["value"], 4),
             number(row["before"], 4),
             _signed(row["percent"]),
-            row["state"],
+            f"waiting: {row['text']}" if row["state"] == State.WAITING else row["state"],
             row["since"] or "",
         ]
         for row in content["findings"]
@@ -169,8 +169,8 @@ def _html(kind: str, verdict: Verdict, nights: Sequence[Night], content: dict[st
     )
     environment.filters |= {"number": number, "signed": _signed}
     # What is judged and what is worse comes first.
-    order = {State.REGRESSION: 0, State.ODD: 1, State.IMPROVED: 1, State.EXPLAINED: 1, State.OK: 2, State.SHOWN: 3}
-    found = sorted(verdict.findings, key=lambda finding: order[finding.state])
+    order = {State.REGRESSION: 0, State.OK: 2, State.WAITING: 3, State.SHOWN: 4}
+    found = sorted(verdict.findings, key=lambda finding: order.get(finding.state, 1))
     charts = [_chart(finding, nights) for finding in found] if kind == "trend" else []
     columns = [name for name in _COLUMNS if any(name in night.figures for night in nights)]
     page: str = environment.get_template("trend.html").render(

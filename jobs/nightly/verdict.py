@@ -8,6 +8,8 @@ Three rules, in this order for each figure:
 3. A noisy figure is judged by lasting changes of its level (`jobs.nightly.changes`): it is worse if the newest level is
    below an earlier one, unless it came back. One night outside the band of its level is said to be odd and judged no
    further, since it cannot be told from an outlier.
+
+What has nothing to be held against, by a rule or a limit, is not judged: it waits, and is not counted.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from jobs.job.plan import flat
 from jobs.job.requirements import Requirement, Requirements
 from jobs.nightly.changes import Band, Step, find_steps, newest_band
 from jobs.nightly.record import Night
-from jobs.words.phrases import number
+from jobs.words.phrases import counted, number
 from spd_core.complaints import shown
 
 #: Nights before changes of level are looked for, unless the spec says otherwise.
@@ -46,6 +48,7 @@ class State(StrEnum):
     EXPLAINED = "explained"
     ODD = "odd"
     OK = "ok"
+    WAITING = "waiting"
     SHOWN = "shown"
 
 
@@ -99,12 +102,25 @@ class Verdict:
         """The first one says what it is about."""
         told = [*self.regressions, *(found for found in self.findings if found.state in _TOLD)]
         lines = [found.line for found in told]
+        judged = sum(found.state not in (State.SHOWN, State.WAITING) for found in self.findings)
+        if not judged and self.nights == 1:
+            return (f"ok: {_FIRST}, {_NOTHING}",)
         if not self.regressions:
-            judged = sum(found.state is not State.SHOWN for found in self.findings)
-            lines.insert(0, f"ok: {judged} figures of {self.newest.night} judged, {self.nights} nights")
-        return tuple(lines)
+            figures, nights = counted(judged, "figure", "figures"), counted(self.nights, "night", "nights")
+            lines.insert(0, f"ok: {figures} of {self.newest.night} judged, {nights}")
+        return (*lines, *self._waiting)
+
+    @property
+    def _waiting(self) -> list[str]:
+        """What is not judged yet, one line for each reason."""
+        names: dict[str, list[str]] = {}
+        for found in self.findings:
+            if found.state is State.WAITING:
+                names.setdefault(found.text, []).append(found.figure)
+        return [f"not judged yet: {', '.join(figures)}: {why}" for why, figures in names.items()]
 
 
+_FIRST, _NOTHING = "first night", "nothing to compare with"
 _TOLD = (State.ODD, State.EXPLAINED, State.IMPROVED)
 
 
@@ -137,18 +153,18 @@ def judge(nights: Sequence[Night], wanted: Requirements) -> Verdict:
         nights: in order, at least one.
         wanted: of the spec.
     """
-    counted = [night for night in nights if wanted.since is None or night.night >= wanted.since] or [nights[-1]]
-    findings = [_judge(name, counted, wanted.of(name)) for name in FIGURES]
-    content = _judge_content(counted)
-    return Verdict((*(found for found in findings if found), *content), len(counted), counted[-1])
+    judged = [night for night in nights if wanted.since is None or night.night >= wanted.since] or [nights[-1]]
+    findings = [_judge(name, judged, wanted.of(name)) for name in FIGURES]
+    content = _judge_content(judged)
+    return Verdict((*(found for found in findings if found), *content), len(judged), judged[-1])
 
 
 def _judge(name: str, nights: Sequence[Night], wanted: Requirement) -> Finding | None:
     """None for a figure that the newest night does not have, unless it is required."""
     value = nights[-1].figures.get(name)
     if value is None:
-        asked = wanted.min is not None or wanted.max is not None or wanted.exact is not None
-        return Finding(name, State.REGRESSION, None, text="is required and was not measured") if asked else None
+        missing = Finding(name, State.REGRESSION, None, text="is required and was not measured")
+        return missing if _has_limits(wanted) else None
     if text := _outside_limits(value, wanted):
         return Finding(name, State.REGRESSION, value, text=text)
     kind = FIGURES[name].kind
@@ -157,6 +173,18 @@ def _judge(name: str, nights: Sequence[Night], wanted: Requirement) -> Finding |
     if kind is Kind.NOISY or wanted.max_regression is not None:
         return _judge_noisy(name, nights, wanted)
     return Finding(name, State.SHOWN, value)
+
+
+def _has_limits(wanted: Requirement) -> bool:
+    return wanted.min is not None or wanted.max is not None or wanted.exact is not None
+
+
+def _waiting(name: str, value: float, why: str, wanted: Requirement, band: Band | None = None) -> Finding:
+    """Of a figure without a past to be held against; it is judged nevertheless if it had limits to keep."""
+    before = math.exp(band.middle) if band else None
+    if _has_limits(wanted):
+        return Finding(name, State.OK, value, before, band=band)
+    return Finding(name, State.WAITING, value, before, text=why, band=band)
 
 
 def _outside_limits(value: float, wanted: Requirement) -> str:
@@ -196,9 +224,13 @@ def _judge_exact(name: str, nights: Sequence[Night], wanted: Requirement) -> Fin
         text = f"{_moved(first, value)} at the same plan and platform"
         between = what_changed(alike[at - 1], alike[at])
         return Finding(name, State.REGRESSION, value, first, alike[at].night, text, between)
-    if len(nights) > 1 and len(alike) == 1 and (before := nights[-2].figures.get(name)) is not None and before != value:
-        between = what_changed(nights[-2], now)
-        return Finding(name, State.EXPLAINED, value, before, now.night, _moved(before, value), between)
+    if len(alike) == 1:
+        before = nights[-2].figures.get(name) if len(nights) > 1 else None
+        if before is None:
+            return _waiting(name, value, _NOTHING, wanted)
+        if before != value:
+            between = what_changed(nights[-2], now)
+            return Finding(name, State.EXPLAINED, value, before, now.night, _moved(before, value), between)
     return Finding(name, State.OK, value, first)
 
 
@@ -231,13 +263,16 @@ def _judge_noisy(name: str, nights: Sequence[Night], wanted: Requirement) -> Fin
         if night.figures.get(name, 0.0) > 0 and (not of_images or night.quality_n == now.quality_n)
     ]
     value, least = now.figures[name], wanted.history or LEAST_NIGHTS
-    if value <= 0 or len(series) <= 1:
+    if value <= 0:
         return Finding(name, State.OK, value)
     values = [night.figures[name] for night in series]
     days = [night.night.weekday() for night in series]
     known = sorted(night.errors[name] for night in series if name in night.errors)
     floor = max(_FLOOR, known[len(known) // 2] if of_images and known else 0.0)
-    steps = find_steps(values, days, floor) if len(values) > least else []
+    if len(values) <= least:
+        why = f"{len(values) - 1} of {least} earlier nights"
+        return _waiting(name, value, why, wanted, newest_band(values, days, floor))
+    steps = find_steps(values, days, floor)
     level = steps[-1].at if steps else 0
     band = newest_band(values[level:], days[level:], floor)
     firsts = tuple(series[step.at].night for step in steps)
@@ -255,7 +290,7 @@ def _judge_noisy(name: str, nights: Sequence[Night], wanted: Requirement) -> Fin
         before = _level(values[steps[-2].at if len(steps) > 1 else 0 : at])
         text, between = _moved(before, before * math.exp(steps[-1].size)), what_changed(series[at - 1], series[at])
         return Finding(name, State.IMPROVED, value, before, series[at].night, text, between, firsts, band)
-    if band is not None and band.outside and len(values) > least:
+    if band is not None and band.outside:
         text = (
             f"is {number(value, 4)}, expected {number(math.exp(band.low), 4)} to {number(math.exp(band.high), 4)}; "
             "one night is not judged"
@@ -294,12 +329,17 @@ def compare(before: Night, now: Night, wanted: Requirements) -> Verdict:
         asked = wanted.of(name)
         found = _judge(name, pair, asked)
         old = before.figures.get(name)
-        settled = found is None or found.value is None or found.state not in (State.OK, State.SHOWN)
+        settled = found is None or found.value is None or found.state not in _UNSETTLED
         if not settled and old is not None and figure.kind is not Kind.EXACT:
             found = _compare(name, before, now, asked)
+        elif found is not None and found.state is State.WAITING:
+            found = replace(found, state=State.SHOWN, text="")
         findings.append(found)
     told = [*(found for found in findings if found), *_judge_content(pair)]
     return Verdict(tuple(replace(found, since=None) for found in told), 2, now)
+
+
+_UNSETTLED = (State.OK, State.SHOWN, State.WAITING)
 
 
 def _compare(name: str, before: Night, now: Night, wanted: Requirement) -> Finding:

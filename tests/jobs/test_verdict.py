@@ -7,6 +7,7 @@ import datetime
 import pytest
 
 from jobs.job.requirements import Requirements
+from jobs.nightly.pages import pages_of
 from jobs.nightly.verdict import State, compare, judge
 from tests.jobs.nights_tree import FIRST, a_night, thirty_nights
 
@@ -151,3 +152,46 @@ def test_speed_of_two_outputs_is_judged_only_if_something_is_asked_of_it():
     assert not compare(a_night(0), slow, NONE).regressions
     (worse,) = compare(a_night(0), slow, requiring(images_per_s={"max_regression": 10})).regressions
     assert worse.figure == "images_per_s"
+
+
+def test_a_first_night_is_held_against_nothing():
+    verdict = judge([a_night()], NONE)
+    assert verdict.lines == ("ok: first night, nothing to compare with",)
+    of_acceptance = found(verdict, "acceptance")
+    assert (of_acceptance.state, of_acceptance.before, of_acceptance.percent) == (State.WAITING, None, None)
+
+
+def test_a_first_night_is_judged_by_the_limits_that_it_has():
+    verdict = judge([a_night()], requiring(acceptance={"min": 0.7}))
+    assert verdict.lines[0] == "ok: 1 figure of 2026-11-01 judged, 1 night"
+    assert verdict.lines[1] == "not judged yet: speed_over_plain, frechet: 0 of 10 earlier nights"
+    assert verdict.lines[2] == "not judged yet: images: nothing to compare with"
+
+
+def test_a_noisy_figure_waits_for_ten_earlier_nights_and_does_not_count_until_then():
+    ten = judge([a_night(day) for day in range(10)], NONE)
+    assert ten.lines[0].startswith("ok: 2 figures ")
+    assert ten.lines[1:] == ("not judged yet: speed_over_plain, frechet: 9 of 10 earlier nights",)
+    eleven = judge([a_night(day) for day in range(11)], NONE)
+    assert len(eleven.lines) == 1 and eleven.lines[0].startswith("ok: 4 figures ")
+
+
+def test_a_figure_is_held_against_the_night_before_if_the_plan_is_new_and_waits_if_that_has_none():
+    def second(**figures):
+        return found(judge([a_night(0), a_night(1, figures=figures, fingerprint="0" * 64)], NONE), next(iter(figures)))
+
+    assert (second(acceptance=0.75).state, second(acceptance=0.75).before) == (State.OK, 0.75)
+    assert (second(certificate=0.1).state, second(certificate=0.1).text) == (State.WAITING, "nothing to compare with")
+
+
+def test_what_only_the_second_of_two_outputs_has_is_shown_and_not_judged():
+    verdict = compare(a_night(0), a_night(1, figures={"certificate": 0.1, "label_agreement": 0.9}), NONE)
+    assert [found(verdict, name).state for name in ("certificate", "label_agreement")] == [State.SHOWN] * 2
+
+
+@pytest.mark.parametrize("page", ["trend.html", "trend.md"])
+def test_the_pages_of_a_first_night_say_that_there_is_nothing_to_compare_with(page):
+    nights = [a_night()]
+    text = pages_of("trend", judge(nights, NONE), nights)[page].decode()
+    assert "first night, nothing to compare with" in text and "0 of 10 earlier nights" in text
+    assert "0 %" not in text.partition("<body>")[2] and "nights judged" not in text
