@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import Field, ValidationError
 
-from jobs.dataset.commits import Kept
+from jobs.dataset.commits import Committed, Kept, find_missing, read_committed
 from jobs.job.plan import Plan
 from jobs.job.requests import request_files
+from jobs.words.errors import SpecError
 from spd_core.law import Settings
 from workers import layout
+from workers.redact import public_url
 from workers.sealed import canonical_json, check_version, seal, unseal
 from workers.store import Store
 
@@ -131,3 +133,29 @@ def check_manifest(store: Store, plan: Plan | None, records: Iterable[Kept]) -> 
                 f"{path}: missing" if digest is None else f"{path}: is not the file that {layout.SUCCESS} lists"
             )
     return problems
+
+
+def read_finished(store: Store, plan: Plan) -> list[Kept]:
+    """The commit records of a dataset that ``_SUCCESS`` covers as it stands now, every file there with its size.
+
+    Raises:
+        SpecError: it is not finished, or damaged.
+        UnknownVersion: a later program wrote a record of it.
+        StoreError: it cannot be read.
+    """
+    committed = read_committed(store, plan)
+    if problem := _unfinished(store, plan, committed):
+        raise SpecError(
+            f"output: got {public_url(store.url)}, allowed: a finished dataset ({problem}); `spd generate` with the "
+            "same spec and output resumes"
+        )
+    return list(committed.records.values())
+
+
+def _unfinished(store: Store, plan: Plan, committed: Committed) -> str:
+    """The first thing that is wrong with a dataset that ought to be finished; empty: nothing."""
+    if not store.exists(layout.SUCCESS):
+        return f"{layout.SUCCESS}: missing"
+    find_missing(store, committed)
+    problems = [problem for _, problem in sorted(committed.damaged.items())]
+    return next(iter(problems or check_manifest(store, plan, committed.records.values())), "")

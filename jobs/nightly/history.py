@@ -29,6 +29,19 @@ def path_of(night: datetime.date, place: int = 0) -> str:
     return f"{NIGHTS}/{night.isoformat()}{f'.r{place}' if place else ''}.parquet"
 
 
+def _record_at(path: str, raw: bytes) -> Night:
+    """The record under a name, which says of which night it is.
+
+    Raises:
+        ValueError: it is damaged, or another night's.
+        UnknownVersion: a later program wrote it.
+    """
+    record = night_from_bytes(raw, path)
+    if not path.startswith(f"{NIGHTS}/{record.night.isoformat()}."):
+        raise ValueError(f"{path}: is the record of {record.night}")
+    return record
+
+
 @dataclass(frozen=True)
 class History:
     """The nights of a history, in order, and what is wrong with it."""
@@ -57,9 +70,7 @@ def read_history(url: str, storage_options: dict[str, Any] | None = None) -> His
             problems += [f"{path}: is no record of a night"] if found is None else []
             continue
         try:
-            record = night_from_bytes(raw, path)
-            if record.night.isoformat() != found[1]:
-                raise ValueError(f"{path}: is the record of {record.night}")
+            record = _record_at(path, raw)
         except (ValueError, UnknownVersion) as error:
             problems.append(str(error))
             continue
@@ -88,7 +99,7 @@ def add_night(url: str, record: Night, storage_options: dict[str, Any] | None = 
         except Conflict:
             logger.debug("%s is there already", path)
         try:
-            return night_from_bytes(store.read(path), path)
+            return _record_at(path, store.read(path))
         except ValueError as error:
             logger.warning("%s; the night is recorded again behind it", error)
     raise StoreError(f"history: {_PLACES} records of {record.night} are damaged")

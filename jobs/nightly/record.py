@@ -17,15 +17,15 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from jobs.dataset.aggregate import Json
-from jobs.dataset.commits import Kept, read_committed
-from jobs.dataset.manifest import read_manifest
+from jobs.dataset.commits import Kept
+from jobs.dataset.manifest import read_finished
 from jobs.job.figures import FIGURES
 from jobs.job.plan import Plan, read_plan, utc_now
 from jobs.words.errors import SpecError
 from spd_core.law import Settings
 from workers import layout
 from workers.redact import public_url
-from workers.sealed import SEAL, canonical_json, check_version, seal
+from workers.sealed import SEAL, UnknownVersion, canonical_json, check_version, seal
 from workers.store import Store
 
 #: Of records. A record of a later version is named and not judged.
@@ -182,18 +182,21 @@ def night_of(
     adds its own shards alone, and what a lost attempt spent is in none of them.
 
     Raises:
-        SpecError: there is no dataset, or it is not finished.
+        SpecError: there is no dataset, or it is not finished, or damaged.
         StoreError: it cannot be read.
     """
     store = Store(url, storage_options)
     plan = read_plan(store)
+    shards = read_finished(store, plan)
     try:
-        read_manifest(store)
         report = json.loads(store.read(layout.REPORT_JSON))
-        shards = list(read_committed(store, plan).records.values())
-    except (ValueError, FileNotFoundError) as error:
-        raise SpecError(f"output: got {public_url(url)}, allowed: a finished dataset ({error})") from error
-    return _night(plan, report, shards, night, control)
+        return _night(plan, report, shards, night, control)
+    except (KeyError, TypeError, AttributeError, RecursionError, ValidationError, json.JSONDecodeError) as error:
+        # The manifest lists it, so that another version of the program wrote it.
+        raise SpecError(
+            f"output: {public_url(url)}/{layout.REPORT_JSON} lacks what this version of spd reads, allowed: one that "
+            "`spd report` has made anew"
+        ) from error
 
 
 def _night(plan: Plan, report: Json, shards: Sequence[Kept], night: datetime.date, control: Control | None) -> Night:
@@ -250,26 +253,39 @@ def night_from_bytes(raw: bytes, path: str) -> Night:
         UnknownVersion: a later program wrote it.
     """
     try:
-        rows = pq.read_table(pa.BufferReader(raw)).to_pylist()
-        row = rows[0]
-    except (pa.ArrowException, OSError, IndexError, ValueError) as error:
+        record = _night_of_row(_only_row(raw), path)
+        dump = record.model_dump(mode="json")
+        sealed = seal(dump) == dump and bool(dump[SEAL])
+    except UnknownVersion:
+        raise
+    except (pa.ArrowException, ArithmeticError, OSError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: is no record of a night") from error
-    check_version({"version": row.get("version")}, path, VERSION)
-    figures = {name.removeprefix(_FIGURE): value for name, value in row.items() if name.startswith(_FIGURE)}
-    plain = {"night", "version", "quality_n", *_TEXTS}
-    try:
-        rest = {
-            name: value if name in plain else json.loads(value)
-            for name, value in row.items()
-            if not name.startswith(_FIGURE)
-        }
-        record = Night.model_validate({**rest, "figures": figures})
-    except (ValidationError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: is no record of a night") from error
-    dump = record.model_dump(mode="json")
-    if seal(dump) != dump or not dump[SEAL]:
+    if not sealed:
         raise ValueError(f"{path}: does not match its seal")
     return record
+
+
+def _only_row(raw: bytes) -> dict[str, Any]:
+    table = pq.read_table(pa.BufferReader(raw))
+    if table.num_rows != 1:
+        raise ValueError(f"has {table.num_rows} rows")
+    (row,) = table.to_pylist()
+    return dict(row)
+
+
+def _night_of_row(row: dict[str, Any], path: str) -> Night:
+    version = row.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"version is {version!r}")  # which no program writes, so it is damage and not a later one
+    check_version(row, path, VERSION)
+    figures = {name.removeprefix(_FIGURE): value for name, value in row.items() if name.startswith(_FIGURE)}
+    plain = {"night", "version", "quality_n", *_TEXTS}
+    rest = {
+        name: value if name in plain else json.loads(value)
+        for name, value in row.items()
+        if not name.startswith(_FIGURE)
+    }
+    return Night.model_validate({**rest, "figures": figures})
 
 
 def summary(record: Night) -> Json:

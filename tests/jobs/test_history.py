@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.dataset.finish import rewrite_report
 from jobs.nightly import record as record_module
 from jobs.nightly.history import add_night, path_of, read_history
 from jobs.nightly.record import Control, night_from_bytes, night_of, night_to_bytes
 from jobs.words.errors import SpecError
+from tests.faults.filesystem import Bucket
 from tests.faults.in_process import TARGET, in_process, job, run
 from tests.jobs.nights_tree import FIRST, a_night
+from workers import layout
+from workers.sealed import canonical_json, seal, unseal
 
 CONTROL = Control(
     method=(5.0, 5.2), plain=(2.5, 2.5), method_cpu=0.2, plain_cpu=0.4, images=8, load=1.5, device="cpu", machine="m"
@@ -64,6 +70,44 @@ def test_a_record_cut_short_is_named(tmp_path, cut):
     path = tmp_path / path_of(FIRST)
     path.write_bytes(path.read_bytes()[:cut])
     assert read_history(str(tmp_path)).problems == (f"{path_of(FIRST)}: is no record of a night",)
+
+
+def with_column(name: str, column: pa.Array) -> bytes:
+    """The first night's record with another column."""
+    table = pq.read_table(pa.BufferReader(night_to_bytes(a_night())))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.set_column(table.column_names.index(name), name, column), sink)
+    return bytes(sink.getvalue())
+
+
+def two_rows() -> bytes:
+    table = pq.read_table(pa.BufferReader(night_to_bytes(a_night())))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables([table, table]), sink)
+    return bytes(sink.getvalue())
+
+
+WRONG = {
+    "JSON of endless depth": with_column("spec", pa.array(["[" * 100_000])),
+    "a date beyond the calendar": with_column("night", pa.array([2**31 - 1], pa.int32()).cast(pa.date32())),
+    "no version": with_column("version", pa.array([None], pa.int32())),
+    "a version in words": with_column("version", pa.array(["1"])),
+    "a negative version": with_column("version", pa.array([-1], pa.int32())),
+    "two rows": two_rows(),
+    "another night": night_to_bytes(a_night(7)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_record_that_no_program_writes_stops_no_night(tmp_path, wrong):
+    path = tmp_path / path_of(FIRST)
+    path.parent.mkdir()
+    path.write_bytes(WRONG[wrong])
+    assert add_night(str(tmp_path), a_night()) == a_night()
+    history = read_history(str(tmp_path))
+    assert history.nights == (a_night(),)
+    (problem,) = history.problems
+    assert problem.startswith(f"{path_of(FIRST)}: is ") and "later" not in problem
 
 
 def test_every_flipped_byte_is_noticed_or_changes_nothing(tmp_path):
@@ -120,3 +164,33 @@ def test_a_record_holds_the_figures_of_its_dataset_and_of_its_control(dataset):
 def test_a_record_is_made_of_a_finished_dataset_only(tmp_path):
     with pytest.raises(SpecError, match="allowed: an output of"):
         night_of(str(tmp_path), FIRST)
+
+
+def damage(what: str) -> None:
+    """Damages the finished dataset in one place."""
+    place = TARGET["url"].partition("://")[2]
+    paths = {"record": layout.commit(0), "report": layout.REPORT_JSON, "data": layout.data(1, 3)}
+    if what.startswith("no "):
+        del Bucket.objects[f"{place}/{paths.get(what[3:], layout.SUCCESS)}"]
+    else:
+        Bucket.objects[f"{place}/{paths[what]}"] += b" "
+
+
+@pytest.mark.parametrize("what", ["record", "no record", "no data", "data", "report", "no report", "no manifest"])
+def test_no_record_is_made_of_a_dataset_that_is_not_whole(dataset, what):
+    damage(what)
+    with pytest.raises(SpecError, match=r"^output: got \S+, allowed: a finished dataset \(\S+: .+\); `spd generate`"):
+        night_of(TARGET["url"], FIRST, TARGET["options"])
+
+
+def test_a_report_that_another_version_wrote_is_refused_until_it_is_made_anew(dataset):
+    place = TARGET["url"].partition("://")[2]
+    report, success = f"{place}/{layout.REPORT_JSON}", f"{place}/{layout.SUCCESS}"
+    Bucket.objects[report] = b"{}"
+    manifest = unseal(Bucket.objects[success])
+    manifest["files"][layout.REPORT_JSON] = hashlib.sha256(b"{}").hexdigest()
+    Bucket.objects[success] = canonical_json(seal(manifest))
+    with pytest.raises(SpecError, match="lacks what this version of spd reads, allowed: one that `spd report`"):
+        night_of(TARGET["url"], FIRST, TARGET["options"])
+    rewrite_report(TARGET["url"], TARGET["options"])
+    assert night_of(TARGET["url"], FIRST, TARGET["options"]).figures["images"] == 10

@@ -152,6 +152,23 @@ def test_two_datasets_are_compared(job, tmp_path, capsys):
     assert main(["compare", "a", "b", "--requirements", str(asked)]) == 3
 
 
+def test_a_dataset_that_is_not_whole_is_neither_recorded_nor_compared(job, capsys):
+    assert main(["generate", str(job), "--output", "whole"]) == 0
+    assert main(["generate", str(job), "--output", "holed"]) == 0
+    next(Path("holed/data").glob("part-00001*")).unlink()
+    capsys.readouterr()
+    for words in (
+        ["nightly", "history", "--of", "holed"],
+        ["compare", "whole", "holed"],
+        ["compare", "holed", "whole"],
+    ):
+        assert main(words) == 2
+        told = capsys.readouterr()
+        assert "holed, allowed: a finished dataset (data/part-00001-of-00002.parquet: missing)" in told.err
+        assert told.err.count("\n") == 1 and not told.out
+    assert read_history("history").nights == ()
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
