@@ -39,6 +39,7 @@ class Estimate(Settings):
     workers: int
     images_per_s_per_worker: float | None = Field(description="None also while the method is still to be measured")
     predicted_for: str = Field("", description="the GPU that the speed is predicted for; empty: it was measured")
+    measured_on: str = Field("", description="the machine of the pair's measured figures; empty: the card names none")
     seconds: float | None = Field(description="without the start of the workers")
     cost: float | None = Field(description="at workers.price_per_hour")
     encoded_per_s: float = Field(description="images that a worker encodes a second, as measured here")
@@ -104,6 +105,7 @@ def estimate(card: PairCard, spec: Spec) -> Estimate:
         workers=workers,
         images_per_s_per_worker=rate,
         predicted_for=at.name if at and rate else "",
+        measured_on=str(card.figures.get("bench", {}).get("machine", {}).get("cpu", "")),
         seconds=seconds,
         cost=cost,
         encoded_per_s=_encoders(spec) / encoding_cost(card.image_shape, spec.image).seconds,
@@ -148,6 +150,11 @@ def _worker_lines(spec: Spec, guess: Estimate) -> list[str]:
         parts = ((name, getattr(guess.memory, name)) for name in ("weights", "cache", "activations", "head"))
         listed = ", ".join(f"{name} {size(held)}" for name, held in parts if held)
         lines.append(f"memory       about {size(guess.memory.total)} for a batch of {spec.batch} ({listed})")
+        if spec.workers.device == "cpu":
+            libraries = "torch, Ray and the feature model" if spec.features else "torch and Ray"
+            lines.append(
+                f"             and on top each worker's process with {libraries}: the report has the peak of both"
+            )
     rate = f"about {number(guess.encoded_per_s)} images/s a worker, {encoding_in_words(spec.image)}"
     lines.append(f"encoding     {rate}, threads: {_encoders(spec)}, measured on this machine")
     if guess.waits_for_encoding:
@@ -155,13 +162,18 @@ def _worker_lines(spec: Spec, guess: Estimate) -> list[str]:
     return lines
 
 
+def _time_in_words(guess: Estimate, seconds: float) -> str:
+    """The time and where it is known from."""
+    if guess.predicted_for:
+        return f"predicted for one {guess.predicted_for} a worker, not measured: at least about {duration(seconds)}"
+    where = f"measured on {guess.measured_on}" if guess.measured_on else "measured on another machine"
+    return f"about {duration(seconds)} at the speed in the pair's card, {where}"
+
+
 def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
     """The estimate as text."""
     fixed = isinstance(spec, FixedSpec)
     unknown = "the pair's card has no figures at this law and method" if fixed else "the method is still to be measured"
-    basis = "about "
-    if guess.predicted_for:
-        basis = f"predicted for one {guess.predicted_for} a worker, not measured: at least about "
     shards = counted(guess.shards, "shard", "shards")
     classes = counted(spec.classes(len(card.class_names)), "class", "classes")
     lines = [
@@ -172,7 +184,7 @@ def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
         *([f"rounding     {rounding}"] if (rounding := rounding_in_words(spec.law.dtype, card.name)) else []),
         f"bytes        at most about {size(guess.bytes_at_most)} before compression",
         f"workers      {guess.workers}",
-        f"time         {f'unknown: {unknown}' if guess.seconds is None else basis + duration(guess.seconds)}",
+        f"time         {f'unknown: {unknown}' if guess.seconds is None else _time_in_words(guess, guess.seconds)}",
     ]
     lines += _worker_lines(spec, guess)
     if spec.workers.price_per_hour is not None:

@@ -195,6 +195,14 @@ def test_estimate_takes_the_nearest_measured_batch(pair):
     assert any("about 10.0 s" in line for line in estimate_lines(card, spec, guess))
 
 
+def test_a_plan_says_on_which_machine_the_speed_behind_its_time_was_measured():
+    spec, card = make_spec({"pair": "fashion-ar"}), load_card("fashion-ar")
+    (time,) = (line for line in estimate_lines(card, spec, estimate(card, spec)) if line.startswith("time"))
+    assert time.endswith(f" s at the speed in the pair's card, measured on {card.figures['bench']['machine']['cpu']}")
+    unnamed = estimate(card, spec).model_copy(update={"measured_on": ""})
+    assert any(line.endswith("card, measured on another machine") for line in estimate_lines(card, spec, unnamed))
+
+
 def test_on_gpus_a_plan_predicts_and_says_so(pair, capsys):
     """The pretend H100 of every plan: this machine has no GPU."""
     given = ["plan", "--set", f"pair={pair}", "--set", "workers.num_gpus=1", "--set", "workers.count=1"]

@@ -32,3 +32,19 @@ def test_more_threads_encode_more():
     card = load_card("fashion-ar")
     one, four = (estimate(card, make_spec({"workers": {"encoders": encoders}})).encoded_per_s for encoders in (1, 4))
     assert four > 1.5 * one
+
+
+@pytest.mark.parametrize(
+    ("job", "named"),
+    [
+        ({}, "with torch, Ray and the feature model"),
+        ({"features": False}, "with torch and Ray"),
+        ({"workers": {"num_gpus": 1, "count": 1}}, None),
+    ],
+)
+def test_the_plan_says_what_a_worker_on_a_cpu_holds_besides_the_batch(job, named):
+    card, spec = load_card("fashion-ar"), make_spec({"pair": "fashion-ar", **job})
+    lines = estimate_lines(card, spec, estimate(card, spec))
+    (place,) = (place for place, line in enumerate(lines) if line.startswith("memory"))
+    assert lines[place + 1].startswith("             and on top each worker's process") is (named is not None)
+    assert named is None or named in lines[place + 1]
