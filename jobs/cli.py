@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"spd {package_version('spd')}")
         return _OK
     if args.command is None:
-        parser.print_usage(sys.stderr)
+        parser.print_help(sys.stderr)
         return _WRONG_INPUT
     _set_up_logging()
     for name in _QUIET:

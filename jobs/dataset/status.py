@@ -9,7 +9,7 @@ from pydantic import Field
 
 from jobs.dataset.commits import find_missing, read_committed
 from jobs.dataset.manifest import check_manifest
-from jobs.dataset.presence import WATCH_S, Mark, read_mark
+from jobs.dataset.presence import BEAT_S, WATCH_S, Mark, read_mark
 from jobs.dataset.totals import Totals
 from jobs.job.plan import read_plan
 from jobs.words.progress import duration, time_left
@@ -36,11 +36,15 @@ class Status(Settings):
 
     @property
     def state(self) -> str:
-        """``finished``, ``running``, ``killed``, ``never started`` or ``stopped``, as far as the store tells."""
+        """How far the store tells: finished, running, perhaps running, killed, never started or stopped.
+
+        A driver shows itself every `BEAT_S`. One that is late may be held up by its store or be dead.
+        """
         if self.finished:
             return "finished"
         if self.driver is not None:
-            return "running" if self.driver.age_s < WATCH_S else "killed"
+            age = self.driver.age_s
+            return "running" if age < BEAT_S else "perhaps running" if age < WATCH_S else "killed"
         return "stopped" if self.committed or self.damaged else "never started"
 
     @property
@@ -48,10 +52,13 @@ class Status(Settings):
         """The state, how it is known, and what to do next, in a line."""
         if self.state == "finished":
             return f"finished; `spd validate {self.output}` re-reads everything"
-        if self.driver is not None and self.state == "running":
-            return f"running: {self.driver.driver} was at work {duration(self.driver.age_s)} ago; ask again in a minute"
         how = {"stopped": "no driver is at work", "never started": "there is a plan and no shard"}.get(self.state)
         if self.driver is not None:
+            seen = f"{self.driver.driver} was at work {duration(self.driver.age_s)} ago"
+            if self.state == "running":
+                return f"running: {seen}; ask again in a minute"
+            if self.state == "perhaps running":
+                return f"perhaps running: {seen}, which it shows every {BEAT_S:.0f} s; ask again in a minute"
             how = f"{self.driver.driver} was last at work {duration(self.driver.age_s)} ago and did not end in order"
         whole = self.committed == self.shards and not self.damaged
         then = f"writes the report and {layout.SUCCESS}, all that is missing" if whole else "resumes"

@@ -262,6 +262,8 @@ def test_a_former_name_of_a_command_still_runs_it_and_says_the_new_one(monkeypat
     assert one_line_error(capsys) == "spd: `spd road` is now `spd overhead`; running that"
 
 
-def test_no_command_shows_the_usage(capsys):
+def test_no_command_lists_the_commands_on_stderr(capsys):
     assert main([]) == 2
-    assert "usage: spd" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert shown.err.startswith("usage: spd") and "make a dataset, or finish one that was begun" in shown.err
+    assert shown.out == ""

@@ -246,6 +246,9 @@ def test_status_names_a_damaged_record_and_all_committed(tmp_path):
     ("age_s", "line"),
     [
         (3, r"running: me-1 was at work [34]\.\d s ago; ask again in a minute"),
+        (14, r"perhaps running: me-1 was at work 1[45]\.\d s ago, which it shows every 10 s; ask again in a minute"),
+        (30, r"perhaps running: .*"),
+        (41, r"killed: .*"),
         (3600, r"killed: me-1 was last at work 1 h 00 min ago and did not end in order; .* resumes"),
     ],
 )
