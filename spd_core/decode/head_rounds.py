@@ -199,12 +199,7 @@ def _round(plan: Plan, head: BoundHead, noise: PathNoise, uniform_RS: Tensor, ro
     end_noise, used, stalled = result_noise[end], rows.used, torch.zeros_like(going)
     if plan.learned:
         refused = ~accepted[end] & (end_k > 0) & going
-        place, found = _first_kept(rows.normals, rows.keeps, used, shift[end], log_scale[end])
-        end_noise = torch.where((refused & found)[:, None], rows.normals[row, place], end_noise)
-        # A ratio that is not a number would keep a row waiting for ever; its state tells the host.
-        broken = log_ratio[end].isnan()
-        end_noise = end_noise.masked_fill(broken[:, None], torch.nan)
-        used, stalled = torch.where(refused & found, place + 1, used), refused & ~found & ~broken
+        end_noise, used, stalled = _corrected(rows, refused, end_noise, shift[end], log_scale[end], log_ratio[end])
         result_noise = result_noise.index_put(end, end_noise)
     moves = going & ~stalled
     end_x0, end_v = true_x0[end], None if true_v is None else true_v[end]
@@ -214,12 +209,9 @@ def _round(plan: Plan, head: BoundHead, noise: PathNoise, uniform_RS: Tensor, ro
     x0 = end_x0 + head.moved(row, end_k, end_noise)
     if plan.learned:
         x0 = torch.where(plan.worth[end_k, None], x0, rows.x0)
-    found_here = [true_v] if true_v is not None else []
-    found_here += [before, true_x0, result_noise] if plan.trace else []
+    learned, traced = [] if true_v is None else [true_v], [before, true_x0, result_noise] if plan.trace else []
     # What a row that does not move finds goes behind the last step, where nobody looks.
-    at = (row[:, None], torch.where(moves, plan.first - k, plan.first - last + 1)[:, None] + ahead)
-    for column, value in zip(kept, found_here, strict=True):
-        column[at] = value
+    _keep(kept, learned + traced, torch.where(moves, plan.first - k, plan.first - last + 1)[:, None] + ahead)
     return replace(
         rows,
         k=torch.where(moves, end_k - 1, rows.k),
@@ -230,6 +222,30 @@ def _round(plan: Plan, head: BoundHead, noise: PathNoise, uniform_RS: Tensor, ro
         rounds=rows.rounds + going.long(),
         stalled=stalled,
     )
+
+
+def _keep(kept: list[Tensor], found: list[Tensor], place_RL: Tensor) -> None:
+    """Writes what was found of a round's steps at their places."""
+    at = (torch.arange(len(place_RL), device=place_RL.device)[:, None], place_RL)
+    for column, value in zip(kept, found, strict=True):
+        column[at] = value
+
+
+def _corrected(
+    rows: Rows, refused_R: Tensor, noise_RD: Tensor, shift_RD: Tensor, log_scale_RD: Tensor, log_ratio_R: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Step 4 where the variance is learned.
+
+    Returns:
+        noise [R, D] of every row, from the residual if it was refused; proposals used up [R]; which rows are stalled.
+    """
+    place, found = _first_kept(rows.normals, rows.keeps, rows.used, shift_RD, log_scale_RD)
+    row = torch.arange(len(place), device=place.device)
+    noise_RD = torch.where((refused_R & found)[:, None], rows.normals[row, place], noise_RD)
+    # A ratio that is not a number would keep a row waiting for ever; its state tells the host.
+    broken = log_ratio_R.isnan()
+    noise_RD = noise_RD.masked_fill(broken[:, None], torch.nan)
+    return noise_RD, torch.where(refused_R & found, place + 1, rows.used), refused_R & ~found & ~broken
 
 
 def _first_kept(

@@ -72,7 +72,6 @@ class LogStds:
 
 def speculate_head(
     head: BoundHead,
-    y_RD: Tensor,
     first: int,
     last: int,
     noise: PathNoise,
@@ -81,13 +80,13 @@ def speculate_head(
     held_x0_RD: Tensor | None = None,
     trace: bool = False,
 ) -> tuple[Path, LogStds]:
-    """The path from y before step ``first`` to the state after step ``last``; same law as one head call a step.
+    """The path from before step ``first`` to the state after step ``last``; same law as one head call a step.
 
     Args:
         head: bound to the rows' contexts.
-        y_RD: states to start from.
         first, last: steps, ``first >= last``.
-        noise: the draft's noise; a step that is accepted or reflected uses it, and so each entry is used once.
+        noise: the states to start from, and the draft's noise; a step that is accepted or reflected uses it, and so
+            each entry is used once.
         draws: uniforms of the tests, and the residuals' proposals.
         windows: lengths L by slice of the whole path (`windows_by_step`).
         held_x0_RD: a prediction to begin with; None: the prior mean, right at the noisy end.
@@ -96,91 +95,132 @@ def speculate_head(
     Returns:
         the path and its log stds (zeros for a fixed variance).
     """
-    rows, dims = y_RD.shape
-    device, at_law = y_RD.device, head.at_law
-    learned = at_law.learned_variance
-    length_S, worth_S, longest = _plan(windows, at_law.law.head_steps, at_law.law.start_level, last, learned, device)
-    if recorded(device):
-        plan = Plan(at_law, length_S, worth_S, longest, first, last, noise.offset, trace)
-        x0 = head.prior_mean() if held_x0_RD is None else held_x0_RD
-        ends, newest, kept, calls = run_rounds(plan, head, y_RD, x0, noise, draws, windows)
-        return _paths(head, first, last, ends, newest, kept, calls, calls * rows * longest, trace)
-    uniform_RS = draws.uniforms()
-    head.hoist(first, last)
-
-    ends, newest = torch.empty_like(y_RD), torch.empty_like(y_RD)
-    # Of every step, in the order they are made: what a round finds beyond its end is overwritten by the next, what it
-    # finds beyond the last step is cut off.
-    steps = first - last + 1
-    kept = [torch.zeros(rows, steps + longest, dims, device=device) for _ in range(3 * trace + learned)]
-    calls = evaluations = 0
-    # Of the active rows: which they are, their next step, state and held prediction.
-    row, k_A, y = torch.arange(rows, device=device), torch.full((rows,), first, device=device), y_RD
-    places = torch.arange(max(rows, longest), device=device)
-    residuals = None if head.equal_stds else _Residuals(draws, dims)
+    y_RD, at_law = noise.start, head.at_law
+    if not recorded(y_RD.device):
+        return _Descent(head, first, last, noise, draws, windows, held_x0_RD, trace).run()
+    length_S, worth_S, longest = _plan(windows, *_steps_of(head), last, at_law.learned_variance, y_RD.device)
+    plan = Plan(at_law, length_S, worth_S, longest, first, last, noise.offset, trace)
     x0 = head.prior_mean() if held_x0_RD is None else held_x0_RD
-    v = torch.zeros_like(y) if learned else None
-    while len(row):
-        length_A = length_S[k_A]
-        ahead = places[: int(length_A.max())]
-        k_AL = (k_A[:, None] - ahead).clamp(min=last)
+    ends, newest, kept, calls = run_rounds(plan, head, y_RD, x0, noise, draws, windows)
+    return _paths(head, first, last, ends, newest, kept, calls, calls * len(y_RD) * longest)
+
+
+class _Descent:
+    """R rows on their way down; arguments as for `speculate_head`."""
+
+    def __init__(
+        self,
+        head: BoundHead,
+        first: int,
+        last: int,
+        noise: PathNoise,
+        draws: HeadDraws,
+        windows: tuple[int, ...],
+        held_x0_RD: Tensor | None,
+        trace: bool,
+    ) -> None:
+        y_RD, self.learned = noise.start, head.at_law.learned_variance
+        rows, dims = y_RD.shape
+        device = y_RD.device
+        self.head, self.first, self.last, self.noise, self.trace = head, first, last, noise, trace
+        self.length_S, self.worth_S, longest = _plan(windows, *_steps_of(head), last, self.learned, device)
+        self.uniform_RS = draws.uniforms()
+        head.hoist(first, last)
+        self.ends, self.newest = torch.empty_like(y_RD), torch.empty_like(y_RD)
+        # Of every step, in the order they are made: what a round finds beyond its end is overwritten by the next, what
+        # it finds beyond the last step is cut off.
+        steps = first - last + 1
+        self.kept = [torch.zeros(rows, steps + longest, dims, device=device) for _ in range(3 * trace + self.learned)]
+        self.calls = self.evaluations = 0
+        # Of the active rows: which they are, their next step, state and held prediction.
+        self.row, self.k = torch.arange(rows, device=device), torch.full((rows,), first, device=device)
+        self.y, self.x0 = y_RD, head.prior_mean() if held_x0_RD is None else held_x0_RD
+        self.v = torch.zeros_like(y_RD) if self.learned else None
+        self.places = torch.arange(max(rows, longest), device=device)
+        self.residuals = None if head.equal_stds else _Residuals(draws, dims)
+
+    def run(self) -> tuple[Path, LogStds]:
+        while len(self.row):
+            self._round()
+        return _paths(self.head, self.first, self.last, self.ends, self.newest, self.kept, self.calls, self.evaluations)
+
+    def _round(self) -> None:
+        """One round of the active rows."""
+        head, row, y = self.head, self.row, self.y
+        length_A = self.length_S[self.k]
+        ahead = self.places[: int(length_A.max())]
+        k_AL = (self.k[:, None] - ahead).clamp(min=self.last)
 
         # 1. Roll ahead.
-        held_v = None if v is None else v[:, None].expand(-1, len(ahead), -1)
-        drawn = noise.of_steps(row[:, None], k_AL)
-        held_x0 = head.follow(row, k_AL, x0, drawn)
+        held_v = None if self.v is None else self.v[:, None].expand(-1, len(ahead), -1)
+        drawn = self.noise.of_steps(row[:, None], k_AL)
+        held_x0 = head.follow(row, k_AL, self.x0, drawn)
         held_std = head.std(k_AL, held_v)
         after = head.roll(k_AL, y, held_x0, held_std * drawn)
         before = torch.cat([y[:, None], after[:, :-1]], dim=1)
 
         # 2. One batch.
         true, evaluated = _evaluated(head, row, k_AL, before, length_A)
-        calls, evaluations = calls + 1, evaluations + evaluated
+        self.calls, self.evaluations = self.calls + 1, self.evaluations + evaluated
 
         # 3. Test; the round ends with the first step that is refused, or with the window's last. What is found past a
         # window's end is never looked at.
-        uniform_AL = uniform_RS[row[:, None], k_AL]
-        shift = head.shift(k_AL, held_x0, true.x0, held_std if learned else None)
-        if residuals is None or held_v is None or true.v is None:
-            accepted, result_noise = reflect(drawn, shift, uniform_AL)
-        else:
-            log_scale = at_law.table.v_scale[k_AL][..., None] * (held_v - true.v)
-            result_noise, log_ratio = change_noise(drawn, shift, log_scale)
-            accepted = accept(log_ratio, uniform_AL)
+        shift = head.shift(k_AL, held_x0, true.x0, held_std if self.learned else None)
+        accepted, result_noise, log_scale = self._tested(k_AL, drawn, shift, held_v, true.v)
         stands_A = torch.minimum(first_refusal(accepted), length_A - 1)
-        end = (places[: len(row)], stands_A)
-        end_k = k_A - stands_A
+        end, end_k = (self.places[: len(row)], stands_A), self.k - stands_A
 
         # 4. The state after the round's last step, the coupling's correction if it was refused, by its noise under the
         # true prediction. Reflection gives it for either; the noiseless step uses none.
         end_x0, end_v = true.x0[end], None if true.v is None else true.v[end]
-        if residuals is not None:
+        if self.residuals is not None:
             refused = (~accepted[end] & (end_k > 0)).nonzero()[:, 0]
             if len(refused):
                 at = (refused, stands_A[refused])
-                result_noise[at] = residuals.draw(row[refused], shift[at], log_scale[at])
+                result_noise[at] = self.residuals.draw(row[refused], shift[at], log_scale[at])
         end_noise = result_noise[end]
-        y = head.mean(end_k, end_x0, before[end]) + head.std(end_k, end_v) * end_noise
+        self.y = head.mean(end_k, end_x0, before[end]) + head.std(end_k, end_v) * end_noise
 
         # 5. Go on with the newest prediction.
         moved_x0 = end_x0 + head.moved(row, end_k, end_noise)
-        x0 = torch.where(worth_S[end_k, None], moved_x0, x0) if learned else moved_x0
-        v = end_v
+        self.x0 = torch.where(self.worth_S[end_k, None], moved_x0, self.x0) if self.learned else moved_x0
+        self.v = end_v
         found = [true.v] if true.v is not None else []
-        if trace:
-            found += [before, true.x0, result_noise]
+        self._keep(found + ([before, true.x0, result_noise] if self.trace else []), ahead)
+        self._advance(end_k)
+
+    def _tested(
+        self, k_AL: Tensor, drawn: Tensor, shift: Tensor, held_v: Tensor | None, true_v: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Step 3: verdicts [A, L], the noise under the true prediction, and log of held over true std (learned)."""
+        uniform_AL = self.uniform_RS[self.row[:, None], k_AL]
+        if self.residuals is None or held_v is None or true_v is None:
+            return *reflect(drawn, shift, uniform_AL), shift
+        log_scale = self.head.at_law.table.v_scale[k_AL][..., None] * (held_v - true_v)
+        result_noise, log_ratio = change_noise(drawn, shift, log_scale)
+        return accept(log_ratio, uniform_AL), result_noise, log_scale
+
+    def _keep(self, found: list[Tensor], ahead: Tensor) -> None:
+        """What is kept of the steps of a round."""
         if found:
-            place = (row[:, None], (first - k_A)[:, None] + ahead)
-            for column, values in zip(kept, found, strict=True):
+            place = (self.row[:, None], (self.first - self.k)[:, None] + ahead)
+            for column, values in zip(self.kept, found, strict=True):
                 column[place] = values
-        k_A = end_k - 1
-        going = end_k > last
-        if not bool(going.all()):
-            done = row[~going]
-            ends[done], newest[done] = y[~going], x0[~going]
-            row, k_A, y, x0 = row[going], k_A[going], y[going], x0[going]
-            v = None if v is None else v[going]
-    return _paths(head, first, last, ends, newest, kept, calls, evaluations, trace)
+
+    def _advance(self, end_k: Tensor) -> None:
+        """Past the steps ``end_k``; rows that were at the last one leave."""
+        self.k, going = end_k - 1, end_k > self.last
+        if bool(going.all()):
+            return
+        done = self.row[~going]
+        self.ends[done], self.newest[done] = self.y[~going], self.x0[~going]
+        self.row, self.k, self.y, self.x0 = self.row[going], self.k[going], self.y[going], self.x0[going]
+        self.v = None if self.v is None else self.v[going]
+
+
+def _steps_of(head: BoundHead) -> tuple[int, int]:
+    """Head steps of the whole path, and the level it starts at."""
+    return head.at_law.law.head_steps, head.at_law.law.start_level
 
 
 def _paths(
@@ -192,14 +232,14 @@ def _paths(
     kept: list[Tensor],
     calls: int,
     evaluations: int,
-    trace: bool,
 ) -> tuple[Path, LogStds]:
+    """What is returned; ``kept`` holds the learned variances, if they are, then what a trace holds, if it was asked."""
     columns = [column[:, : first - last + 1] for column in kept]
     log_stds = LogStds(torch.zeros_like(ends), torch.zeros_like(ends))
     if head.at_law.learned_variance:
         log_std = head.log_std(steps_down(first, last, ends.device), columns.pop(0))
         log_stds = LogStds(log_std[:, -1], log_std[:, : first - max(last, 1) + 1].sum(dim=1))
-    return Path(ends, newest, calls, evaluations, Trace(*columns) if trace else None), log_stds
+    return Path(ends, newest, calls, evaluations, Trace(*columns) if columns else None), log_stds
 
 
 @lru_cache(maxsize=256)

@@ -11,9 +11,9 @@ import torch
 
 from spd_core.decode import Decoded, decode
 from spd_core.draws import Draws
-from spd_core.families.llamagen.convert import convert_llamagen
+from spd_core.families.llamagen import convert as llamagen_convert
 from spd_core.families.llamagen.vq import VqCodec
-from spd_core.families.mar.convert import convert
+from spd_core.families.mar import convert as mar_convert
 from spd_core.families.mar.vae import KlCodec
 from spd_core.law import Cspd, Plain, Speculative
 from spd_core.pairs.pair import Pair, load_card, load_pair
@@ -96,9 +96,9 @@ def converted_mar(folder: Path) -> Path:
     parts = {"target": models.mar(target, CPU), "draft": models.mar(draft, CPU), "vae": models.kl16(CPU, narrow=True)}
     for part, model in parts.items():
         torch.save({"model" if part == "vae" else "model_ema": model.state_dict()}, folder / f"{part}.pth")
-    convert(
+    mar_convert.convert(
         folder / "target.pth", folder / "draft.pth", folder / "vae.pth", folder / "mar", "converted",
-        target_config=target, draft_config=draft, vae_config=models.NARROW_VAE,
+        configs=mar_convert.Configs(target, draft, models.NARROW_VAE),
     )  # fmt: skip
     return folder / "mar"
 
@@ -113,9 +113,9 @@ def converted_codes(folder: Path) -> Path:
     }
     for part, model in parts.items():
         torch.save({"model": model.state_dict()}, folder / f"{part}.pt")
-    convert_llamagen(
+    llamagen_convert.convert_llamagen(
         folder / "target.pt", folder / "draft.pt", folder / "vq.pt", folder / "codes", "converted", 16 * GRID,
-        target_config=target, draft_config=draft, vq_config=models.NARROW_VQ,
+        configs=llamagen_convert.Configs(target, draft, models.NARROW_VQ),
     )  # fmt: skip
     return folder / "codes"
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from spd_core.families.llamagen.model import LlamaGen, LlamaGenConfig
 from spd_core.families.llamagen.sizes import llamagen_config, vq_config
 from spd_core.families.llamagen.vq import Vq
-from spd_core.families.mar.convert import convert
+from spd_core.families.mar.convert import Configs, convert
 from spd_core.families.mar.convert import preset_of as mar_preset_of
 from spd_core.families.mar.model import Mar, MarConfig, preset
 from spd_core.families.mar.sizes import mar_config, vae_config
@@ -181,7 +181,7 @@ def test_the_card_of_a_converted_pair_says_what_was_taken(tmp_path: Path):
     assert card.training["target"] == {"file": "t.pth", "weights": "the weights under model_ema"}
     with pytest.raises(PairError, match="class-names: got 2, allowed: 5"):
         convert(tmp_path / "t.pth", None, None, tmp_path / "o", "p", take=Take(target_heads=2, class_names=("a", "b")),
-                vae_config=VAE)  # fmt: skip
+                configs=Configs(vae=VAE))  # fmt: skip
 
 
 HARMLESS = {

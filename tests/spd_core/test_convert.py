@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 
 from spd_core.decode import decode
 from spd_core.draws import Draws
-from spd_core.families.mar.convert import convert, preset_of, readme_law
+from spd_core.families.mar.convert import Configs, convert, preset_of, readme_law
 from spd_core.families.mar.model import Mar, MarConfig, preset
 from spd_core.families.mar.sizes import mar_config
 from spd_core.families.mar.vae import KlVae, KlVaeConfig
@@ -61,11 +62,11 @@ def files(tmp_path: Path) -> dict[str, Path]:
     }
 
 
-CONFIGS = {"target_config": TARGET, "draft_config": DRAFT, "vae_config": VAE}
+CONFIGS = Configs(TARGET, DRAFT, VAE)
 
 
 def test_converted_pair_loads_and_makes_images(files: dict[str, Path]):
-    card = convert(**files, name="tiny", **CONFIGS)
+    card = convert(**files, name="tiny", configs=CONFIGS)
     out = files["out"]
     assert sorted(path.name for path in out.iterdir()) == [
         "draft.safetensors", "pair.json", "target.safetensors", "vae.safetensors",
@@ -85,7 +86,7 @@ def test_converted_pair_loads_and_makes_images(files: dict[str, Path]):
 
 
 def test_target_alone_without_autoencoder(files: dict[str, Path]):
-    card = convert(files["target"], None, None, files["out"], "alone", target_config=TARGET, vae_config=VAE)
+    card = convert(files["target"], None, None, files["out"], "alone", configs=Configs(TARGET, vae=VAE))
     assert card.draft is None and set(card.sha256) == {"target"}
     pair = load_pair(str(files["out"]))
     with pytest.raises(PairError, match="no autoencoder"):
@@ -93,7 +94,7 @@ def test_target_alone_without_autoencoder(files: dict[str, Path]):
 
 
 def test_changed_weights_are_noticed_at_load(files: dict[str, Path]):
-    convert(**files, name="tiny", **CONFIGS)
+    convert(**files, name="tiny", configs=CONFIGS)
     path = files["out"] / "vae.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(PairError, match=r"vae\.safetensors has sha256"):
@@ -104,7 +105,7 @@ def test_old_format_and_half_precision(files: dict[str, Path], tmp_path: Path):
     state = {key: value.half() for key, value in Mar(TARGET).state_dict().items()}
     path = tmp_path / "old.pth"
     torch.save({"model_ema": state}, path, _use_new_zipfile_serialization=False)
-    convert(path, None, None, files["out"], "old", target_config=TARGET, vae_config=VAE)
+    convert(path, None, None, files["out"], "old", configs=Configs(TARGET, vae=VAE))
     assert load_pair(str(files["out"])).target.mask_token.dtype == torch.float32
 
 
@@ -126,7 +127,7 @@ def test_code_in_a_pickle_never_runs(new_format: bool, files: dict[str, Path], t
         _use_new_zipfile_serialization=new_format,
     )
     with pytest.raises(PairError, match=r"refused .*target.pth, it asks for \w+\.mkdir"):
-        convert(**files, name="evil", **CONFIGS)
+        convert(**files, name="evil", configs=CONFIGS)
     assert not (tmp_path / "ran").exists() and not files["out"].exists()
 
 
@@ -162,7 +163,7 @@ def test_wrong_checkpoint_is_one_line_and_writes_nothing(case: str, files: dict[
     spoil, expected = WRONG[case]
     spoil(files["target"])
     with pytest.raises(PairError) as caught:
-        convert(**files, name="tiny", **CONFIGS)
+        convert(**files, name="tiny", configs=CONFIGS)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
     assert not files["out"].exists()
 
@@ -171,22 +172,22 @@ def test_models_must_fit_each_other(files: dict[str, Path]):
     other = DRAFT.model_copy(update={"img_size": 12})
     official(files["draft"], Mar(other))
     with pytest.raises(PairError, match=r"grid 6, allowed: 4"):
-        convert(**files, name="tiny", **{**CONFIGS, "draft_config": other})
+        convert(**files, name="tiny", configs=replace(CONFIGS, draft=other))
     deeper = VAE.model_copy(update={"ch_mult": (1, 1, 1)})
     with pytest.raises(PairError, match=r"\(4, 4\), allowed: \(4, 2\)"):
-        convert(files["target"], None, None, files["out"], "tiny", target_config=TARGET, vae_config=deeper)
+        convert(files["target"], None, None, files["out"], "tiny", configs=Configs(TARGET, vae=deeper))
 
 
 def test_a_pair_is_never_overwritten(files: dict[str, Path]):
-    convert(**files, name="tiny", **CONFIGS)
+    convert(**files, name="tiny", configs=CONFIGS)
     with pytest.raises(PairError, match="holds a pair already"):
-        convert(**files, name="tiny", **CONFIGS)
+        convert(**files, name="tiny", configs=CONFIGS)
 
 
 def test_folder_that_cannot_be_written(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
     files["out"].write_text("a file")
     with pytest.raises(PairError, match=r"out: cannot write .*pair: File exists; allowed: a writable folder"):
-        convert(**files, name="tiny", **CONFIGS)
+        convert(**files, name="tiny", configs=CONFIGS)
     files["out"].unlink()
 
     def full_disk(*_: Any) -> None:
@@ -194,9 +195,9 @@ def test_folder_that_cannot_be_written(files: dict[str, Path], monkeypatch: pyte
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(PairError, match=r"out: cannot write .*No space left"):
-        convert(**files, name="tiny", **CONFIGS)
+        convert(**files, name="tiny", configs=CONFIGS)
     monkeypatch.undo()
-    convert(**files, name="tiny", **CONFIGS)
+    convert(**files, name="tiny", configs=CONFIGS)
 
 
 def meta_state(config: MarConfig) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from spd_core.decode import decode
 from spd_core.draws import Draws
-from spd_core.families.llamagen.convert import convert_llamagen, image_size, preset_of, readme_law
+from spd_core.families.llamagen.convert import Configs, convert_llamagen, image_size, preset_of, readme_law
 from spd_core.families.llamagen.model import PRESETS, LlamaGen, LlamaGenConfig
 from spd_core.families.llamagen.sizes import llamagen_config
 from spd_core.families.llamagen.vq import Vq, VqConfig
@@ -28,7 +29,7 @@ TARGET = LlamaGenConfig(
 )  # fmt: skip
 DRAFT = TARGET.model_copy(update={"dim": 8, "n_layer": 1})
 VQ = VqConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=32, codebook_size=12, codebook_embed_dim=4)
-CONFIGS = {"target_config": TARGET, "draft_config": DRAFT, "vq_config": VQ}
+CONFIGS = Configs(TARGET, DRAFT, VQ)
 
 Saver = Callable[[dict[str, Tensor]], dict[str, Any]]
 
@@ -78,7 +79,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_converted_pair_loads_and_makes_images(files: dict[str, Path]):
-    card = convert_llamagen(**files, name="tiny", **CONFIGS)
+    card = convert_llamagen(**files, name="tiny", configs=CONFIGS)
     assert sorted(path.name for path in files["out"].iterdir()) == [
         "draft.safetensors", "pair.json", "target.safetensors", "vq.safetensors",
     ]  # fmt: skip
@@ -113,7 +114,7 @@ def test_every_public_container(saver: Saver, new_format: bool, files: dict[str,
     half = {key: value.bfloat16() for key, value in model.state_dict().items()}
     torch.save(saver(half), files["target"], _use_new_zipfile_serialization=new_format)
     assert kind_of(files["target"], read_file(files["target"])) == "llamagen"
-    convert_llamagen(files["target"], None, None, files["out"], "alone", 8, target_config=TARGET, vq_config=VQ)
+    convert_llamagen(files["target"], None, None, files["out"], "alone", 8, configs=Configs(TARGET, vq=VQ))
     pair = load_pair(str(files["out"]))
     assert all(torch.equal(value, half[key].float()) for key, value in pair.target.state_dict().items())
     assert pair.draft is None and "vq" not in pair.parts
@@ -195,7 +196,7 @@ def test_code_in_a_pickle_never_runs(new_format: bool, files: dict[str, Path], t
     evil = {**ddp(LlamaGen(TARGET).state_dict()), "args": Touch(tmp_path / "ran")}
     torch.save(evil, files["target"], _use_new_zipfile_serialization=new_format)
     with pytest.raises(PairError, match=r"refused .*target.pt, it asks for \w+\.mkdir"):
-        convert_llamagen(**files, name="evil", **CONFIGS)
+        convert_llamagen(**files, name="evil", configs=CONFIGS)
     assert not (tmp_path / "ran").exists() and not files["out"].exists()
 
 
@@ -233,7 +234,7 @@ def test_wrong_checkpoint_is_one_line_and_writes_nothing(case: str, files: dict[
     part, spoil, expected = WRONG[case]
     spoil(files[part])
     with pytest.raises(PairError) as caught:
-        convert_llamagen(**files, name="tiny", **CONFIGS)
+        convert_llamagen(**files, name="tiny", configs=CONFIGS)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
     assert not files["out"].exists()
 
@@ -241,17 +242,17 @@ def test_wrong_checkpoint_is_one_line_and_writes_nothing(case: str, files: dict[
 def test_models_must_fit_each_other(files: dict[str, Path]):
     torch.save(ddp(LlamaGen(DRAFT).state_dict(), side=12), files["draft"])
     with pytest.raises(PairError, match=r"draft: .*draft.pt has block_size 36, allowed: 16 \(the target's\)"):
-        convert_llamagen(**files, name="tiny", **CONFIGS)
+        convert_llamagen(**files, name="tiny", configs=CONFIGS)
     other = DRAFT.model_copy(update={"num_classes": 6})
     official(files["draft"], LlamaGen(other))
     with pytest.raises(PairError, match="num_classes 6, allowed: 5"):
-        convert_llamagen(**files, name="tiny", **{**CONFIGS, "draft_config": other})
+        convert_llamagen(**files, name="tiny", configs=replace(CONFIGS, draft=other))
     small = VQ.model_copy(update={"codebook_size": 11})
     with pytest.raises(PairError, match=r"vq: has 11 codes, allowed: 12 \(the target's\)"):
-        convert_llamagen(files["target"], None, None, files["out"], "tiny", target_config=TARGET, vq_config=small)
+        convert_llamagen(files["target"], None, None, files["out"], "tiny", configs=Configs(TARGET, vq=small))
 
 
 def test_a_pair_is_never_overwritten(files: dict[str, Path]):
-    convert_llamagen(**files, name="tiny", **CONFIGS)
+    convert_llamagen(**files, name="tiny", configs=CONFIGS)
     with pytest.raises(PairError, match="holds a pair already"):
-        convert_llamagen(**files, name="tiny", **CONFIGS)
+        convert_llamagen(**files, name="tiny", configs=CONFIGS)

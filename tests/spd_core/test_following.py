@@ -128,6 +128,6 @@ def test_a_known_variance_saves_head_calls():
         noise = PathNoise(torch.randn(rows, 2), torch.randn(rows, 100, 2))
         bound = _Gaussian(law, variance).bind(torch.zeros(rows, 1), 1.0)
         head_draws = HeadDraws(Draws(index), index, zeros, zeros, 100)
-        path, _ = speculate_head(bound, noise.start, 99, 10, noise, head_draws, (30,))
+        path, _ = speculate_head(bound, 99, 10, noise, head_draws, (30,))
         calls[variance is None] = path.calls
     assert calls[True] >= 2 * calls[False], calls

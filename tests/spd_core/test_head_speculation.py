@@ -64,7 +64,7 @@ def _windowed(law, windows, count=ROWS):
     )
     bound = AnalyticHead(law).bind(torch.zeros(count, 1), 1.0)
     head_draws = HeadDraws(draws, rows, zeros, zeros, law.head_steps)
-    return head_speculation.speculate_head(bound, noise.start, law.head_steps - 1, 0, noise, head_draws, windows)
+    return head_speculation.speculate_head(bound, law.head_steps - 1, 0, noise, head_draws, windows)
 
 
 def test_a_path_does_not_depend_on_how_many_proposals_are_held():
@@ -144,7 +144,7 @@ def _one_step(count=50_000):
     bound = _Wider(LAW).bind(torch.zeros(count, 1), 1.0)
     head_draws = HeadDraws(draws, rows, zeros, zeros, LAW.head_steps)
     path, _ = head_speculation.speculate_head(
-        bound, y, 1, 1, PathNoise(y, step), head_draws, (4,), held_x0_RD=torch.full((count, 2), 0.45)
+        bound, 1, 1, PathNoise(y, step), head_draws, (4,), held_x0_RD=torch.full((count, 2), 0.45)
     )
     true = bound.predict(rows, k, y)
     noise = (path.end - bound.mean(k, true.x0, y)) / bound.std(k, true.v)
@@ -191,7 +191,7 @@ def test_a_trace_is_the_path():
     with torch.inference_mode():
         bound = LawHead(head.head, law).bind(torch.randn(50, 3), 1.0)
         path, _ = head_speculation.speculate_head(
-            bound, noise.start, 7, 2, noise, HeadDraws(draws, rows, zeros, zeros, 8), (3,), trace=True
+            bound, 7, 2, noise, HeadDraws(draws, rows, zeros, zeros, 8), (3,), trace=True
         )
         k = steps_down(7, 2, path.end.device)
         made = bound.mean(k, path.trace.x0, path.trace.states) + bound.std(k, None) * path.trace.noise

@@ -43,7 +43,7 @@ def _calls_alone(bound, windows):
         own = PathNoise(noise.start[row, None], noise.step[row, None])
         alone = bound.at_law.bind(bound.z[row, None], 1.0)
         draws = HeadDraws(Draws(torch.tensor([row])), zero, zero, zero, 40)
-        path, _ = speculate_head(alone, own.start, FIRST, LAST, own, draws, windows)
+        path, _ = speculate_head(alone, FIRST, LAST, own, draws, windows)
         made.append((path.calls, path.rows))
     return np.mean(made, axis=0)
 

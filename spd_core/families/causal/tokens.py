@@ -146,7 +146,7 @@ def path_above(
     steps = (path.first, path.handoff + 1)
     if not windows:
         return walk(head, noise.start, *steps, noise, trace)
-    return speculate_head(head, noise.start, *steps, noise, draws, windows, trace=trace)[0]
+    return speculate_head(head, *steps, noise, draws, windows, trace=trace)[0]
 
 
 @dataclass
@@ -186,7 +186,7 @@ def finish(
             if windows:
                 head_draws = own_draws(draws, image[rows], token[rows], own.law)
                 ends, _ = speculate_head(
-                    bound, noise.start, own.handoff, 0, noise, head_draws, windows, x0[rows]
+                    bound, own.handoff, 0, noise, head_draws, windows, x0[rows]
                 )  # fmt: skip
             else:
                 ends = walk(bound, noise.start, own.handoff, 0, noise)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,18 @@ def _part(
     return found, config
 
 
+@dataclass(frozen=True)
+class Configs:
+    """Sizes of a pair's models; None: told from the shapes; the models' block_size is not looked at."""
+
+    target: LlamaGenConfig | None = None
+    draft: LlamaGenConfig | None = None
+    vq: VqConfig | None = None  #: without such a checkpoint None is VQ-16
+
+
+SHAPES_TELL = Configs()
+
+
 def convert_llamagen(
     target: Path,
     draft: Path | None,
@@ -87,9 +100,7 @@ def convert_llamagen(
     size: int | None = None,
     *,
     take: Take = TOLD,
-    target_config: LlamaGenConfig | None = None,
-    draft_config: LlamaGenConfig | None = None,
-    vq_config: VqConfig | None = None,
+    configs: Configs = SHAPES_TELL,
 ) -> PairCard:
     """Writes a pair folder from LlamaGen checkpoints; nothing is written before everything has been checked.
 
@@ -100,26 +111,25 @@ def convert_llamagen(
         name: the pair's name.
         size: side in pixels of the images that both models were trained on; None: told from the files.
         take: what else files cannot tell.
-        target_config, draft_config: sizes, whose block_size is not looked at; None: told from the shapes.
-        vq_config: None: told from the shapes; without a ``vq`` it is VQ-16.
+        configs: of the models.
 
     Raises:
         PairError: one line: a file that cannot be read or does not fit, models that do not fit each other.
     """
     refuse_existing(out)
     found: dict[str, Weights] = {}
+    vq_config = configs.vq
     if vq is not None:
         found["vq"] = read_weights(vq, "vq")
         checked_vq = vq_config = vq_config or sizes.vq_config(vq, found["vq"].state)
         require(vq, found["vq"].state, lambda: Vq(checked_vq))
     vq_config = vq_config or VqConfig()
     stride = vq_config.stride
-    found["target"], target_config = _part(target, target_config, size, stride, take.weights, take.target_heads)
+    found["target"], target_config = _part(target, configs.target, size, stride, take.weights, take.target_heads)
+    draft_config = None
     if draft is not None:
-        found["draft"], draft_config = _part(draft, draft_config, size, stride, take.weights, take.draft_heads)
+        found["draft"], draft_config = _part(draft, configs.draft, size, stride, take.weights, take.draft_heads)
         _check_same_codes(draft, target_config, draft_config)
-    else:
-        draft_config = None
     if vq_config.codebook_size != target_config.vocab_size:
         raise PairError(f"vq: has {vq_config.codebook_size} codes, allowed: {target_config.vocab_size} (the target's)")
     side, known = target_config.grid * stride, preset_of(target_config)

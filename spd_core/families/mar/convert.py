@@ -6,6 +6,7 @@ other containers, sizes and grids are told from keys and shapes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from spd_core.families.mar import sizes
@@ -54,6 +55,18 @@ def readme_law(name: str | None, config: MarConfig) -> SamplerLaw:
     )
 
 
+@dataclass(frozen=True)
+class Configs:
+    """Sizes of a pair's models; None: told from the shapes."""
+
+    target: MarConfig | None = None
+    draft: MarConfig | None = None
+    vae: KlVaeConfig | None = None  #: without such a checkpoint None is KL-16
+
+
+SHAPES_TELL = Configs()
+
+
 def convert(
     target: Path,
     draft: Path | None,
@@ -62,9 +75,7 @@ def convert(
     name: str,
     *,
     take: Take = TOLD,
-    target_config: MarConfig | None = None,
-    draft_config: MarConfig | None = None,
-    vae_config: KlVaeConfig | None = None,
+    configs: Configs = SHAPES_TELL,
 ) -> PairCard:
     """Writes a pair folder from MAR checkpoints; nothing is written before everything has been checked.
 
@@ -74,25 +85,25 @@ def convert(
         out: the pair's folder; must not hold a pair yet.
         name: the pair's name.
         take: what files cannot tell.
-        target_config, draft_config, vae_config: sizes; None: told from the shapes. Without a ``vae`` it is KL-16.
+        configs: of the models.
 
     Raises:
         PairError: one line: a file that cannot be read or does not fit, models that do not fit each other.
     """
     refuse_existing(out)
     found: dict[str, Weights] = {}
+    vae_config = configs.vae
     if vae is not None:
         found["vae"] = read_weights(vae, "vae")
         vae_config = vae_config or sizes.vae_config(vae, found["vae"].state)
         checked_vae = vae_config
         require(vae, found["vae"].state, lambda: KlVae(checked_vae))
     vae_config = vae_config or KlVaeConfig()
-    found["target"], target_config = _part(target, target_config, vae_config, take.weights, take.target_heads)
+    found["target"], target_config = _part(target, configs.target, vae_config, take.weights, take.target_heads)
+    draft_config = None
     if draft is not None:
-        found["draft"], draft_config = _part(draft, draft_config, vae_config, take.weights, take.draft_heads)
+        found["draft"], draft_config = _part(draft, configs.draft, vae_config, take.weights, take.draft_heads)
         _check_same_tokens(draft, target_config, draft_config)
-    else:
-        draft_config = None
     _check_latents(target_config, vae_config)
     known = preset_of(target_config)
     card = PairCard(

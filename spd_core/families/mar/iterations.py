@@ -365,7 +365,7 @@ def sample_paths(
     if ahead is None:
         return denoise(model.head, law, z, scale, noise.start, noise.step)
     bound = ahead.head.at(law).bind(z, scale)
-    path, log_stds = speculate_head(bound, noise.start, law.head_steps - 1, 0, noise, own.head, ahead.windows)
+    path, log_stds = speculate_head(bound, law.head_steps - 1, 0, noise, own.head, ahead.windows)
     return TokenPaths(path.end, log_stds.last.exp() * law.temperature, log_stds.total, path.calls, path.rows)
 
 

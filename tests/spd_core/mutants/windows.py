@@ -66,7 +66,7 @@ def one_step_of_equal_stds_has_its_law() -> None:
     draws = Draws(rows + 10**6)
     noise = PathNoise(y, draws.normals(Purpose.STEP, rows, zeros, LAW.head_steps * 2).view(count, -1, 2))
     path, _ = head_speculation.speculate_head(
-        bound, y, k, k, noise, HeadDraws(draws, rows, zeros, zeros, LAW.head_steps), (3,), held_x0_RD=held
+        bound, k, k, noise, HeadDraws(draws, rows, zeros, zeros, LAW.head_steps), (3,), held_x0_RD=held
     )
     made = (path.end - bound.mean(at, true, y)) / bound.std(at, None)
     assert min(stats.kstest(made[:, i].numpy(), "norm").pvalue for i in range(2)) > 1e-5
