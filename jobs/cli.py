@@ -44,12 +44,14 @@ def _overrides(args: argparse.Namespace) -> list[str]:
 def _generate(args: argparse.Namespace) -> int:
     from jobs.job.spec import load_spec
     from jobs.run.driver import generate
+    from jobs.words.phrases import counted
     from jobs.words.progress import duration
     from workers import layout
 
     done = generate(load_spec(args.spec, _overrides(args)))
+    images, shards = counted(done["images"], "image", "images"), counted(done["shards"], "shard", "shards")
     say(
-        f"{done['output']}: {done['images']} images in {done['shards']} shards, "
+        f"{done['output']}: {images} in {shards}, "
         f"{done['made']} of them made in this run of {duration(done['seconds'])}"
     )
     say(f"report: {done['output']}/{layout.REPORT_HTML}")
@@ -90,22 +92,26 @@ def _status(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     from jobs.dataset.validate import validate
+    from jobs.words.phrases import counted
 
     found = validate(*_output(args))
     for problem in found.problems:
         say(problem)
-    verdict = "ok" if found.ok else f"{len(found.problems)} problems"
-    say(f"{verdict}: {found.rows} images, {found.shards} shards, {found.files} files, {found.bytes} bytes")
+    verdict = "ok" if found.ok else counted(len(found.problems), "problem", "problems")
+    images, shards = counted(found.rows, "image", "images"), counted(found.shards, "shard", "shards")
+    say(f"{verdict}: {images}, {shards}, {counted(found.files, 'file', 'files')}, {found.bytes} bytes")
     return _OK if found.ok else _FAILED
 
 
 def _report(args: argparse.Namespace) -> int:
     from jobs.dataset.finish import rewrite_report
+    from jobs.words.phrases import counted
     from workers import layout
 
     report = rewrite_report(*_output(args))
     state = "partial, " if report["partial"] else ""
-    say(f"{state}{report['images']['committed']} images: {args.output.rstrip('/')}/{layout.REPORT_HTML}")
+    images = counted(report["images"]["committed"], "image", "images")
+    say(f"{state}{images}: {args.output.rstrip('/')}/{layout.REPORT_HTML}")
     return _OK
 
 

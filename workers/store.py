@@ -10,6 +10,7 @@ import errno
 import hashlib
 import logging
 import os
+import posixpath
 import threading
 import time
 import uuid
@@ -115,6 +116,14 @@ def _create_remote(fs: Any, key: str, data: bytes) -> None:
         raise FileExistsError(key)
 
 
+def _is_same_folder(one: Path, other: Path) -> bool:
+    """Also by another spelling, where the disk knows no capitals or has the folder mounted twice."""
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False
+
+
 class Store:
     """Whole objects under paths relative to one URL.
 
@@ -157,6 +166,22 @@ class Store:
     def addresses(self, paths: Sequence[str]) -> tuple[Any, list[str]]:
         """The fsspec file system and the keys of objects in it, for readers that open files themselves."""
         return self._opened[0], [self._key(path) for path in paths]
+
+    def is_within(self, other: Store) -> bool:
+        """Whether this is the other store or a folder in it: of local paths as their links lead, of URLs as spelled.
+
+        Raises:
+            StoreError: one of the two cannot be opened.
+        """
+        (ours, inner), (theirs, outer) = self._opened, other._opened
+        if type(ours) is not type(theirs):
+            return False
+        if isinstance(ours, LocalFileSystem):
+            place = Path(inner).resolve()
+            return any(_is_same_folder(folder, Path(outer).resolve()) for folder in (place, *place.parents))
+        # Whether `..` is a step up or a name is the file system's to say.
+        plain = posixpath.normpath(f"/{outer}"), posixpath.normpath(f"/{inner}")
+        return any(f"{one}/".startswith(f"{root}/") for root, one in (plain, (outer, inner)))
 
     def _key(self, path: str) -> str:
         root = self._opened[1]

@@ -79,8 +79,16 @@ def stray(paths: list[str]) -> str:
     return f"output: {paths[0]}{others} is no file of this job and would be read with it: move it away"
 
 
-def _not_whole(what: str) -> JobError:
-    return JobError(f"output: the dataset is not whole ({what}); the same command resumes")
+class _NotWhole(JobError):
+    """What is wrong with it stands in ``what``."""
+
+    def __init__(self, message: str, what: str) -> None:
+        super().__init__(message)
+        self.what = what
+
+
+def _not_whole(what: str) -> _NotWhole:
+    return _NotWhole(f"output: the dataset is not whole ({what}); the same command resumes", what)
 
 
 def _publish(store: Store, manifest: bytes) -> None:
@@ -111,21 +119,31 @@ def rewrite_report(url: str, storage_options: dict[str, Any] | None = None) -> J
 
     Raises:
         SpecError: there is no job.
-        JobError: a committed file is not what was committed; nothing is written.
+        JobError: a committed file is not what was committed, or a finished dataset lacks one; nothing is written.
         StoreError: the output cannot be read or written.
     """
     store = Store(url, storage_options)
     plan, totals = read_plan(store), Totals()
+    if store.exists(layout.SUCCESS):
+        return _finish_again(url, storage_options)
     committed = read_committed(store, plan, totals.add)
-    ended = store.exists(layout.SUCCESS)
-    if ended and len(committed.records) == plan.shards:
-        return finish(url, storage_options)
     try:
         report, documents = make_report(store, plan, list(committed.records.values()), totals)
     except DamagedPart as error:
-        raise _not_whole(str(error)) from error
+        raise _damaged(str(error)) from error
     for path, data in documents.items():
         store.replace(path, data)
-    if not ended and store.exists(layout.SUCCESS):  # the job has ended meanwhile, and its report is the whole one
-        return finish(url, storage_options)
+    if store.exists(layout.SUCCESS):  # the job has ended meanwhile, and its report is the whole one
+        return _finish_again(url, storage_options)
     return report
+
+
+def _finish_again(url: str, storage_options: dict[str, Any] | None) -> Json:
+    try:
+        return finish(url, storage_options)
+    except _NotWhole as error:
+        raise _damaged(error.what) from error
+
+
+def _damaged(what: str) -> JobError:
+    return JobError(f"output: the dataset is damaged ({what}); `spd generate` with the same spec and output mends it")

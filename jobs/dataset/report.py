@@ -68,6 +68,7 @@ def render(report: Json, grid: dict[int, list[str]]) -> str:
     )
     environment.filters |= {
         "number": words.number,
+        "counted": words.counted,
         "percent": words.percent,
         "size": words.size,
         "duration": duration,

@@ -11,6 +11,7 @@ from jobs.export.run import Wishes, export
 from jobs.job.urls import UrlError, check_url
 from jobs.words.console import say
 from jobs.words.errors import SpecError
+from jobs.words.phrases import counted
 from workers.redact import public_url
 from workers.store import Store
 
@@ -56,6 +57,6 @@ def run(args: argparse.Namespace, output: str, options: dict[str, Any], destinat
     done = export(Store(output, options), destination, wishes, scratch)
     before = f", {done.rows - done.made} of them by an earlier run" if done.made < done.rows else ""
     shown = public_url(destination.url)
-    say(f"{shown}: {done.rows} images as {args.to}{before}; images: {done.images_in_words}")
+    say(f"{shown}: {counted(done.rows, 'image', 'images')} as {args.to}{before}; images: {done.images_in_words}")
     say(f"manifest: {shown}/{layout.MANIFEST}")
     return 0

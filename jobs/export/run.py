@@ -125,8 +125,8 @@ def export(source: Store, destination: Store, wishes: Wishes, scratch: Path | No
 
 
 def _check_apart(source: Store, destination: Store) -> None:
-    ours, theirs = (f"{store.url.removeprefix('file://').rstrip('/')}/" for store in (source, destination))
-    if theirs.startswith(ours):
+    """Refuses a destination that is the dataset or lies in it, however the two are spelled."""
+    if destination.is_within(source):
         raise SpecError(f"DEST: got {public_url(destination.url)}, allowed: a place outside of the dataset")
 
 
@@ -181,8 +181,16 @@ def make_plan(dataset: Source, wishes: Wishes, stored: ExportPlan | None) -> Exp
     return stored or plan
 
 
+#: What of a plan somebody asks for, by the argument that says it.
+_ARGUMENTS = {"format": "--to", "shuffle_seed": "--seed", "file_mb": "--file-mb"}
+
+
 def _differences(stored: ExportPlan, plan: ExportPlan) -> list[str]:
-    old, new = (each.model_dump(mode="json", exclude={"sha256", "dataset"}) for each in (stored, plan))
+    if stored.format != plan.format:  # on which most of the other fields depend
+        return changed({"--to": stored.format}, {"--to": plan.format})
+    derived = {"sha256", "dataset", "images_in_words"}
+    dumps = (each.model_dump(mode="json", exclude=derived) for each in (stored, plan))
+    old, new = ({_ARGUMENTS.get(name, name): value for name, value in each.items()} for each in dumps)
     return changed(old, new)
 
 

@@ -156,6 +156,21 @@ def test_a_report_that_fails_leaves_a_finished_dataset_finished(pair, store, cap
     assert status(store.url).finished
 
 
+@pytest.mark.parametrize("path", [layout.commit(0), layout.data(1, 3)])
+def test_a_report_of_a_finished_dataset_with_a_hole_is_refused_and_writes_nothing(path, pair, store, capsys):
+    assert run(job(pair)) is None
+    Bucket.objects[f"bucket/out/{path}"] = b"x"
+    before = dict(Bucket.objects)
+    capsys.readouterr()
+    assert main(["report", store.url]) == 1
+    told = capsys.readouterr()
+    assert f"the dataset is damaged ({path}: " in told.err and told.err.count("\n") == 1 and not told.out
+    assert told.err.strip().endswith("`spd generate` with the same spec and output mends it")
+    assert Bucket.objects == before
+    assert run(job(pair)) is None
+    assert rewrite_report(store.url)["images"]["committed"] == 10
+
+
 def test_status_believes_no_manifest_over_a_hole(pair, store):
     assert run(job(pair)) is None
     whole = dict(Bucket.objects)

@@ -76,6 +76,15 @@ def test_wrong_input_raises_one_line(tmp_path):
         spd.load_pair("fashion-arr")
 
 
+@pytest.mark.parametrize("wrong", [None, 3, b"x", ["a"]])
+def test_what_is_neither_a_mapping_nor_a_path_is_refused_by_its_field(wrong):
+    for call in (spd.sample, spd.generate):
+        with pytest.raises(spd.SpecError, match=r"^spec: got .+, allowed: a mapping of fields, or the path of a YAML"):
+            call(wrong)
+    with pytest.raises(spd.SpecError, match=r"^output: got .+, allowed: URL or folder of a dataset$"):
+        spd.read(wrong)
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
 def test_the_code_of_the_docs_runs(page, tmp_path, monkeypatch):
     text = (ROOT / page).read_text()

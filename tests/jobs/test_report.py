@@ -209,6 +209,16 @@ def test_card_spec_reproduces_the_fingerprint(output):
     assert spec.fingerprint(load_card(spec.pair)) == plan.fingerprint
 
 
+def test_one_shard_is_no_plural(tmp_path, capsys):
+    from jobs.cli import main
+
+    store = make_tree(tmp_path, requests={"count": 1})
+    rewrite_report(store.url)
+    assert "1 image of 1 class in 1 shard," in (Path(store.url) / layout.REPORT_HTML).read_text()
+    assert main(["validate", store.url]) == 0
+    assert capsys.readouterr().out.startswith("ok: 1 image, 1 shard, ")
+
+
 def test_a_new_report_keeps_a_finished_dataset_finished(output):
     rewrite_report(output)
     assert validate(output).ok
@@ -274,6 +284,7 @@ def test_status_of_a_job_that_never_started(tmp_path):
 
 def test_report_of_a_job_without_any_shard(tmp_path):
     store = make_tree(tmp_path)
+    store.delete(layout.SUCCESS)
     for shard in range(3):
         lose_shard(store, shard, 3)
     report = rewrite_report(store.url)

@@ -93,7 +93,18 @@ def _check_packages() -> None:
 def _spec_of(spec: Mapping[str, Any] | str | PathLike[str]) -> Spec:
     from jobs.job.spec import load_spec, make_spec
 
-    return make_spec(dict(spec)) if isinstance(spec, Mapping) else load_spec(fspath(spec), [])
+    if isinstance(spec, Mapping):
+        return make_spec(dict(spec))
+    return load_spec(_path("spec", spec, "a mapping of fields, or the path of a YAML file of them"), [])
+
+
+def _path(field: str, value: Any, allowed: str) -> str:
+    from jobs.words.errors import SpecError
+
+    path = fspath(value) if isinstance(value, (str, PathLike)) else value
+    if not isinstance(path, str):
+        raise SpecError(f"{field}: got {value!r}, allowed: {allowed}")
+    return path
 
 
 def generate(spec: Mapping[str, Any] | str | PathLike[str]) -> dict[str, Any]:
@@ -173,4 +184,4 @@ def read(output: str | PathLike[str], storage_options: dict[str, Any] | None = N
     _check_packages()
     from jobs.dataset.rows import committed_rows
 
-    return committed_rows(fspath(output), storage_options)
+    return committed_rows(_path("output", output, "URL or folder of a dataset"), storage_options)

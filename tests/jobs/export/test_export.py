@@ -292,6 +292,53 @@ def test_places_that_cannot_be_exported_to(dataset, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("{0}/ds", "{0}/ds"),
+        ("{0}/ds", "{0}/link/data/x"),
+        ("{0}/link", "{0}/ds/x"),
+        ("{0}/ds", "{0}/foo/../ds/x"),
+        ("{0}/ds", "{0}/inner/x"),
+        ("{0}/ds", "file://{0}/ds/x"),
+        ("file://{0}/ds/.", "{0}/ds/x"),
+    ],
+)
+def test_nothing_is_exported_into_the_dataset_however_it_is_spelled(dataset, tmp_path, source, place, capsys):
+    shutil.copytree(dataset.url, tmp_path / "ds")
+    (tmp_path / "link").symlink_to(tmp_path / "ds")
+    (tmp_path / "inner").symlink_to(tmp_path / "ds" / "acceptance")
+    before = files_of(tmp_path / "ds")
+    assert main(["export", source.format(tmp_path), place.format(tmp_path), "--to", "folder"]) == 2
+    assert "allowed: a place outside of the dataset" in one_line(capsys)
+    assert files_of(tmp_path / "ds") == before
+
+
+@pytest.mark.parametrize(
+    ("place", "within"),
+    [
+        ("memory://b/ds", True),
+        ("memory://b/ds/x", True),
+        ("memory://b/other/../ds/x", True),
+        ("memory://b/ds/../x", True),  # an object store has names, not steps
+        ("memory://b/./ds//x", True),
+        ("memory://b/ds2", False),
+        ("memory://b", False),
+        ("/b/ds/x", False),
+    ],
+)
+def test_a_url_is_within_another_as_it_is_spelled(place, within):
+    assert Store(place).is_within(Store("memory://b/ds")) == within
+
+
+def test_another_format_in_the_same_place_is_refused_by_its_argument(dataset, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert main(["export", dataset.url, out, "--to", "folder"]) == 0
+    assert main(["export", dataset.url, out, "--to", "npz"]) == 2
+    line = "DEST: another export was begun there: --to: got 'npz', stored 'folder'; allowed: another DEST"
+    assert line in one_line(capsys)
+
+
 def test_another_export_in_the_same_place_is_refused_by_what_differs(dataset, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main(["export", dataset.url, out, "--to", "folder"]) == 0
