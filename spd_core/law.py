@@ -55,7 +55,7 @@ class SamplerLaw(Settings):
     )
     temperature: float = Field(
         1.0,
-        gt=0.0,
+        ge=0.001,
         le=10.0,
         description="factor on the std of every diffusion step's noise; codes: divides the logits",
     )
@@ -166,7 +166,7 @@ class Cspd(Settings):
     aligned: bool = Field(True, description="draft and target share start and step noise of a token")
     prefill: float = Field(0.05, ge=0.0, le=1.0, description="share of the iterations made by the target alone, first")
     inner_temperature: float = Field(
-        42.0, gt=0.0, description="factor on the last step's std inside the acceptance test"
+        42.0, gt=0.0, le=1e6, description="factor on the last step's std inside the acceptance test"
     )
     head_window: HeadWindow = ()
     unresolved: Literal["target", "zeros"] = Field(
@@ -374,7 +374,7 @@ class Auto(Settings):
         1.0, ge=1.0, le=1e6, description="guarantee tv or none: annealed acceptance at this delta too; 1: without it"
     )
     radius: float = Field(
-        0.0, ge=0.0, description="guarantee w_inf or none: coupled acceptance at this radius too; 0: without it"
+        0.0, ge=0.0, le=1e6, description="guarantee w_inf or none: coupled acceptance at this radius too; 0: without it"
     )
     seconds: float = Field(
         120.0,

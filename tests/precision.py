@@ -119,7 +119,8 @@ def main() -> None:
     images = parser.parse_args().images
     table = {}
     for name in bundled_pairs():
-        pair, table[name] = load_pair(name, draft=False), {}
+        pair = load_pair(name, draft=False)
+        table[name] = {"target": pair.card.sha256["target"]}
         for dtype in ("float32", "bfloat16"):
             found = measured(pair, pair.card.law.model_copy(update={"dtype": dtype}), images)
             table[name][dtype] = {"mean": float(f"{found.mean():.1e}"), "largest": float(f"{found.max():.1e}")}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spd_core.decode import Decoded, decode
+from spd_core.decode import Decoded, decode, require_finite
 from spd_core.decode.log import DraftRecords
 from spd_core.draws import Draws
 from spd_core.law import Null
@@ -70,7 +70,7 @@ class Engine:
         labels, seeds = (torch.tensor(column, device=self.device) for column in (task.labels, task.seeds))
         decoded = self._decode(labels, seeds)
         seconds = defaultdict[str, float](float, decoded.seconds)
-        shard = DecodedShard(labels.cpu(), decoded, deque(), [], seconds, started, began)
+        shard = DecodedShard(labels.cpu(), decoded, HostCopy(decoded.finite()), deque(), [], seconds, started, began)
         # Tokens are small and the whole shard's are kept; images are made batch by batch.
         for start in range(0, len(seeds), self.settings.batch):
             at = slice(start, start + self.settings.batch)
@@ -86,6 +86,7 @@ class Engine:
 
     def encode(self, shard: DecodedShard) -> ShardResult:
         """What is left to do of a decoded shard, on the host; any thread may call it, of several shards at a time."""
+        require_finite(shard.finite.wait())
         while shard.copies:
             # A batch of pixels is let go of as soon as it is encoded.
             self._encode_batch(shard, shard.copies.popleft().wait())

@@ -47,6 +47,7 @@ class DecodedShard:
 
     labels: Tensor  #: int64 [n] on the CPU
     decoded: Decoded
+    finite: HostCopy  #: whether all its tokens are numbers
     copies: deque[HostCopy]  #: uint8 images [B, H, W, C], batch by batch, those that are not encoded yet
     features: list[NDArray[np.float16]]  #: [B, 1280], batch by batch
     seconds: defaultdict[str, float]  #: at work, by span; of encoding, summed over its threads

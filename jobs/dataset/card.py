@@ -95,7 +95,7 @@ _LOAD = (
 def _made(plan: Plan, report: Json) -> list[str]:
     """How the images were made."""
     pair = report["pair"]
-    promise = words.guarantee_in_words(plan.guarantee, plan.spec.law.dtype, pair["name"])
+    promise = words.guarantee_in_words(plan.guarantee, plan.spec.law.dtype, plan.pair_sha256.get("target", ""))
     return [
         f"- Law: {_line(words.law_in_words(report['law'], plan.family))}",
         f"- Method: {_line(words.method_in_words(report['method'], plan.family))}",

@@ -82,7 +82,9 @@ def render(report: Json, grid: dict[int, list[str]]) -> str:
         grid=grid,
         family=report["pair"]["family"],
         names=names,
-        promise=words.guarantee_in_words(report["guarantee"], report["law"]["dtype"], report["pair"]["name"]),
+        promise=words.guarantee_in_words(
+            report["guarantee"], report["law"]["dtype"], report["pair"]["sha256"].get("target", "")
+        ),
         certified=words.certificate_in_words(report.get("certificate")),
         split=_time_split(report),
         calibrated=_fastest_first(report["calibration"]),

@@ -175,13 +175,14 @@ def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
     fixed = isinstance(spec, FixedSpec)
     unknown = "the pair's card has no figures at this law and method" if fixed else "the method is still to be measured"
     shards = counted(guess.shards, "shard", "shards")
+    rounding = rounding_in_words(spec.law.dtype, card.sha256["target"])
     classes = counted(spec.classes(len(card.class_names)), "class", "classes")
     lines = [
         f"output       {public_url(spec.output)}",
         f"images       {guess.rows:,} of {classes}, {shards}",
         f"law          {law_in_words(spec.law.model_dump(), card.family)}",
         *_method_lines(card, spec),
-        *([f"rounding     {rounding}"] if (rounding := rounding_in_words(spec.law.dtype, card.name)) else []),
+        *([f"rounding     {rounding}"] if rounding else []),
         f"bytes        at most about {size(guess.bytes_at_most)} before compression",
         f"workers      {guess.workers}",
         f"time         {f'unknown: {unknown}' if guess.seconds is None else _time_in_words(guess, guess.seconds)}",

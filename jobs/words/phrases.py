@@ -26,18 +26,23 @@ GUARANTEES = {
 }
 
 
-def guarantee_in_words(guarantee: str, dtype: str, pair: str) -> str:
+def guarantee_in_words(guarantee: str, dtype: str, target: str) -> str:
     """What a guarantee promises, and where the law is not float32 what rounding leaves of it."""
-    rounding = rounding_in_words(dtype, pair)
+    rounding = rounding_in_words(dtype, target)
     return f"{GUARANTEES[guarantee]} {rounding}" if rounding and guarantee != "none" else GUARANTEES[guarantee]
 
 
-def rounding_in_words(dtype: str, pair: str) -> str:
-    """What the rounding of a law's arithmetic does to a promise, measured on the bundled pairs; of float32 nothing."""
+def rounding_in_words(dtype: str, target: str) -> str:
+    """What the rounding of a law's arithmetic does to a promise, of float32 nothing.
+
+    Args:
+        dtype: of the law.
+        target: sha256 of the target's weights: it was measured for those of the bundled pairs.
+    """
     if dtype == "float32":
         return ""
     table = json.loads((Path(spd_core.pairs.__file__).parent / "rounding.json").read_bytes())
-    found = table.get(pair, {}).get(dtype)
+    found = next((of.get(dtype) for of in table.values() if of["target"] == target), None)
     if found is None:
         return f"This holds up to the rounding of {dtype}, which was not measured for this pair."
     return (

@@ -68,8 +68,8 @@ def bounds(count: int, total: float, squares: float) -> Bounds:
     psi(t) = -log(1 - t) - t (Fan, Grama and Liu 2015, arXiv:1206.6702, lemma 4.1), so exp of the sum of the right sides
     is at most the product of 1 + t x, whose expectation is at most 1 at m = the mean of the expectations (the
     geometric mean is no more than the arithmetic one, so these may differ, by class for instance). By Markov's
-    inequality the sum stays below log(2 / (1 - CONFIDENCE)) on either side; several t share that probability, and the
-    shortest reach counts.
+    inequality the sum stays below log(2 / (1 - CONFIDENCE)) on either side; several t share that probability, and what
+    each excludes counts.
 
     Args:
         count: of the numbers, at least 1.
@@ -84,6 +84,10 @@ def bounds(count: int, total: float, squares: float) -> Bounds:
     psi = -np.log1p(-t) - t
     cost = math.log(2.0 * steps / (1.0 - CONFIDENCE)) / count + psi * variance
     inside = t**2 - 4.0 * psi * cost
-    roots = np.where(inside >= 0, (t - np.sqrt(np.maximum(inside, 0.0))) / (2.0 * psi), math.inf)
-    reach = float(roots.min())
+    half = np.sqrt(np.maximum(inside, 0.0))
+    least, most = ((t + sign * half) / (2.0 * psi) for sign in (-1.0, 1.0))
+    # A t excludes what lies between its roots, of which the larger one may be below 1.
+    reach = 1.0
+    while (excludes := (inside > 0) & (least < reach) & (reach <= most)).any():
+        reach = float(least[excludes].min())
     return Bounds(float(mean), float(max(0.0, mean - reach)), float(min(1.0, mean + reach)))

@@ -189,6 +189,7 @@ class Coupled(Rule[Couplings]):
     radius: float = Field(
         0.0,
         ge=0.0,
+        le=1e6,
         description="largest Euclidean distance of a token's state at the hand-off, in units of the normalised token; "
         "clean tokens may lie farther apart",
     )

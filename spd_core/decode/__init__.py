@@ -15,7 +15,7 @@ from spd_core.precision import arithmetic
 if TYPE_CHECKING:
     from spd_core.pairs.pair import Pair
 
-__all__ = ["Decoded", "decode"]
+__all__ = ["Decoded", "decode", "require_finite"]
 
 
 @torch.inference_mode()
@@ -43,17 +43,44 @@ def decode(
     Raises:
         ValueError: the pair cannot honour the law or the method, or was loaded without the draft it needs; ``slots`` is
             below 1.
+        PairError: the models computed NaN or infinity; on a GPU the caller asks `require_finite`.
     """
     if slots is not None and slots < 1:
         raise ValueError(f"slots: got {slots}, allowed: at least 1")
     refuse(pair, law, method)
     with arithmetic(law.dtype):
-        family = pair.card.of
-        if isinstance(method, Speculative) or slots is None:
-            return family.decode(pair, law, method, labels_B, draws, slots or len(labels_B))
-        batches = zip(labels_B.split(slots), draws.seeds.split(slots), strict=True)
-        return Decoded.concatenate(
-            [family.decode(pair, law, method, labels, Draws(seeds), slots) for labels, seeds in batches]
+        decoded = _decoded(pair, law, method, labels_B, draws, slots)
+    if decoded.tokens.device.type == "cpu":  # on a GPU it would be a wait: a worker asks once a shard
+        require_finite(decoded.finite())
+    return decoded
+
+
+def _decoded(
+    pair: Pair, law: SamplerLaw, method: Plain | Cspd | Speculative, labels_B: Tensor, draws: Draws, slots: int | None
+) -> Decoded:
+    family = pair.card.of
+    if isinstance(method, Speculative) or slots is None:
+        return family.decode(pair, law, method, labels_B, draws, slots or len(labels_B))
+    batches = zip(labels_B.split(slots), draws.seeds.split(slots), strict=True)
+    return Decoded.concatenate(
+        [family.decode(pair, law, method, labels, Draws(seeds), slots) for labels, seeds in batches]
+    )
+
+
+def require_finite(finite: Tensor) -> None:
+    """Refuses tokens that are no numbers, which would become grey images.
+
+    Args:
+        finite: of `Decoded.finite`.
+
+    Raises:
+        PairError: one line.
+    """
+    from spd_core.pairs.pair import PairError
+
+    if not bool(finite):
+        raise PairError(
+            "pair: its models computed NaN or infinity, allowed: weights that stay finite at the law's dtype"
         )
 
 

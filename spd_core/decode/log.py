@@ -141,6 +141,10 @@ class Decoded:
     counts: dict[str, int]  #: e.g. target_context_calls, target_head_calls, target_head_rows, draft_head_calls
     seconds: dict[str, float]  #: context, head, draft, residual, finish
 
+    def finite(self) -> Tensor:
+        """bool [], on the device of the tokens: whether all of them are numbers."""
+        return torch.isfinite(self.tokens).all()
+
     @staticmethod
     def concatenate(parts: list[Decoded]) -> Decoded:
         """The result of batches decoded one after another; at least one."""

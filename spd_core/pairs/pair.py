@@ -58,7 +58,7 @@ class PairCard(Settings):
         None, description="a second draft, of codes: one layer on the target's features"
     )
     codec: SerializeAsAny[Codec]
-    class_names: tuple[str, ...] = Field(description="one name per label")
+    class_names: tuple[str, ...] = Field(min_length=1, description="one name per label")
     law: SamplerLaw = Field(description="the law the pair is meant to be sampled at")
     reference: str = Field("", description="bundled reference statistics the images are compared with; empty: none")
     licence: str
@@ -284,6 +284,8 @@ def _load_part(
         # One after the other: both forms of large half-precision weights are never there at once.
         for name in weights:
             weights[name] = weights[name].float()
+            if not bool(torch.isfinite(weights[name]).all()):
+                raise PairError(f"pair: {path} holds NaN or infinity in {name}, allowed: finite weights")
         model.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         raise PairError(f"pair: {path} does not fit its card: {' '.join(str(error).split())[:200]}") from error

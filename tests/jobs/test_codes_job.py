@@ -13,6 +13,7 @@ from jobs.run import driver
 from jobs.words.phrases import GUARANTEES, guarantee_in_words, law_in_words, method_in_words
 from spd_core.data import FASHION_CLASSES
 from spd_core.law import Acceptance, SamplerLaw, Speculative
+from spd_core.pairs.pair import load_card
 from tests.faults.inline_ray import inline_ray
 from tests.jobs.code_pair import CODES, LENGTH, make_code_pair
 
@@ -108,7 +109,9 @@ def test_words_name_only_what_is_used():
 
 
 def test_a_promise_names_the_rounding_of_its_arithmetic():
-    assert guarantee_in_words("exact", "float32", "fashion-vq") == GUARANTEES["exact"]
-    assert "7.9e-04 on average" in guarantee_in_words("exact", "bfloat16", "fashion-vq")
+    target = load_card("fashion-vq").sha256["target"]
+    assert guarantee_in_words("exact", "float32", target) == GUARANTEES["exact"]
+    assert "7.9e-04 on average" in guarantee_in_words("exact", "bfloat16", target)
+    assert "was not measured" in guarantee_in_words("exact", "bfloat16", "fashion-vq")  # other weights of that name
     assert "was not measured" in guarantee_in_words("tv", "tf32", "another")
     assert guarantee_in_words("none", "bfloat16", "fashion-mar") == GUARANTEES["none"]

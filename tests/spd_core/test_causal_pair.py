@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from spd_core.decode import decode
 from spd_core.draws import Draws
@@ -31,6 +33,33 @@ def test_a_causal_pair_loads_and_decodes(folder):
     assert pair.to_images(fast.tokens).shape == pair.to_images(plain.tokens).shape == (4, 6, 6, 1)
     assert 0 < fast.drafts.accepted.float().mean() < 1
     assert (fast.rounds < plain.rounds).any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
+    folder = make_tiny_causal_pair(tmp_path)
+    weights = load_file(folder / "target.safetensors")
+    next(iter(weights.values())).view(-1)[0] = value
+    _replace_target(folder, weights)
+    with pytest.raises(PairError, match=r"holds NaN or infinity in \S+, allowed: finite weights"):
+        load_pair(str(folder))
+
+
+def test_activations_that_are_no_numbers_make_no_images(tmp_path):
+    folder = make_tiny_causal_pair(tmp_path)
+    weights = {name: weight.clone().mul_(1e30) for name, weight in load_file(folder / "target.safetensors").items()}
+    _replace_target(folder, weights)
+    pair = load_pair(str(folder))
+    with pytest.raises(PairError, match="its models computed NaN or infinity"):
+        decode(pair, LAW, Plain(), torch.zeros(2, dtype=torch.int64), Draws(torch.arange(2)))
+
+
+def _replace_target(folder, weights):
+    """Other weights, with the card's hash of them."""
+    save_file(weights, folder / "target.safetensors")
+    card = json.loads((folder / "pair.json").read_text())
+    card["sha256"]["target"] = hashlib.sha256((folder / "target.safetensors").read_bytes()).hexdigest()
+    (folder / "pair.json").write_text(json.dumps(card))
 
 
 def test_methods_of_another_family_are_refused(folder, tmp_path):

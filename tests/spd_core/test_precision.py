@@ -13,7 +13,7 @@ from spd_core.decode.naive import decode_naive
 from spd_core.draws import Draws
 from spd_core.law import Cspd, Plain, SamplerLaw, Speculative
 from spd_core.models.linear import Float32Linear, Linear
-from spd_core.pairs.pair import BUNDLED, Pair, bundled_pairs, load_pair
+from spd_core.pairs.pair import BUNDLED, Pair, bundled_pairs, load_card, load_pair
 from spd_core.precision import arithmetic, at_precision
 from tests.precision import measured
 
@@ -97,6 +97,7 @@ def test_the_table_of_rounding_speaks_of_every_bundled_pair_and_of_what_is_measu
     """`python -m tests.precision` makes the table; an image of each pair stays near it."""
     table = json.loads((BUNDLED / "rounding.json").read_bytes())
     assert sorted(table) == bundled_pairs()
+    assert all(of["target"] == load_card(name).sha256["target"] for name, of in table.items())
     for name in ("fashion-mar", "fashion-vq"):
         small = load_pair(name, draft=False)
         here = small.card.law.model_copy(update={"dtype": "bfloat16", "num_iter": 8})
