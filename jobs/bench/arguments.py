@@ -33,7 +33,8 @@ _MOST = {
 
 def families_for(wish: str) -> str:
     """The families for whose pairs an argument means something."""
-    return " or ".join(name for name, family in FAMILIES.items() if wish in family.wishes)
+    *others, last = (name for name, family in FAMILIES.items() if wish in family.wishes)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _check_family(args: argparse.Namespace, family: Family) -> None:

@@ -16,7 +16,7 @@ from jobs.job.calibration import Calibration
 from jobs.job.spec import ADDED, FixedSpec, Spec, fingerprint_of, fixed_fields, results_of
 from jobs.words.errors import SpecError
 from spd_core.draws import image_seed
-from spd_core.families.registry import family_of_old
+from spd_core.families.registry import FAMILIES, family_of_old
 from spd_core.law import Choice, Settings
 from spd_core.pairs.pair import PairError, load_card, pair_folder
 from workers import layout
@@ -39,6 +39,13 @@ class PairFacts(Settings):
     licence: str
     data: str = Field(description="what the weights were trained on")
     reference: str = Field(description="bundled statistics the images are compared with; empty: none")
+
+    @field_validator("family")
+    @classmethod
+    def _known(cls, family: str) -> str:
+        if family and family not in FAMILIES:
+            raise ValueError(f"family: got {family!r}, allowed: {', '.join(FAMILIES)}")
+        return family
 
 
 class Plan(Settings):

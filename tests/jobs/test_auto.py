@@ -259,7 +259,7 @@ def test_a_decoder_that_fails_is_left_out(pair, tmp_path, caplog):
     assert fixed.method == Plain()
     assert [row.problem for row in calibration.rows] == ["", "out of memory", "out of memory"]
     assert len(ray.started) == 1, "the actor itself is well"
-    assert "left out: out of memory" in caplog.text
+    assert "is skipped: out of memory" in caplog.text
 
 
 @pytest.mark.parametrize("loss", [ActorDied("gone"), GetTimeoutError("no answer")])

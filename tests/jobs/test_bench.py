@@ -479,8 +479,8 @@ def test_wrong_input_for_a_causal_pair_is_one_line(causal, capsys, arguments, na
     ("arguments", "named"),
     [
         (["--ablation"], "--ablation: got set"),
-        (["--stride", "2"], "allowed: a pair of the causal family"),
-        (["--head-window", "4"], "allowed: a pair of the mar or causal family"),
+        (["--stride", "2"], "allowed: a pair of the causal or sphere family"),
+        (["--head-window", "4"], "allowed: a pair of the mar, causal or sphere family"),
         (["--delta", "0.5"], "--delta"),
         (["--nu", "-1"], "--nu"),
         (["--lam", "0.5"], "--lam"),

@@ -22,8 +22,8 @@ def pair(tmp_path_factory) -> str:
     return str(make_tiny_causal_pair(tmp_path_factory.mktemp("pairs") / "tiny"))
 
 
-def given(pair: str, *more: str) -> list[str]:
-    return ["calibrate", "--set", f"pair={pair}", "--set", "requests.count=8", "--set", "batch=4", *more]
+def given(pair: str, *more: str, count: int = 8) -> list[str]:
+    return ["calibrate", "--set", f"pair={pair}", "--set", f"requests.count={count}", "--set", "batch=4", *more]
 
 
 def test_the_table_of_a_causal_pair(pair, tmp_path, capsys):
@@ -50,10 +50,7 @@ def test_the_check_holds_the_choice_against_the_best(pair, tmp_path, monkeypatch
 
     monkeypatch.setattr(Trier, "run", run)
     out = tmp_path / "c.json"
-    assert (
-        main(given(pair, "--set", "method=auto", "--set", "requests.count=70", "--check", "1", "--json", str(out)))
-        == code
-    )
+    assert main(given(pair, "--set", "method=auto", "--check", "1", "--json", str(out), count=70)) == code
     assert json.loads(out.read_text())["share_of_best"] == rates[0] / max(rates)
 
 
