@@ -138,7 +138,7 @@ def test_imposed_refusals_of_a_head_are_those_of_the_pattern(tmp_path: Path):
     with torch.inference_mode():
         probe = MarProbe(check_of(tmp_path), models.mar(config, CPU), law, 1, windows, draws)
         probe.run(probe.steps)
-    made = probe.meter.counts["target_head_calls"]
+    made = probe.sampler.meter.counts["target_head_calls"]
     # The first step, where the noise hides the token, is always made alone.
     lengths = torch.minimum(windows_by_step(windows, 12, CPU), torch.arange(1, 13))
     lengths[11] = 1

@@ -109,6 +109,7 @@ def test_rules_of_the_families():
         "mar": (),
         "causal": ("lossless", "annealed", "coupled"),
         "llamagen": ("lossless", "annealed", "lantern", "lantern++"),
+        "sphere": ("lossless", "annealed", "coupled"),
     }
 
 
@@ -150,7 +151,7 @@ def test_the_documented_rule_is_the_tested_one():
 @pytest.mark.usefixtures("floored")
 def test_an_added_rule_is_a_choice_of_both_kinds_of_token():
     assert {name: "floored" in family.rules for name, family in FAMILIES.items()} == {
-        "mar": False, "causal": True, "llamagen": True
+        "mar": False, "causal": True, "llamagen": True, "sphere": True
     }  # fmt: skip
     given = Acceptance(rule="floored", floor="0.25")
     assert given.guarantee is Guarantee.TV

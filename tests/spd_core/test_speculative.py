@@ -299,7 +299,7 @@ def test_a_residual_without_the_draft_s_guidance_is_caught(model):
 
     def bind(self, z, scale):
         # Only the draft's head is bound by the function that proposes.
-        lost = inspect.stack()[1].function == "_propose"
+        lost = inspect.stack()[1].function == "_proposal_ratio"
         return right(self, z, torch.ones_like(scale) if lost else scale)
 
     with patch.object(LawHead, "bind", bind), pytest.raises(AssertionError):

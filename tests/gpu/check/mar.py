@@ -176,11 +176,11 @@ def _window_row(
     without = summed(off.seconds(), 0, len(off.steps))
     on = MarProbe(check, model, law, batch, lengths, partial(PatternDraws, refused_PS=refused))
     seconds = summed(on.seconds(), 0, len(on.steps))
-    runs = on.meter.counts["target_context_calls"]
+    runs = on.sampler.meter.counts["target_context_calls"]
     return {
         "images_s": round(batch / seconds, 3), "without_images_s": round(batch / without, 3),
         "speedup": round(without / seconds, 2),
-        "head_calls_an_iteration": round(on.meter.counts["target_head_calls"] / runs, 1),
+        "head_calls_an_iteration": round(on.sampler.meter.counts["target_head_calls"] / runs, 1),
     }  # fmt: skip
 
 
@@ -196,13 +196,13 @@ def _loop_row(check: Check, model: Mar, law: SamplerLaw, batch: int) -> Row:
     place = len(probe.steps) // 2
     steps = probe.steps[place : place + STRETCH]
     ours = check.timed(lambda: probe.run(steps), repeats=2)
-    sampler, order = NaiveSampler(probe.model.head, law), probe.draws.orders(probe.length)
+    sampler, order = NaiveSampler(probe.sampler.model.head, law), probe.draws.orders(probe.length)
 
     def naively() -> None:
         for step in steps:
             rows = rows_of(order, probe.left[step], probe.before[step])
             visible = order[:, probe.before[step] :].sort(dim=1).values
-            z = contexts(probe.model, law, probe.tokens, visible, probe.labels).stacked(rows)
+            z = contexts(probe.sampler.model, law, probe.tokens, visible, probe.labels).stacked(rows)
             start = torch.randn(len(rows), probe.dims, device=check.device)
             noise = torch.randn(len(rows), law.head_steps, probe.dims, device=check.device)
             sampler(start, z, probe.scale(step), noise, law.head_steps - 1, 0)

@@ -174,7 +174,7 @@ def _by_draft_steps(right):
 def _in_proposals(factor):
     def mutant(right):
         def ratio(noise, shift):
-            return right(noise, shift) * (factor if inspect.stack()[1].function == "_propose" else 1.0)
+            return right(noise, shift) * (factor if inspect.stack()[1].function == "_proposal_ratio" else 1.0)
 
         return ratio
 
