@@ -200,12 +200,13 @@ def _loop_row(check: Check, model: Mar, law: SamplerLaw, batch: int) -> Row:
 
     def naively() -> None:
         for step in steps:
-            rows = rows_of(order, probe.left[step], probe.before[step])
-            visible = order[:, probe.before[step] :].sort(dim=1).values
+            of = probe.schedule[step]
+            rows = rows_of(order, of.left, of.masked)
+            visible = order[:, of.masked :].sort(dim=1).values
             z = contexts(probe.sampler.model, law, probe.tokens, visible, probe.labels).stacked(rows)
             start = torch.randn(len(rows), probe.dims, device=check.device)
             noise = torch.randn(len(rows), law.head_steps, probe.dims, device=check.device)
-            sampler(start, z, probe.scale(step), noise, law.head_steps - 1, 0)
+            sampler(start, z, of.scale, noise, law.head_steps - 1, 0)
 
     with arithmetic(law.dtype):
         theirs = check.timed(naively, repeats=1)
