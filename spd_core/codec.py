@@ -31,7 +31,7 @@ def unpatchify(tokens_BND: Tensor, patch: int) -> Tensor:
 class Codec(BaseModel):
     """How tokens become images; a card names it by its ``kind``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     #: The part of a pair that holds its weights, and what that is in words; empty: it has none.
     part: ClassVar[str] = ""

@@ -337,6 +337,7 @@ class Null(Settings):
     images_per_s: float = Field(
         0.0,
         ge=0,
+        le=1e9,
         description="above 0: textured images after the wait for a decoder of this speed on another device; 0: noise "
         "images, as fast as they come",
     )

@@ -67,10 +67,10 @@ class Engine:
     def decode(self, task: ShardTask) -> DecodedShard:
         """What the device does of a shard; one call at a time. The images are still on their way to the host."""
         started, began = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"), time.perf_counter()
-        labels, seeds = (torch.tensor(column, device=self.device) for column in (task.labels, task.seeds))
-        decoded = self._decode(labels, seeds)
+        labels, seeds = torch.tensor(task.labels), torch.tensor(task.seeds, device=self.device)
+        decoded = self._decode(labels.to(self.device), seeds)
         seconds = defaultdict[str, float](float, decoded.seconds)
-        shard = DecodedShard(labels.cpu(), decoded, HostCopy(decoded.finite()), deque(), [], seconds, started, began)
+        shard = DecodedShard(labels, decoded, HostCopy(decoded.finite()), deque(), [], seconds, started, began)
         # Tokens are small and the whole shard's are kept; images are made batch by batch.
         for start in range(0, len(seeds), self.settings.batch):
             at = slice(start, start + self.settings.batch)

@@ -80,7 +80,8 @@ def require_finite(finite: Tensor) -> None:
 
     if not bool(finite):
         raise PairError(
-            "pair: its models computed NaN or infinity, allowed: weights that stay finite at the law's dtype"
+            "pair: its models computed NaN or infinity, allowed: weights that stay finite at law.dtype, law.cfg and "
+            "law.temperature"
         )
 
 

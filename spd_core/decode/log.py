@@ -140,10 +140,11 @@ class Decoded:
     drafts: DraftRecords
     counts: dict[str, int]  #: e.g. target_context_calls, target_head_calls, target_head_rows, draft_head_calls
     seconds: dict[str, float]  #: context, head, draft, residual, finish
+    likeliest: Tensor | None = None  #: [] of codes: the largest weight that one was drawn by, NaN if any was NaN
 
     def finite(self) -> Tensor:
-        """bool [], on the device of the tokens: whether all of them are numbers."""
-        return torch.isfinite(self.tokens).all()
+        """bool [], on the device of the tokens: whether all of them are numbers, or codes drawn by numbers."""
+        return torch.isfinite(self.tokens if self.likeliest is None else self.likeliest).all()
 
     @staticmethod
     def concatenate(parts: list[Decoded]) -> Decoded:
@@ -156,4 +157,6 @@ class Decoded:
             for name, spent in part.seconds.items():
                 seconds[name] += spent
         tokens, rounds = torch.cat([part.tokens for part in parts]), torch.cat([part.rounds for part in parts])
-        return Decoded(tokens, rounds, DraftRecords.concatenate(drafts), dict(counts), dict(seconds))
+        weights = [part.likeliest for part in parts if part.likeliest is not None]
+        likeliest = torch.stack(weights).amax() if weights else None
+        return Decoded(tokens, rounds, DraftRecords.concatenate(drafts), dict(counts), dict(seconds), likeliest)

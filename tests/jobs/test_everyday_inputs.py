@@ -51,6 +51,29 @@ def test_spec_files_that_were_misread_are_refused(name, says, capsys):
     assert says in refusal(capsys, "plan", str(INPUTS / name))
 
 
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [
+        ("{name: speculative, acceptance: {rule: coupled, radius: NUMBER}}", "method.acceptance.radius"),
+        ("{name: speculative, acceptance: {rule: annealed, delta: NUMBER}}", "method.acceptance.delta"),
+        ("{name: auto, guarantee: w_inf, radius: NUMBER}", "method.radius"),
+        ("{name: cspd, inner_temperature: NUMBER}", "method.inner_temperature"),
+        ("{name: null, images_per_s: NUMBER}", "method.images_per_s"),
+    ],
+)
+def test_infinite_numbers_are_refused_before_anything_is_written(method, field, number, tmp_path, capsys):
+    given = f"method={method.replace('NUMBER', number)}"
+    line = refusal(capsys, "generate", "--set", given, "--set", f"output={tmp_path}/out")
+    assert f"{field}: got {number.replace('.', '')}, allowed: a number" in line and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("temperature", ["0", "1e-39"])
+def test_a_temperature_at_which_logits_overflow_is_refused(temperature, capsys):
+    line = refusal(capsys, "plan", "--set", "pair=fashion-vq", "--set", f"law.temperature={temperature}")
+    assert line.endswith("allowed: a number from 0.001 to 10")
+
+
 def test_spec_files_that_were_refused_are_read():
     assert load_spec(str(INPUTS / "anchor.yaml"), []).workers.count == 1
     assert load_spec(str(INPUTS / "class_names.yaml"), []).requests.labels == (8,)

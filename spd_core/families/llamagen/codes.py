@@ -45,6 +45,7 @@ class LawReader(CachedReader):
     """
 
     def __init__(self, model: CodeReader, head: LlamaGen, law: SamplerLaw, labels_A: Tensor, nodes: int) -> None:
+        self.likeliest = torch.zeros((), device=labels_A.device)  #: the largest weight that `draw` saw, NaN if any was
         super().__init__(law, labels_A, lambda rows, dtype: model.cache(rows, nodes, dtype))
         self.model, self.head, self.law = model, head, law
         if self.low_precision:
@@ -52,6 +53,15 @@ class LawReader(CachedReader):
             self.head = self.model if isinstance(self.model, LlamaGen) else at_precision(head, law.dtype)
         self.context = Captured(self._read, "codes.context")
         self.head_of_one = Captured(self._pick, "codes.head")
+
+    def start(self, labels_A: Tensor) -> None:
+        super().start(labels_A)
+        self.likeliest.zero_()
+
+    def draw(self, weights_AV: Tensor, uniform_A: Tensor) -> Tensor:
+        """`pick` of codes that an image is made of, with a note of whether their weights were numbers."""
+        torch.maximum(self.likeliest, weights_AV.amax(), out=self.likeliest)
+        return pick(weights_AV, uniform_A)
 
     def read(
         self,
@@ -97,7 +107,7 @@ class LawReader(CachedReader):
         return (self.read(previous_AM, first_A, reach=reach),)
 
     def _pick(self, features_GA1d: Tensor, position_A: Tensor, uniform_A: Tensor) -> tuple[Tensor, ...]:
-        return (pick(self.distribution(features_GA1d, position_A[:, None])[:, 0], uniform_A),)
+        return (self.draw(self.distribution(features_GA1d, position_A[:, None])[:, 0], uniform_A),)
 
 
 def own_uniforms(draws: Draws, image_R: Tensor, length: int) -> Tensor:
@@ -131,4 +141,5 @@ def decode_codes_plain(target: LlamaGen, law: SamplerLaw, labels_B: Tensor, draw
             codes[:, position] = code
     meter.add(target_context_calls=length, target_context_rows=length * batch * reader.copies)
     rounds = torch.full((batch,), length)
-    return Decoded(codes, rounds, DraftRecords.concatenate([]), dict(meter.counts), meter.seconds())
+    none, likeliest = DraftRecords.concatenate([]), reader.likeliest.clone()
+    return Decoded(codes, rounds, none, dict(meter.counts), meter.seconds(), likeliest)

@@ -82,7 +82,7 @@ PRESETS = {
 class EagleConfig(BaseModel):
     """Sizes of an EAGLE draft; width, codes and grid are its target's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     n_head: int = Field(12, gt=0, le=65536)
     multiple_of: int = Field(256, gt=0, le=65536)

@@ -156,7 +156,7 @@ class Round:
         p_ATV = self.reader.distribution(features_GATd, made_A[:, None] + depths(tree, made_A.device))
         room_A = torch.where(made_A < self.draft.earliest, 0, self.length - made_A)
         walk = walk_tree(tree, codes_AT, p_ATV, q_AIV, testing_AT, room_A, self.test)
-        own = pick(walk.law, own_AM.gather(1, walk.kept[:, None])[:, 0])
+        own = self.reader.draw(walk.law, own_AM.gather(1, walk.kept[:, None])[:, 0])
         stood = torch.cat([codes_AT.gather(1, walk.path)[:, 1:], own[:, None]], dim=1)
         codes = stood.scatter(1, walk.kept[:, None], own[:, None])
         made = (made_A + walk.kept + 1).clamp(max=self.length)
@@ -185,7 +185,8 @@ class _Decoding:
             if change is not None:
                 self._change(change)
         rounds, counts = torch.tensor(self.slots.rounds), dict(self.meter.counts)
-        return Decoded(self.done, rounds, self.log.records(), counts, self.meter.seconds())
+        likeliest = self.work.reader.likeliest.clone()
+        return Decoded(self.done, rounds, self.log.records(), counts, self.meter.seconds(), likeliest)
 
     def _round(self) -> None:
         """One round; the host learns the counts when the slots advance."""

@@ -27,7 +27,7 @@ MOST_PIXELS = 8 * 256 * 256
 class VqConfig(BaseModel):
     """Sizes of the tokenizer; the defaults are VQ-16."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     ch: int = Field(128, gt=0, le=4096, description="channels that ch_mult multiplies")
     ch_mult: tuple[int, ...] = Field(

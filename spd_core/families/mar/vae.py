@@ -30,7 +30,7 @@ DECODE_IMAGES = 8
 class KlVaeConfig(BaseModel):
     """Sizes of the autoencoder under the public names; the defaults are KL-16."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     ch: int = Field(128, gt=0, le=4096, description="channels that ch_mult multiplies")
     ch_mult: tuple[int, ...] = Field(

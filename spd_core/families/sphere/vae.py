@@ -27,7 +27,7 @@ _NO_TURN = 1e-6  #: below this distance from the first axis a direction needs no
 class SphereVaeConfig(BaseModel):
     """Sizes of the autoencoder; the defaults are the public one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     latent_dim: int = Field(16, gt=1, description="token dims")
     image_size: int = Field(256, gt=0)
