@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.spd_core.mutants import paths
 from tests.spd_core.mutants.table import DECODERS, table
 
 CHECKS = {f"{decoder.name}: {name}": check for decoder in DECODERS for name, check in decoder.checks.items()}
@@ -32,6 +33,18 @@ def test_the_mistake_is_noticed(name):
     decoder, mutant = MUTANTS[name]
     assert _holds(f"{decoder.name}: {mutant.check}")
     assert mutant.run(decoder.checks[mutant.check])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "log ratios down to -0.06 count as 0",
+        "attempts share their heads' numbers",
+        "each t of an interval has all of its probability",
+    ],
+)
+def test_mistakes_with_fast_checks_are_noticed(name):
+    test_the_mistake_is_noticed(f"{paths.DECODER.name}: {name}")
 
 
 def test_each_decoder_has_twenty():

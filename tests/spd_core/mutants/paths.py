@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from spd_core.accept import rules
+from spd_core.accept import certificate, rules
 from spd_core.accept.rules import Annealed
 from spd_core.decode.path import BoundHead, Trace
 from spd_core.draws import Draws, Purpose
@@ -20,7 +20,9 @@ from spd_core.families.causal.speculation import decode_speculative
 from spd_core.families.causal.tokens import PathLaw, decode_causal_plain
 from spd_core.law import Acceptance, Speculative
 from tests.spd_core import test_relaxed_paths as one
+from tests.spd_core.ledger import ledger
 from tests.spd_core.mutants.base import Decoder, Mutant
+from tests.spd_core.test_certificate import test_nothing_above_an_interval_is_left_unexcluded
 from tests.spd_core.test_speculative import CONFIG as NINE
 from tests.spd_core.test_speculative import test_residual_proposals_know_the_draft_s_law_and_are_new
 from tests.tiny_causal import LAW, perturbed, tiny_causal
@@ -109,7 +111,39 @@ def proposals_are_new() -> None:
     test_residual_proposals_know_the_draft_s_law_and_are_new(tiny_causal(NINE), ())
 
 
+@torch.inference_mode()
+def a_draft_less_likely_than_it_was_can_be_refused() -> None:
+    """Every test draws the largest number below 1, so that only a ratio of one but for rounding, 6e-5, is accepted."""
+    right = Draws.uniforms
+
+    def uniforms(self, purpose, *rest, **named):
+        drawn = right(self, purpose, *rest, **named)
+        return torch.full_like(drawn, 1 - 2.0**-24) if purpose is Purpose.ACCEPT else drawn
+
+    labels, draws = torch.zeros(200, dtype=torch.int64), Draws(torch.arange(200))
+    first = patch.object(speculative, "sample_residual", lambda rows, propose: propose(rows, 0)[0][:, 0])
+    with patch.object(Draws, "uniforms", uniforms), first:
+        drafts = decode_speculative(tiny_causal(), perturbed(tiny_causal(), 1e-3), LAW, METHOD, labels, draws).drafts
+    below = (drafts.log_ratio > -0.06) & (drafts.log_ratio < -1e-4)
+    assert below.sum() > 20 and not drafts.accepted[below].any()
+
+
+@torch.inference_mode()
+def heads_of_proposals_draw_anew() -> None:
+    """No test of head self-speculation inside a proposal has the numbers of another attempt's."""
+    method = METHOD.model_copy(update={"head_window": (3, 2)})
+    with ledger() as book:
+        decode_speculative(tiny_causal(), perturbed(tiny_causal(), 0.02), LAW, method, torch.arange(8) % 2,
+                           Draws(torch.arange(8)))  # fmt: skip
+    of_proposals = [key for key in book.times if key[1] is Purpose.HEAD_ACCEPT and key[3] > 0]
+    assert {key[3] for key in of_proposals} - {1}, "the check needs second attempts"
+    assert not [key for key in of_proposals if book.times[key] > 1]
+
+
 CHECKS = {
+    "rounding": a_draft_less_likely_than_it_was_can_be_refused,
+    "head numbers": heads_of_proposals_draw_anew,
+    "intervals": test_nothing_above_an_interval_is_left_unexcluded,
     "ratios": ratios_of_proposals,
     "new": proposals_are_new,
     "one token": lossless_law_of_one_token,
@@ -188,7 +222,28 @@ def _own_path_of_the_draft(right):
     return held
 
 
+def _no_union(right):
+    """As if each of the several t had the whole probability to itself."""
+
+    def bounds(count, total, squares):
+        steps = 1 + math.ceil(math.log2(0.9 / min(0.5, math.sqrt(32.0 / count))))
+        with patch.object(certificate, "CONFIDENCE", 1 - steps * (1 - certificate.CONFIDENCE)):
+            return right(count, total, squares)
+
+    return bounds
+
+
+def _without_attempt(right):
+    def head_draws(draws, image, token, salt, steps):
+        return right(draws, image, token, torch.where(salt > 0, (salt - 1) % speculative.MOST_PROPOSALS + 1, 0), steps)
+
+    return head_draws
+
+
 MUTANTS = (
+    Mutant("log ratios down to -0.06 count as 0", speculative, "ROUNDING", lambda r: 2.0**-4, "rounding"),
+    Mutant("attempts share their heads' numbers", speculative, "HeadDraws", _without_attempt, "head numbers"),
+    Mutant("each t of an interval has all of its probability", certificate, "bounds", _no_union, "intervals"),
     Mutant(
         "every draft is accepted",
         rules,
