@@ -13,7 +13,7 @@ from spd_core.law import Cspd, Plain, SamplerLaw, Speculative
 from spd_core.precision import arithmetic
 
 if TYPE_CHECKING:
-    from spd_core.pairs.pair import Pair
+    from spd_core.pairs.pair import Pair, PairError
 
 __all__ = ["Decoded", "decode", "require_finite"]
 
@@ -48,8 +48,11 @@ def decode(
     if slots is not None and slots < 1:
         raise ValueError(f"slots: got {slots}, allowed: at least 1")
     refuse(pair, law, method)
-    with arithmetic(law.dtype):
-        decoded = _decoded(pair, law, method, labels_B, draws, slots)
+    try:
+        with arithmetic(law.dtype):
+            decoded = _decoded(pair, law, method, labels_B, draws, slots)
+    except FloatingPointError as error:  # a residual of paths that are no numbers
+        raise _not_finite() from error
     if decoded.tokens.device.type == "cpu":  # on a GPU it would be a wait: a worker asks once a shard
         require_finite(decoded.finite())
     return decoded
@@ -76,13 +79,17 @@ def require_finite(finite: Tensor) -> None:
     Raises:
         PairError: one line.
     """
+    if not bool(finite):
+        raise _not_finite()
+
+
+def _not_finite() -> PairError:
     from spd_core.pairs.pair import PairError
 
-    if not bool(finite):
-        raise PairError(
-            "pair: its models computed NaN or infinity, allowed: weights that stay finite at law.dtype, law.cfg and "
-            "law.temperature"
-        )
+    return PairError(
+        "pair: its models computed NaN or infinity, allowed: weights that stay finite at law.dtype, law.cfg and "
+        "law.temperature"
+    )
 
 
 def refuse(pair: Pair, law: SamplerLaw, method: Plain | Cspd | Speculative) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, Validati
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from spd_core.alike import did_you_mean
 from spd_core.codec import Codec
@@ -31,6 +33,8 @@ from spd_core.models.grid import ModelConfig
 from spd_core.precision import arithmetic
 
 BUNDLED = Path(__file__).parent
+#: Of a part; 4 TB in float32.
+MOST_PARAMETERS = 10**12
 
 
 class PairError(ValueError):
@@ -254,11 +258,35 @@ def _with_parts(raw: Any) -> type[PairCard]:
 
 
 def part_sizes(card: PairCard, draft: bool = True) -> dict[str, int]:
-    """Parameters of each part that `load_pair` loads, from the card alone; without the small variances."""
+    """Parameters of each part that `load_pair` loads, from the card alone; without the small variances.
+
+    Raises:
+        PairError: more than `MOST_PARAMETERS`; it is found while the part is built, which would take long.
+    """
     parts = card.of.parts(card).items()
     makers = {name: part.make for name, part in parts if not part.small and (draft or not part.of_draft)}
-    with torch.device("meta"):
-        return {name: sum(each.numel() for each in make().parameters()) for name, make in makers.items()}
+    return {name: _parameters(card, name, make) for name, make in makers.items()}
+
+
+def _parameters(card: PairCard, part: str, make: Callable[[], nn.Module]) -> int:
+    total, thread = 0, threading.get_ident()
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal total
+        if parameter is None or threading.get_ident() != thread:
+            return
+        total += parameter.numel()
+        if total > MOST_PARAMETERS:
+            raise PairError(
+                f"pair: {card.name} has a {part} of more parameters than {MOST_PARAMETERS:,}, the most allowed"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            return sum(each.numel() for each in make().parameters())
+    finally:
+        hook.remove()
 
 
 def _load_part(

@@ -45,13 +45,14 @@ def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
         load_pair(str(folder))
 
 
-def test_activations_that_are_no_numbers_make_no_images(tmp_path):
+@pytest.mark.parametrize("method", [Plain(), Speculative(gamma=2)], ids=lambda method: method.name)
+def test_activations_that_are_no_numbers_make_no_images(method, tmp_path):
     folder = make_tiny_causal_pair(tmp_path)
     weights = {name: weight.clone().mul_(1e30) for name, weight in load_file(folder / "target.safetensors").items()}
     _replace_target(folder, weights)
     pair = load_pair(str(folder))
     with pytest.raises(PairError, match="its models computed NaN or infinity"):
-        decode(pair, LAW, Plain(), torch.zeros(2, dtype=torch.int64), Draws(torch.arange(2)))
+        decode(pair, LAW, method, torch.zeros(2, dtype=torch.int64), Draws(torch.arange(2)))
 
 
 def _replace_target(folder, weights):

@@ -11,7 +11,7 @@ from spd_core.draws import Draws
 from spd_core.law import Null, Plain, Speculative
 from spd_core.memory import batch_memory
 from spd_core.pairs import pair as pair_module
-from spd_core.pairs.pair import load_card, load_pair, part_sizes
+from spd_core.pairs.pair import PairError, load_card, load_pair, part_sizes
 
 #: Short laws: the largest moment does not depend on how often it comes.
 LAWS = {
@@ -71,3 +71,11 @@ def test_weights_go_straight_to_their_device(monkeypatch):
     monkeypatch.setattr(pair_module, "load_file", lambda path, device: places.append(device) or load(path, device))
     load_pair("fashion-vq", "cpu")
     assert places == ["cpu"] * 4
+
+
+def test_a_card_of_more_parameters_than_any_machine_holds_is_refused():
+    card = load_card("fashion-mar")
+    sizes = {"encoder_depth": 1024, "encoder_embed_dim": 65536, "encoder_num_heads": 1}
+    huge = card.model_copy(update={"target": card.target.model_copy(update=sizes)})
+    with pytest.raises(PairError, match="a target of more parameters than 1,000,000,000,000, the most allowed"):
+        part_sizes(huge)

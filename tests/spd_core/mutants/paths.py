@@ -31,6 +31,8 @@ from tests.two_samples import energy_p_value, marginal_p_value
 IMAGES = 4000
 GUIDED = LAW.model_copy(update={"cfg": 2.0, "temperature": 0.9})
 METHOD = Speculative(gamma=3, stride=2, proposals=1)
+#: A draft that asks its head at every step is near the target, so most tests are close.
+NEAR = METHOD.model_copy(update={"stride": 1})
 
 
 def _models():
@@ -123,7 +125,7 @@ def a_draft_less_likely_than_it_was_can_be_refused() -> None:
     labels, draws = torch.zeros(200, dtype=torch.int64), Draws(torch.arange(200))
     first = patch.object(speculative, "sample_residual", lambda rows, propose: propose(rows, 0)[0][:, 0])
     with patch.object(Draws, "uniforms", uniforms), first:
-        drafts = decode_speculative(tiny_causal(), perturbed(tiny_causal(), 1e-3), LAW, METHOD, labels, draws).drafts
+        drafts = decode_speculative(tiny_causal(), perturbed(tiny_causal(), 1e-3), LAW, NEAR, labels, draws).drafts
     below = (drafts.log_ratio > -0.06) & (drafts.log_ratio < -1e-4)
     assert below.sum() > 20 and not drafts.accepted[below].any()
 
@@ -131,10 +133,10 @@ def a_draft_less_likely_than_it_was_can_be_refused() -> None:
 @torch.inference_mode()
 def heads_of_proposals_draw_anew() -> None:
     """No test of head self-speculation inside a proposal has the numbers of another attempt's."""
-    method = METHOD.model_copy(update={"head_window": (3, 2)})
+    method = NEAR.model_copy(update={"head_window": (3, 2)})
+    models = tiny_causal(), perturbed(tiny_causal(), 0.02)
     with ledger() as book:
-        decode_speculative(tiny_causal(), perturbed(tiny_causal(), 0.02), LAW, method, torch.arange(8) % 2,
-                           Draws(torch.arange(8)))  # fmt: skip
+        decode_speculative(*models, LAW, method, torch.arange(16) % 2, Draws(torch.arange(16)))
     of_proposals = [key for key in book.times if key[1] is Purpose.HEAD_ACCEPT and key[3] > 0]
     assert {key[3] for key in of_proposals} - {1}, "the check needs second attempts"
     assert not [key for key in of_proposals if book.times[key] > 1]
