@@ -159,6 +159,8 @@ def resample_modified(
         # First kept proposal of a row; ties of argmax go to the first maximum.
         choice, found = kept.to(torch.uint8).argmax(dim=1), kept.any(dim=1)
         if attempt == len(PROPOSAL_ROUNDS) - 1:
+            # The number that refused proposal 0 draws here as well, so the draw is not independent of that refusal. The
+            # method promises nothing of its law, and images that are already made rest on it.
             share = keep.cumsum(dim=1)
             drawn = torch.searchsorted(share, uniforms[:, :1] * share[:, -1:]).squeeze(1).clamp(max=count - 1)
             likeliest = log_ratio.argmax(dim=1)
