@@ -82,7 +82,7 @@ class TrialTask(Settings):
     choice: Choice
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
-    limit_s: float = Field(description="decoding is cut off after it")
+    limit_s: float = Field(allow_inf_nan=True, description="decoding is cut off after it; infinite: never")
 
 
 class FileRecord(Settings):
