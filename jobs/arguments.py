@@ -310,7 +310,9 @@ def _convert(parser: argparse.ArgumentParser) -> None:
         help="attention heads of target and draft of other than public widths",
     )
     parser.add_argument(
-        "--class-names", metavar="FILE", help="names of the classes, one a line; default: their numbers"
+        "--class-names",
+        metavar="FILE",
+        help="names of the classes, one a line; default: ImageNet's for 1,000 classes, else their numbers",
     )
     parser.add_argument("--name", required=True, help="name of the pair")
     parser.add_argument("--out", required=True, metavar="DIR", help="the pair folder")

@@ -37,5 +37,10 @@ def allowed_labels(names: tuple[str, ...]) -> str:
 
 
 def alike(value: Any, names: tuple[str, ...]) -> str:
-    """``, did you mean X?`` for a text that is almost a class name."""
-    return did_you_mean(value, list(numbers_by_name(names))) if isinstance(value, str) else ""
+    """What helps where a text is no label: the numbers of the classes that share it, or the name it is almost."""
+    if not isinstance(value, str):
+        return ""
+    sharing = [str(label) for label, name in enumerate(names) if name == value]
+    if len(sharing) > 1:
+        return f"; {value!r} names the classes {' and '.join(sharing)}, give the number of one"
+    return did_you_mean(value, list(numbers_by_name(names)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Take:
     Attributes:
         weights: entry of target and draft whose weights are taken; None: averaged ones if there are any.
         target_heads, draft_heads: attention heads of models whose width is no public one.
-        class_names: one a label; None: their numbers.
+        class_names: one a label; None: ImageNet's for 1,000 classes, else their numbers.
     """
 
     weights: str | None = None
@@ -38,15 +39,28 @@ class Take:
 TOLD = Take()  #: the files tell everything
 
 
+#: Names of the ImageNet-1k classes, with their source and licence.
+_IMAGENET = Path(__file__).parent / "imagenet_classes.json"
+
+
 def class_names(given: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:
-    """Names of the classes.
+    """Names of the classes: those given, or ImageNet's for 1,000 classes, or numbers.
 
     Raises:
-        PairError: another number of names than classes.
+        PairError: another number of names than classes, or one name for two of them.
     """
-    if given is not None and len(given) != classes:
+    if given is None:
+        imagenet = json.loads(_IMAGENET.read_bytes())["names"]
+        return tuple(imagenet) if classes == len(imagenet) else tuple(str(label) for label in range(classes))
+    if len(given) != classes:
         raise PairError(f"class-names: got {len(given)}, allowed: {classes} (the target's classes)")
-    return given or tuple(str(label) for label in range(classes))
+    first = {name: label for label, name in reversed(list(enumerate(given)))}
+    for label, name in enumerate(given):
+        if first[name] != label:
+            raise PairError(
+                f"class-names: got {name!r} for classes {first[name]} and {label}, allowed: a name of its own for each"
+            )
+    return given
 
 
 def taken(files: Mapping[str, Path | None], found: Mapping[str, Weights]) -> dict[str, Any]:

@@ -176,6 +176,7 @@ def test_public_model_at_384(monkeypatch: pytest.MonkeyPatch, files: dict[str, P
     card = convert_llamagen(path, None, None, files["out"], "xl")
     assert (card.target.block_size, card.target.vocab_size, card.target.num_classes) == (576, 16384, 1000)
     assert card.image_shape == (384, 384, 3) and card.codec.vq == VqConfig()
+    assert card.class_names[207] == "golden retriever"
     assert card.law == SamplerLaw(cfg=1.75, cfg_schedule="constant", dtype="bfloat16")
     assert "384 px" in card.data and "resized to 256 px" in card.data
     assert load_card(str(files["out"])) == card
