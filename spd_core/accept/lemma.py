@@ -87,13 +87,12 @@ def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tenso
     Not capped where that could be seen: a capped loop returns p in its place, which puts back what the draft has
     already given. One draft costs one proposal in expectation (probability of a refusal times proposals until one is
     accepted). A row that has refused `LAST_RESORT` proposals takes the next: a refusal happens with probability TV(p,
-    q), and so do that many more with less than 1 / (e `LAST_RESORT`) = 4e-7 in all, whatever TV(p, q) is. A row without
-    a draft has q = 0 and takes its first proposal.
+    q), and so do that many more with less than 1 / (e `LAST_RESORT`) = 4e-7 in all, whatever TV(p, q) is.
 
     Args:
         rows_R: names of the rows, distinct and at least one; `propose` gets those still open.
-        propose: (rows [M], attempt from 0) -> proposals of p [M, P, ...], log p/q [M, P] (inf: q is 0; -inf: not a
-            proposal, only padding), uniforms [M, P].
+        propose: (rows [M], attempt from 0) -> proposals of p [M, P, ...], log p/q [M, P] (-inf: never accepted, as
+            where a row has fewer proposals), uniforms [M, P].
 
     Raises:
         FloatingPointError: if a log ratio is not a number; the loop would not end.

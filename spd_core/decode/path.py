@@ -383,6 +383,13 @@ class Path:
     trace: Trace | None
 
 
+@dataclass(frozen=True)
+class TracedPath(Path):
+    """R paths whose steps are all known."""
+
+    trace: Trace
+
+
 def steps_down(first: int, last: int, device: torch.device) -> Tensor:
     """int64 [K]: first, first - 1, ..., last."""
     return torch.arange(first, last - 1, -1, device=device)

@@ -17,8 +17,9 @@ from spd_core.families.causal.acceptance import teacher_forced
 from spd_core.families.causal.distil import DistilRecipe, anchors, load_causal, loss_of
 from spd_core.families.causal.model import CausalConfig
 from spd_core.families.causal.recipe import handed_over
-from spd_core.families.causal.speculation import decode_speculative, draft_walk
+from spd_core.families.causal.speculation import decode_speculative
 from spd_core.families.causal.tokens import PathLaw, noise_above
+from spd_core.families.causal.verification import draft_walk
 from spd_core.law import Speculative
 from spd_core.quality.intervals import mean_interval
 from spd_core.train.loop import train

@@ -11,8 +11,9 @@ from torch import nn
 from spd_core.decode.head_speculation import speculate_head
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, PathNoise
 from spd_core.draws import Draws
-from spd_core.families.causal.speculation import decode_speculative, draft_walk, held_predictions
+from spd_core.families.causal.speculation import decode_speculative
 from spd_core.families.causal.tokens import PathLaw, decode_causal_plain
+from spd_core.families.causal.verification import draft_walk, held_predictions
 from spd_core.law import SamplerLaw, Speculative
 from spd_core.models.head import DiffusionHead
 from spd_core.models.variance import PosteriorVariance

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from spd_core.accept.lemma import acceptance_probability
-from spd_core.accept.paths import path_log_ratio
-from spd_core.decode.path import BoundHead, LawHead, steps_down
+from spd_core.decode.path import BoundHead, LawHead
 from spd_core.diffusion import respaced_timesteps
 from spd_core.draws import Draws, image_seed
 from spd_core.families.causal.model import Causal
 from spd_core.families.causal.recipe import handed_over
-from spd_core.families.causal.speculation import draft_walk, predictions
 from spd_core.families.causal.tokens import ContextReader, PathLaw, noise_above, previous_tokens
+from spd_core.families.causal.verification import draft_walk, verify
 from spd_core.law import SamplerLaw
 from spd_core.train.acceptance import TeacherForced
 
@@ -75,12 +74,8 @@ def _of_images(
 
     noise = noise_above(draws, image_B.repeat_interleave(length), token, path, dims)
     trace = draft_walk(bound(draft), noise.start, path, noise, stride).trace
-    if trace is None:
-        raise TypeError("draft_walk keeps the path it made")
-    judge = bound(target)
-    k = steps_down(path.first, path.handoff + 1, token.device)
-    shift = judge.shift(k, trace.x0, predictions(judge, trace.states, path))
-    accepted = acceptance_probability(path_log_ratio(trace.noise, shift))
+    verified = verify(bound(target), trace, path)
+    accepted = acceptance_probability(verified.log_ratio)
     # The mean of the log ratio's noisy part is zero, so it is left out.
-    path_kl = 0.5 * shift.square().sum(dim=(-2, -1))
+    path_kl = 0.5 * verified.shift.square().sum(dim=(-2, -1))
     return accepted.view(-1, length).mean(dim=1), path_kl.view(-1, length).mean(dim=1)

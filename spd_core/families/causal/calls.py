@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spd_core.accept.paths import path_log_ratio
 from spd_core.decode import decode
 from spd_core.decode.cost import CallTimes
 from spd_core.decode.log import Meter
-from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, steps_down
+from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise
 from spd_core.draws import Draws, Purpose
-from spd_core.families.causal.speculation import draft_walk, held_predictions, predictions
 from spd_core.families.causal.tokens import (
     DRAWN_AHEAD,
     MAKING,
@@ -37,6 +35,7 @@ from spd_core.families.causal.tokens import (
     path_above,
     previous_tokens,
 )
+from spd_core.families.causal.verification import draft_walk, verify
 from spd_core.law import Plain, SamplerLaw, Speculative
 from spd_core.models.sequence import SequenceModel
 
@@ -168,9 +167,6 @@ class _Decoded:
         image, token = self._block(place, max(1, method.gamma))
         noise = self._noise(path, place, max(1, method.gamma))
         trace = draft_walk(self._bind_draft(path, image, token), noise.start, path, noise, method.stride).trace
-        if trace is None:
-            raise TypeError("draft_walk keeps the path it made")
-        k = steps_down(path.first, path.handoff + 1, token.device)
         first, one = self._block(place, 1), self._noise(path, place, 1)
         count = method.proposals
         many = (first[0].repeat_interleave(count), first[1].repeat_interleave(count))
@@ -181,11 +177,10 @@ class _Decoded:
             bound = self.draft_head.at(path.law).bind(z.flatten(0, 2), path.scale(first[1]))
             draft_walk(bound, one.start, path, one, method.stride)
 
-        def verify() -> None:
+        def verification() -> None:
             self._noise(path, place, method.gamma + 1)
             self._read(self.reader, place, method.gamma + 1)
-            bound = self._bind(path, self.head, self.z, image, token)
-            path_log_ratio(trace.noise, bound.shift(k, trace.x0, predictions(bound, trace.states, path)))
+            verify(self._bind(path, self.head, self.z, image, token), trace, path)
 
         def propose() -> None:
             normals, _ = self.draws.proposals(Purpose.PATH_PROPOSAL, *first, count, (1 + path.above) * self.dims)
@@ -195,10 +190,9 @@ class _Decoded:
             bound = self._bind(path, self.head, self.z, *many)
             made = path_above(bound, path, drawn, own, self.windows, trace=True).trace
             if made is not None:
-                held = held_predictions(self._bind_draft(path, *many), made.states, path, method.stride)
-                path_log_ratio(made.noise, bound.shift(k, made.x0, held))
+                verify(self._bind_draft(path, *many), made, path, method.stride)
 
-        return {"drafted": draft, "verification": verify, "residual": propose}
+        return {"drafted": draft, "verification": verification, "residual": propose}
 
     def _handed_over(self, tokens_BND: Tensor, seed: int) -> Tensor:
         """The tokens with the noise they carry when they are handed over."""

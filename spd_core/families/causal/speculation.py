@@ -6,8 +6,8 @@ One round of an image:
    steps and holds x0 in between, or lets it follow the noise drawn: still Gaussian steps with known means.
 2. Run the target's context network once over the drafts and its head once over all states of *the drafts' own paths*.
 3. Test left to right: a draft stands with probability min(1, R), R = p(path) / q(path), both on the draft's path.
-4. At the first refusal, draw that token from the residual Norm[(p - q)_+] over paths and discard the later drafts. If
-   nothing was refused, the target adds a token of its own: its context is there already.
+4. At the first rejection, draw that token from the residual Norm[(p - q)_+] over paths and discard the later drafts. If
+   all were accepted, the target adds a token of its own: its context is there already.
 5. An image whose tokens are all at the hand-off leaves its slot to the next one that waits. The target finishes the
    images that left, as many at a time as there are slots.
 
@@ -25,15 +25,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from spd_core.accept.lemma import Verdict, first_refusal, sample_residual
-from spd_core.accept.paths import ROUNDING, path_log_ratio
+from spd_core.accept.paths import ROUNDING
 from spd_core.accept.rules import Couplings, Ratios, checked
-from spd_core.capture import recorded
 from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded, Meter, TestLog
-from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, Trace, on_rows, steps_down
+from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, Trace
 from spd_core.decode.slots import Change, Slots, moved
 from spd_core.draws import Draws, Purpose
 from spd_core.families.causal.tokens import (
@@ -48,6 +46,7 @@ from spd_core.families.causal.tokens import (
     path_above,
     previous_tokens,
 )
+from spd_core.families.causal.verification import draft_walk, verify
 from spd_core.law import SamplerLaw, Speculative
 from spd_core.models.sequence import SequenceModel
 from spd_core.precision import at_precision
@@ -81,7 +80,7 @@ class _Wanted:
     path: PathLaw  #: at these tokens
     row: Tensor  #: int64 [T], slot
     place: Tensor  #: int64 [T], 0-based place in the block
-    draft: Tensor  #: int64 [T], place of the refused draft in `drafted`; -1: there was none
+    draft: Tensor  #: int64 [T], place of the rejected draft in `drafted`; -1: there was none
     drafted: Drafted | None  #: the round's drafts of this path
     z: Tensor  #: [G, A, places, Z] the target's contexts
     noise: _Noise  #: of the round
@@ -130,7 +129,7 @@ def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> Tensor:
 
     Returns:
         int64 [3, A]: how many drafts of each image stand; 1 where the target draws the token after them itself, the
-        first refused one or else the one after the last draft; how many tokens the image advances.
+        first rejected one or else the one after the last draft; how many tokens the image advances.
     """
     kept_A = torch.minimum(first_refusal(accepted_AG), drafted_A)
     draws_A = (kept_A < room_A).long()
@@ -140,53 +139,6 @@ def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> Tensor:
 def places_of(mask_R: Tensor, count: int) -> Tensor:
     """int64 [count]: where a mask is true, which is known to be so in ``count`` places; no device is asked."""
     return torch.nonzero_static(mask_R, size=count)[:, 0]
-
-
-def draft_walk(head: BoundHead, y_TD: Tensor, path: PathLaw, noise: PathNoise, stride: int) -> Path:
-    """The draft's paths to the hand-off, one head call every ``stride`` steps."""
-    steps = {"first": path.first, "handoff": path.handoff, "stride": stride}
-    if recorded(y_TD.device):
-        made = on_rows("draft path", _drafted_path, head, y_TD, noise, **steps)
-    else:
-        made = _drafted_path(head, y_TD, noise, **steps)
-    trace, calls = Trace(*made[1:]), -(-path.above // stride)
-    return Path(made[0], trace.x0[:, -1], calls, calls * len(y_TD), trace)
-
-
-def _drafted_path(
-    head: BoundHead, y_TD: Tensor, noise: PathNoise, first: int, handoff: int, stride: int
-) -> tuple[Tensor, ...]:
-    """End, and states, held predictions and noise of every step."""
-    rows = torch.arange(len(y_TD), device=y_TD.device)
-    y, parts = y_TD, []
-    for start in range(first, handoff, -stride):
-        k = steps_down(start, max(start - stride, handoff) + 1, y.device).expand(len(rows), -1)
-        drawn = noise.of_steps(rows[:, None], k)
-        x0 = head.follow(rows, k, head.predict(rows, k[:, 0], y).x0, drawn)
-        after = head.roll(k, y, x0, head.std(k, None) * drawn)
-        parts.append((torch.cat([y[:, None], after[:, :-1]], dim=1), x0, drawn))
-        y = after[:, -1]
-    return y, *(torch.cat(column, dim=1) for column in zip(*parts, strict=True))
-
-
-def held_predictions(head: BoundHead, states_TKD: Tensor, path: PathLaw, stride: int) -> Tensor:
-    """The x0 [T, K, D] that the draft would hold on given paths: one head call over every stride-th state."""
-    rows, count, dims = states_TKD.shape
-    k = steps_down(path.first, path.handoff + 1, states_TKD.device)
-    calls = len(k[::stride])
-    row = torch.arange(rows, device=k.device).repeat_interleave(calls)
-    x0 = head.predict(row, k[::stride].repeat(rows), states_TKD[:, ::stride].flatten(0, 1)).x0
-    # The last stride may be shorter; what it is padded with is cut off again.
-    padding = calls * stride - count
-    states = F.pad(states_TKD, (0, 0, 0, padding)).view(rows * calls, stride, dims)
-    steps = F.pad(k, (0, padding), value=path.handoff + 1).view(calls, stride).repeat(rows, 1)
-    held = head.followed(row, steps, x0, states)
-    return held.reshape(rows, calls * stride, dims)[:, :count]
-
-
-def predictions(head: BoundHead, states_TKD: Tensor, path: PathLaw) -> Tensor:
-    """The target's x0 [T, K, D] at every state of given paths: one head call."""
-    return held_predictions(head, states_TKD, path, 1)
 
 
 class _Noise:
@@ -315,18 +267,18 @@ class _Decoding:
         # 2. One target pass.
         with self.meter.span("context"):
             z = self._contexts(widest + 1, room)
-        # 3. Accept up to the first refusal.
+        # 3. Accept up to the first rejection.
         tests, known = self._tests(drafts, widest, z, noise)
         outcome = settle(tests.accepted, drafted_A, room_A)
         kept, draws, advance = outcome.tolist()
         self._record(tests, outcome[0], drafted_A)
-        # 4. Replace the first refused token, or add one.
+        # 4. Replace the first rejected token, or add one.
         with self.meter.span("residual"):
             row_T = places_of(outcome[1], sum(draws))
-            refused = sum(stood < count for stood, count in zip(kept, drafted, strict=True))
+            rejected = sum(stood < count for stood, count in zip(kept, drafted, strict=True))
             for path, those in self.path.parts(self.made[row_T] + outcome[0][row_T]) if len(row_T) else ():
                 rows = row_T[those]
-                self._own_tokens(path, rows, outcome[0][rows], refused, known.get(path), z, noise)
+                self._target_tokens(path, rows, outcome[0][rows], rejected, known.get(path), z, noise)
         # What lies behind that token, in the canvas and the caches, is written anew: only the count goes on.
         now = [made + step for made, step in zip(books.known, advance, strict=True)]
         books.advance(self.made + outcome[2], now)
@@ -353,7 +305,7 @@ class _Decoding:
         """Step 1; the drafts also go to the canvas, where both context networks read them."""
         parts: list[Drafted] = []
         for place in range(max(drafted)):
-            # The first pass also reads the position before: after a round without refusal the draft has not seen it.
+            # The first pass also reads the position before: after a round without rejection the draft has not seen it.
             first = self.made + place if place else (self.made - 1).clamp(min=0)
             count = 1 if place else 2
             furthest = self.books.furthest + max(place, 1)
@@ -368,8 +320,7 @@ class _Decoding:
                 bound = self.draft_head.at(path.law).bind(z.flatten(0, 1), path.scale(at))
                 walked = draft_walk(bound, own.start, path, own, self.method.stride)
                 self.canvas.states[rows, at] = walked.end
-                if walked.trace is not None:
-                    parts.append(Drafted(path, rows, here, walked.end, walked.trace, z))
+                parts.append(Drafted(path, rows, here, walked.end, walked.trace, z))
                 self.meter.add(draft_head_calls=walked.calls, draft_head_rows=walked.rows * self.reader.copies)
         alike: dict[PathLaw, list[Drafted]] = {}
         for part in parts:
@@ -397,17 +348,15 @@ class _Decoding:
             return self._couple(drafted, z, noise)
         path, row, place = drafted.path, drafted.row, drafted.place
         image, token = self.active[row], self.made[row] + place
-        bound = self._bind(path, z, row, place)
-        trace = drafted.trace
-        x0 = predictions(bound, trace.states, path)
-        self.meter.add(target_head_calls=1, target_head_rows=x0.shape[0] * x0.shape[1] * self.reader.copies)
-        k = steps_down(path.first, path.handoff + 1, x0.device)
-        shift = bound.shift(k, trace.x0, x0)
-        news = bound.moved(torch.arange(len(row), device=k.device), k[-1], trace.noise[:, -1] + shift[:, -1])
-        self.canvas.x0[row, token] = x0[:, -1] + news
-        log_ratio = path_log_ratio(trace.noise, shift)
+        bound, trace = self._bind(path, z, row, place), drafted.trace
+        verified = verify(bound, trace, path)
+        self.meter.add(target_head_calls=1, target_head_rows=trace.states[..., 0].numel() * self.reader.copies)
+        # What the target would hold next: its prediction at the last state, moved with the last step's noise.
+        at, last = torch.arange(len(row), device=row.device), torch.full_like(row, path.handoff + 1)
+        moved_by = bound.moved(at, last, trace.noise[:, -1] + verified.shift[:, -1])
+        self.canvas.x0[row, token] = verified.x0[:, -1] + moved_by
         uniform = self.draws.uniforms(Purpose.ACCEPT, image, token)[:, 0]
-        tested = Ratios(log_ratio=log_ratio, place=place, uniform=uniform, rounding=ROUNDING)
+        tested = Ratios(log_ratio=verified.log_ratio, place=place, uniform=uniform, rounding=ROUNDING)
         return self.rule.judge(tested), None
 
     def _couple(self, drafted: Drafted, z: Tensor, noise: _Noise) -> tuple[Verdict, Path]:
@@ -421,12 +370,12 @@ class _Decoding:
         self.canvas.x0[row, token] = coupled.x0
         return self.rule.judge(Couplings(drafted=drafted.end, coupled=coupled.end)), coupled
 
-    def _own_tokens(
+    def _target_tokens(
         self,
         path: PathLaw,
         row_T: Tensor,
         place_T: Tensor,
-        refused: int,
+        rejected: int,
         known: tuple[Drafted, Path | None] | None,
         z: Tensor,
         noise: _Noise,
@@ -434,7 +383,7 @@ class _Decoding:
         """Step 4: tokens at ``place_T`` of slots ``row_T`` from the target itself, written to the canvas.
 
         ``path`` is theirs, and so are the drafts and, by the coupled rule, the target's own paths, if there are any. Of
-        the round's tokens ``refused`` were drafted in vain.
+        the round's tokens ``rejected`` replace a draft.
         """
         drafted, coupled = known or (None, None)
         index = torch.full((len(self.active), z.shape[2]), -1, device=row_T.device)
@@ -442,98 +391,103 @@ class _Decoding:
             index[drafted.row, drafted.place] = torch.arange(len(drafted.row), device=row_T.device)
         draft_T = index[row_T, place_T]  # -1: there was no draft
         if self.path.law.falls:  # these are some of the round's tokens only
-            refused = int((draft_T >= 0).sum())
-        with_draft, without = places_of(draft_T >= 0, refused), places_of(draft_T < 0, len(row_T) - refused)
+            rejected = int((draft_T >= 0).sum())
+        rejected_M, bonus_F = places_of(draft_T >= 0, rejected), places_of(draft_T < 0, len(row_T) - rejected)
         if coupled is not None:
-            row, place, draft = row_T[with_draft], place_T[with_draft], draft_T[with_draft]
+            row, place, draft = row_T[rejected_M], place_T[rejected_M], draft_T[rejected_M]
             self._write(row, place, coupled.end[draft], coupled.x0[draft])
-            row_T, place_T, draft_T = row_T[without], place_T[without], draft_T[without]
-            with_draft, without = with_draft[:0], torch.arange(len(row_T), device=row_T.device)
+            row_T, place_T, draft_T = row_T[bonus_F], place_T[bonus_F], draft_T[bonus_F]
+            rejected_M, bonus_F = rejected_M[:0], torch.arange(len(row_T), device=row_T.device)
         if not len(row_T):
             return
         wanted = _Wanted(path, row_T, place_T, draft_T, drafted, z, noise)
+        first = self._sample(wanted, bonus_F, rejected_M, attempt=0)
+        self._write(row_T[bonus_F], place_T[bonus_F], *first[0].split(self.dims, dim=-1))
+        if not len(rejected_M):
+            return
+        again = wanted.at(rejected_M)
 
-        def propose(open_T: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
-            # A token without a draft takes its first proposal.
-            fresh, again = (
-                (without, with_draft) if attempt == 0 else (without[:0], torch.arange(len(open_T), device=z.device))
-            )
-            asked = wanted.at(open_T)
-            count = min(self.method.proposals * 4**attempt, MOST_PROPOSALS) if len(again) else 1
-            most = max(1, MOST_PATHS // count)
-            if len(open_T) <= most:
-                return self._propose(asked, fresh, again, attempt, count)
-            made = []
-            for first in range(0, len(open_T), most):
-                new, old = (x[(first <= x) & (x < first + most)] - first for x in (fresh, again))
-                made.append(self._propose(asked.at(slice(first, first + most)), new, old, attempt, count))
-            values, log_ratio, keep = (torch.cat(column) for column in zip(*made, strict=True))
-            return values, log_ratio, keep
+        def propose(open_M: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
+            if not attempt:
+                return first[1:]
+            every = torch.arange(len(open_M), device=open_M.device)
+            return self._sample(again.at(open_M), every[:0], every, attempt)[1:]
 
-        made = sample_residual(torch.arange(len(row_T), device=row_T.device), propose)
-        self._write(row_T, place_T, *made.split(self.dims, dim=-1))
+        recovered = sample_residual(torch.arange(len(rejected_M), device=row_T.device), propose)
+        self._write(again.row, again.place, *recovered.split(self.dims, dim=-1))
+
+    def _sample(
+        self, wanted: _Wanted, bonus_F: Tensor, rejected_M: Tensor, attempt: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`_sample_together` for at most `MOST_PATHS` paths at once."""
+        count = min(self.method.proposals * 4**attempt, MOST_PROPOSALS) if len(rejected_M) else 1
+        most = max(1, MOST_PATHS // count)
+        if len(wanted.row) <= most:
+            return self._sample_together(wanted, bonus_F, rejected_M, attempt, count)
+        parts = []
+        for first in range(0, len(wanted.row), most):
+            part = wanted.at(slice(first, first + most))
+            bonus, rejected = (x[(first <= x) & (x < first + most)] - first for x in (bonus_F, rejected_M))
+            parts.append(self._sample_together(part, bonus, rejected, attempt, count))
+        bonus, values, log_ratio, uniforms = (torch.cat(column) for column in zip(*parts, strict=True))
+        return bonus, values, log_ratio, uniforms
 
     def _write(self, row: Tensor, place: Tensor, end: Tensor, x0: Tensor) -> None:
         at = (row, self.made[row] + place)
         self.canvas.states[at], self.canvas.x0[at] = end, x0
 
-    def _propose(
-        self, wanted: _Wanted, fresh: Tensor, refused: Tensor, attempt: int, count: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Target paths for `sample_residual`: ``count`` for a refused draft, its own path for a token without one.
+    def _sample_together(
+        self, wanted: _Wanted, bonus_F: Tensor, rejected_M: Tensor, attempt: int, count: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Paths of the target, all by the same head calls.
 
-        ``fresh`` and ``refused`` are the places in ``wanted`` of those without and with a draft.
+        Args:
+            wanted: the tokens.
+            bonus_F, rejected_M: places in ``wanted`` of those without a draft, and of those whose draft was rejected.
+            attempt: of the residual, from 0.
+            count: P.
+
+        Returns:
+            end and prediction [F, 2 D] of each bonus token's own path; then for `sample_residual` end and prediction
+            [M, P, 2 D], log p/q [M, P] and uniform numbers [M, P] of P proposals for each rejected draft.
         """
         path, row, place = wanted.path, wanted.row, wanted.place
         image, token, device = self.active[row], self.made[row] + place, row.device
-        own = wanted.noise.of(path, row[fresh], place[fresh])
+        own = wanted.noise.of(path, row[bonus_F], place[bonus_F])
         dims = (1 + path.above) * self.dims
         normals, uniforms = self.draws.proposals(
-            Purpose.PATH_PROPOSAL, image[refused], token[refused], count, dims, attempt=attempt
+            Purpose.PATH_PROPOSAL, image[rejected_M], token[rejected_M], count, dims, attempt=attempt
         )
         normals = normals.view(-1, 1 + path.above, self.dims)
-        proposed = PathNoise(
-            torch.cat([own.start, normals[:, 0]]), torch.cat([own.step, normals[:, 1:]]), path.handoff + 1
-        )
-        # Rows of the paths: tokens without a draft once, refused ones `count` times.
-        of = torch.cat([fresh, refused.repeat_interleave(count)])
-        number = torch.arange(count, device=device).repeat(len(refused))
-        salt = torch.cat([torch.zeros_like(fresh), 1 + attempt * MOST_PROPOSALS + number])
+        start, step = torch.cat([own.start, normals[:, 0]]), torch.cat([own.step, normals[:, 1:]])
+        # Rows of the paths: bonus tokens once, rejected ones `count` times.
+        of = torch.cat([bonus_F, rejected_M.repeat_interleave(count)])
+        number = torch.arange(count, device=device).repeat(len(rejected_M))
+        salt = torch.cat([torch.zeros_like(bonus_F), 1 + attempt * MOST_PROPOSALS + number])
         head_draws = HeadDraws(self.draws, image[of], token[of], salt, path.law.head_steps)
-        bound = self._bind(path, wanted.z, row[of], place[of])
-        ours = path_above(bound, path, proposed, head_draws, self.method.head_window, trace=bool(len(refused)))
-        self.meter.add(target_head_calls=ours.calls, target_head_rows=ours.rows * self.reader.copies)
-        log_ratio = torch.full((len(row), count), -torch.inf, device=device)
-        log_ratio[fresh, 0] = torch.inf
-        values = torch.zeros(len(row), count, 2 * self.dims, device=device)
-        made = torch.cat([ours.end, ours.x0], dim=-1)
-        values[fresh, 0] = made[: len(fresh)]
-        keep = torch.full((len(row), count), 0.5, device=device)
-        if len(refused) and wanted.drafted is not None and ours.trace is not None:
-            values[refused] = made[len(fresh) :].view(len(refused), count, -1)
-            keep[refused] = uniforms
-            columns = (ours.trace.states, ours.trace.x0, ours.trace.noise)
-            proposals = Trace(*(column[len(fresh) :] for column in columns))
-            log_ratio[refused] = self._proposal_ratio(wanted.at(refused), wanted.drafted, proposals, count, bound)
-        return values, log_ratio, keep
+        bound, noise = self._bind(path, wanted.z, row[of], place[of]), PathNoise(start, step, path.handoff + 1)
+        made = path_above(bound, path, noise, head_draws, self.method.head_window, trace=bool(len(rejected_M)))
+        self.meter.add(target_head_calls=made.calls, target_head_rows=made.rows * self.reader.copies)
+        bonus, values = torch.cat([made.end, made.x0], dim=-1).split([len(bonus_F), len(normals)])
+        log_ratio = torch.empty_like(uniforms)
+        if made.trace is not None and wanted.drafted is not None:
+            proposals = Trace(*(column[len(bonus_F) :] for column in vars(made.trace).values()))
+            log_ratio = self._proposal_ratio(wanted.at(rejected_M), wanted.drafted, proposals, count)
+        return bonus, values.view(len(rejected_M), count, 2 * self.dims), log_ratio, uniforms
 
-    def _proposal_ratio(
-        self, refused: _Wanted, drafted: Drafted, proposals: Trace, count: int, bound: BoundHead
-    ) -> Tensor:
-        """log p/q [T, count] of proposed paths [T * count]; ``bound`` is the target's head."""
-        path, token = refused.path, self.made[refused.row] + refused.place
-        z = drafted.z[:, refused.draft].repeat_interleave(count, dim=1).flatten(0, 1)
+    def _proposal_ratio(self, rejected: _Wanted, drafted: Drafted, proposals: Trace, count: int) -> Tensor:
+        """log p/q [M, P] of proposed paths of p [M P]."""
+        path, token = rejected.path, self.made[rejected.row] + rejected.place
+        z = drafted.z[:, rejected.draft].repeat_interleave(count, dim=1).flatten(0, 1)
         bound_draft = self.draft_head.at(path.law).bind(z, path.scale(token.repeat_interleave(count)))
-        held = held_predictions(bound_draft, proposals.states, path, self.method.stride)
-        k = steps_down(path.first, path.handoff + 1, token.device)
-        inverse = path_log_ratio(proposals.noise, bound.shift(k, proposals.x0, held))
-        tested = held.shape[0] * -(-held.shape[1] // self.method.stride)
+        log_ratio = -verify(bound_draft, proposals, path, self.method.stride).log_ratio
+        tested = len(log_ratio) * -(-path.above // self.method.stride)
         self.meter.add(
             draft_head_calls=1,
             draft_head_rows=tested * self.reader.copies,
             residual_proposals=len(token) * count,
         )
-        return -inverse.view(-1, count)
+        return log_ratio.view(-1, count)
 
     def _record(self, tests: Verdict, kept_A: Tensor, drafted_A: Tensor) -> None:
         place = torch.arange(tests.accepted.shape[1], device=kept_A.device)

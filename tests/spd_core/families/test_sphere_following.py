@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from spd_core.decode.path import LawHead
 from spd_core.draws import Draws
-from spd_core.families.causal.speculation import draft_walk, held_predictions
 from spd_core.families.causal.tokens import noise_above
+from spd_core.families.causal.verification import draft_walk, held_predictions
 from spd_core.families.sphere.blocks import on_sphere
 from spd_core.families.sphere.tokens import SpherePath
 from spd_core.law import SamplerLaw

@@ -16,6 +16,7 @@ from spd_core.accept.rules import Annealed
 from spd_core.decode.path import BoundHead, Trace
 from spd_core.draws import Draws, Purpose
 from spd_core.families.causal import speculation as speculative
+from spd_core.families.causal import verification
 from spd_core.families.causal.speculation import decode_speculative
 from spd_core.families.causal.tokens import PathLaw, decode_causal_plain
 from spd_core.law import Acceptance, Speculative
@@ -210,7 +211,7 @@ def _by_draft_steps(right):
 def _in_proposals(factor):
     def mutant(right):
         def ratio(noise, shift):
-            return right(noise, shift) * (factor if inspect.stack()[1].function == "_proposal_ratio" else 1.0)
+            return right(noise, shift) * (factor if inspect.stack()[2].function == "_proposal_ratio" else 1.0)
 
         return ratio
 
@@ -219,7 +220,9 @@ def _in_proposals(factor):
 
 def _own_path_of_the_draft(right):
     def held(head, states, path, stride):
-        return right(head, states.roll(1, 0), path, stride)
+        return right(
+            head, states.roll(1, 0) if inspect.stack()[2].function == "_proposal_ratio" else states, path, stride
+        )
 
     return held
 
@@ -253,19 +256,19 @@ MUTANTS = (
         _judged(lambda v, *_: replace(v, accepted=torch.ones_like(v.accepted))),
         "one token",
     ),
-    Mutant("tested by R squared", speculative, "path_log_ratio", _scaled_ratio(2.0), "one token"),
-    Mutant("tested by 1/R", speculative, "path_log_ratio", _scaled_ratio(-1.0), "one token"),
-    Mutant("tested by the root of R", speculative, "path_log_ratio", _scaled_ratio(0.5), "one token"),
+    Mutant("tested by R squared", verification, "path_log_ratio", _scaled_ratio(2.0), "one token"),
+    Mutant("tested by 1/R", verification, "path_log_ratio", _scaled_ratio(-1.0), "one token"),
+    Mutant("tested by the root of R", verification, "path_log_ratio", _scaled_ratio(0.5), "one token"),
     Mutant(
         "only the last step's ratio",
-        speculative,
+        verification,
         "path_log_ratio",
         lambda r: lambda noise, shift: r(noise[:, -1:], shift[:, -1:]),
         "one token",
     ),
     Mutant(
         "the last step left out of the ratio",
-        speculative,
+        verification,
         "path_log_ratio",
         lambda r: lambda noise, shift: r(noise[:, :-1], shift[:, :-1]),
         "one token",
@@ -277,8 +280,8 @@ MUTANTS = (
         _residual(lambda v, ratio, u: (v, -ratio, u)),
         "one token",
     ),
-    Mutant("the residual's ratio halved", speculative, "path_log_ratio", _in_proposals(0.5), "ratios"),
-    Mutant("the residual's ratio doubled", speculative, "path_log_ratio", _in_proposals(2.0), "ratios"),
+    Mutant("the residual's ratio halved", verification, "path_log_ratio", _in_proposals(0.5), "ratios"),
+    Mutant("the residual's ratio doubled", verification, "path_log_ratio", _in_proposals(2.0), "ratios"),
     Mutant(
         "samples of p as residual",
         speculative,
@@ -288,7 +291,7 @@ MUTANTS = (
     ),
     Mutant(
         "the draft's law at another proposal's states",
-        speculative,
+        verification,
         "held_predictions",
         _own_path_of_the_draft,
         "one token",
