@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs import arguments
 from jobs.command_line import Parser, unknown_arguments
-from jobs.words.console import say
+from jobs.words.console import LogHandler, say
 
 _OK, _FAILED, _WRONG_INPUT, _INTERRUPTED = 0, 1, 2, 130
 _QUIET = ("ray", "botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "PIL", "filelock")
@@ -243,9 +243,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _set_up_logging() -> None:
+    from jobs.words.progress import draw_bars
     from workers.redact import RedactingFormatter, redact
 
-    handler = logging.StreamHandler(sys.stderr)
+    draw_bars()
+    handler = LogHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     # What nobody has foreseen ends in a traceback, whose texts may hold anything.

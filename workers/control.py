@@ -24,27 +24,27 @@ class Turn:
 
 
 class Controller(Trier):
-    """Decodes the same requests in two ways in turns, so that whatever else the machine does meets both."""
+    """Decodes a task when it is told to; whoever tells it takes two ways in turns, see `jobs.nightly.control`."""
 
-    def take_turns(self, first: TrialTask, second: TrialTask, turns: int) -> tuple[list[Turn], list[Turn], float]:
-        """The turns of both, in the order A B, B A, A B and so on, after a warm-up, and the machine's load.
-
-        Args:
-            first, second: the two.
-            turns: of each.
+    def warm_up(self, *tasks: TrialTask) -> None:
+        """Decodes as little of each as there can be.
 
         Raises:
             OutOfMemory: a batch does not fit.
         """
-        for task in (first, second):
+        for task in tasks:
             self.run(task.model_copy(update={"limit_s": 0.0}))
-        told: tuple[list[Turn], list[Turn]] = ([], [])
-        for turn in range(turns):
-            for place in (0, 1) if turn % 2 == 0 else (1, 0):
-                told[place].append(self._turn((first, second)[place]))
-        return *told, os.getloadavg()[0]
 
-    def _turn(self, task: TrialTask) -> Turn:
+    def load(self) -> float:
+        """Of the machine, over the last minute."""
+        return os.getloadavg()[0]
+
+    def turn(self, task: TrialTask) -> Turn:
+        """One decoding.
+
+        Raises:
+            OutOfMemory: a batch does not fit.
+        """
         began = time.process_time()
         trial = self.run(task)
         return Turn(trial.images, trial.seconds, time.process_time() - began)

@@ -25,8 +25,9 @@ from jobs.bench.plot import plot
 from jobs.bench.predicted import predicted_speedup
 from jobs.bench.table import Row, as_json, as_markdown
 from jobs.job.spec import load_spec
-from jobs.words.console import Steps, say
+from jobs.words.console import say
 from jobs.words.errors import SpecError
+from jobs.words.progress import Steps
 from spd_core.accept.rules import Ratios
 from spd_core.compare import Entry, Naive, Wishes
 from spd_core.complaints import one_line
@@ -40,8 +41,6 @@ log = logging.getLogger(__name__)
 
 #: Images decoded together for their quality, at least.
 _QUALITY_BATCH = 32
-#: Seconds between two lines of progress.
-_EVERY_S = 5.0
 
 
 @dataclass
@@ -60,12 +59,12 @@ class Run:
     def measure(self, repeats: int) -> None:
         """Speed and, where a model predicts it from them, call times, at every batch size."""
         tokens = self.card.target.seq_len
-        steps = Steps(len(self.batches) * len(self.entries) * (repeats + 1), every_s=_EVERY_S)
-        for batch in self.batches:
-            timed = measure_speed(self.bench, self.entries, batch, self.fills, repeats, steps.done)
-            self.speed[batch] = speed_figures(self.entries, timed, batch, self.fills, tokens)
-            self._predict(batch, timed)
-            self.write()
+        with Steps(len(self.batches) * len(self.entries) * (repeats + 1)) as steps:
+            for batch in self.batches:
+                timed = measure_speed(self.bench, self.entries, batch, self.fills, repeats, steps.did)
+                self.speed[batch] = speed_figures(self.entries, timed, batch, self.fills, tokens)
+                self._predict(batch, timed)
+                self.write()
 
     def _predict(self, batch: int, timed: list[Timed]) -> None:
         pair, calls = loaded(self.bench), {}
@@ -91,15 +90,12 @@ class Run:
 
     def assess(self, entries: list[Entry], n: int, processes: int) -> None:
         """Quality of some of the entries."""
-        steps = Steps(len(entries))
-        for entry, figures in zip(
-            entries,
-            measure_quality(self.bench, entries, n, max(*self.batches, _QUALITY_BATCH), processes),
-            strict=True,
-        ):
-            self.quality[entry] = figures
-            steps.done(f"{entry.label}, quality of {n} images")
-            self.write()  # a run that is cut off keeps what it has measured
+        batch = max(*self.batches, _QUALITY_BATCH)
+        with Steps(len(entries) * -(-n // batch)) as steps:
+            measured = measure_quality(self.bench, entries, n, batch, processes, steps.did)
+            for entry, figures in zip(entries, measured, strict=True):
+                self.quality[entry] = figures
+                self.write()  # a run that is cut off keeps what it has measured
 
     def rows(self) -> list[Row]:
         return [

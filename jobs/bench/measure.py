@@ -247,8 +247,18 @@ def _quality_batch(bench: Bench, entry: Entry, start: int, count: int) -> Qualit
     )
 
 
-def measure_quality(bench: Bench, entries: list[Entry], n: int, batch: int, processes: int) -> Iterator[dict[str, Any]]:
-    """Distance, floor, label agreement and drafts of each entry over its first ``n`` images, entry by entry."""
+def measure_quality(
+    bench: Bench,
+    entries: list[Entry],
+    n: int,
+    batch: int,
+    processes: int,
+    done: Callable[[str], None] = lambda _: None,
+) -> Iterator[dict[str, Any]]:
+    """Distance, floor, label agreement and drafts of each entry over its first ``n`` images, entry by entry.
+
+    ``done`` is told of each batch.
+    """
     from spd_core.quality.evaluate import evaluate
 
     card, starts = loaded(bench).card, range(0, n, batch)
@@ -257,7 +267,10 @@ def measure_quality(bench: Bench, entries: list[Entry], n: int, batch: int, proc
         make = map if processes == 1 else pool.map
         for entry in entries:
             given = [(bench, entry, start, min(batch, n - start)) for start in starts]
-            parts = list(make(_quality_batch, *zip(*given, strict=True)))
+            parts = []
+            for start, part in zip(starts, make(_quality_batch, *zip(*given, strict=True)), strict=True):
+                parts.append(part)
+                done(f"{entry.label}, quality, {min(start + batch, n):,} of {n:,} images")
             features, agrees = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "agrees"))
             quality = evaluate(features, labels, agrees, card.reference)
             yield {

@@ -36,10 +36,11 @@ from jobs.job.requests import store_requests
 from jobs.job.spec import FixedSpec, load_spec, make_spec
 from jobs.run.driver import generate
 from jobs.run.encoding import FORMATS, EncodingCost, encoding_cost, encoding_table
-from jobs.words.console import Steps, say
+from jobs.words.console import say
 from jobs.words.errors import SpecError
 from jobs.words.files import check_file
 from jobs.words.phrases import number
+from jobs.words.progress import Steps
 from spd_core.decode import decode
 from spd_core.draws import Draws
 from spd_core.law import Null
@@ -174,14 +175,14 @@ def measure_overhead(folder: str, images: int, shard_size: int, workers: int, st
     """Plan, job without a model, remainder and resume."""
     write_requests(f"{folder}/requests.parquet", images)
     found: Figures = {"plan": _apart(partial(plan_step, folder, shard_size))}
-    steps.done("plan")
+    steps.did("plan")
     found["null"] = _apart(partial(null_step, folder, shard_size, workers))
-    steps.done("job without a model")
+    steps.did("job without a model")
     lose_records(folder)
     found["remainder"] = _apart(partial(remainder_step, folder, shard_size))
-    steps.done("remainder")
+    steps.did("remainder")
     found["resume"] = _apart(partial(null_step, folder, shard_size, workers))
-    steps.done("resume")
+    steps.did("resume")
     return found
 
 
@@ -193,7 +194,7 @@ def measure_pair(folder: str, overrides: list[str], shards: int, laps: int, step
         row: Figures = {}
         for name, call in (("loop", loop_step), ("one", job_step), ("two", job_step)):
             row[name] = _apart(partial(call, two if name == "two" else one))
-            steps.done(f"{name}, lap {lap + 1}, {row[name]['images_per_s']:.3g} images/s")
+            steps.did(f"{name}, lap {lap + 1}, {row[name]['images_per_s']:.3g} images/s")
         rows.append(row)
 
     def ratio(over: str, under: str) -> float:
@@ -298,15 +299,15 @@ def run(args: argparse.Namespace) -> int:
     found: Figures = {"machine": describe_machine(), "images": args.images, "workers": args.workers}
     found |= {"shard_size": args.shard_size, "torch": torch.__version__}
     steps = Steps(4 + (3 * args.laps if args.shards else 0) + (2 if args.waiting else 0))
-    with tempfile.TemporaryDirectory(prefix="spd-overhead-", dir=args.folder) as folder:
+    with steps, tempfile.TemporaryDirectory(prefix="spd-overhead-", dir=args.folder) as folder:
         found["overhead"] = measure_overhead(folder, args.images, args.shard_size, args.workers, steps)
         if args.shards:
             found["pair"] = measure_pair(folder, args.set, args.shards, args.laps, steps)
         if args.waiting:
             found["encoding"] = _apart(measure_encoding)
-            steps.done("encoding")
+            steps.did("encoding")
             found["waiting"] = measure_waiting(folder, args.waiting, args.wait_rate)
-            steps.done("a decoder that waits")
+            steps.did("a decoder that waits")
     say(table(args, found))
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")

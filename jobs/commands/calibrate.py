@@ -12,12 +12,13 @@ from typing import Any
 
 from jobs.job.calibration import Calibration, CalibrationRow, Measure, TrialFailed, calibrate, most_turns
 from jobs.job.spec import FixedSpec, Spec, load_spec
-from jobs.run.auto import budget, ceilings_of, choices_of, shard_rows, trial_rows, trial_settings, trial_task
+from jobs.run.auto import budget, ceilings_of, choices_of, shard_rows, told, trial_rows, trial_settings, trial_task
 from jobs.run.remembered import remember
-from jobs.words.console import Steps, say
+from jobs.words.console import say
 from jobs.words.errors import JobError, SpecError
 from jobs.words.files import check_file
 from jobs.words.phrases import method_in_words, number
+from jobs.words.progress import Steps
 from spd_core.decode.trial import Trial
 from spd_core.law import Choice
 from spd_core.pairs.pair import PairCard, load_card
@@ -25,8 +26,6 @@ from workers.trial import Trier
 
 #: Smallest share of the best choice's speed that the chosen one may have.
 ENOUGH = 0.95
-#: Seconds between two lines of progress.
-_EVERY_S = 5.0
 
 
 def _measure(trier: Trier, spec: Spec, card: PairCard, whole: bool) -> Measure:
@@ -40,21 +39,6 @@ def _measure(trier: Trier, spec: Spec, card: PairCard, whole: bool) -> Measure:
             raise TrialFailed(str(error)) from error
 
     return measure
-
-
-def _told(measure: Measure, steps: Steps) -> Measure:
-    """The same measurement, which also says how far it is."""
-
-    def told(choice: Choice, lap: int, limit_s: float) -> Trial:
-        rate = "failed"
-        try:
-            trial = measure(choice, lap, limit_s)
-            rate = f"{trial.images_per_s:.3g} images/s"
-        finally:
-            steps.done(f"{choice.method.name}, batch {choice.batch}, {rate}")
-        return trial
-
-    return told
 
 
 def whole_rates(choices: Sequence[Choice], measure: Measure, laps: int) -> list[float]:
@@ -103,14 +87,17 @@ def run(args: argparse.Namespace) -> int:
     machine = trier.ready()
     choices = choices_of(spec, card, ceilings_of(machine))
     try:
-        measure = _told(_measure(trier, spec, card, whole=False), Steps(most_turns(len(choices)), _EVERY_S))
-        best, rows, seconds = calibrate(choices, measure, budget(spec))
+        with Steps(most_turns(len(choices))) as steps:
+            measure = told(_measure(trier, spec, card, whole=False), steps)
+            best, rows, seconds = calibrate(choices, measure, budget(spec))
     except TrialFailed as error:
         raise JobError(f"method auto: {error}") from error
     asked = {"method": spec.method, "batch": spec.batch}
     remember(spec, card, Calibration.model_validate({**asked, "rows": rows, "machine": machine, "seconds": seconds}))
-    measure = _told(_measure(trier, spec, card, whole=True), Steps(args.check * len(choices), _EVERY_S))
-    whole = whole_rates(choices, measure, args.check) if args.check else None
+    whole = None
+    if args.check:
+        with Steps(args.check * len(choices)) as steps:
+            whole = whole_rates(choices, told(_measure(trier, spec, card, whole=True), steps), args.check)
     say(table(rows, whole or [None] * len(rows), card.family))
     figures: dict[str, Any] = {
         "machine": machine,

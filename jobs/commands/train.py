@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from jobs.words.errors import SpecError
+from jobs.words.progress import following
 from spd_core.alike import did_you_mean
 from spd_core.codec import PixelCodec
 from spd_core.data import load_fashion_mnist
@@ -199,37 +200,39 @@ def run(args: argparse.Namespace) -> int:
     if args.steps is not None and not 1 <= args.steps <= 10**9:
         raise SpecError(f"--steps: got {args.steps}, allowed: 1 to 1,000,000,000")
     torch.set_num_threads(args.threads)
-    out = Path(args.out)
-    target = Path(args.target) if args.target else out / "target" / WEIGHTS
     try:
-        if args.what == "label-classifier":
-            from spd_core.train.classifier import train_classifier
-
-            train_classifier(*load_fashion_mnist("train", args.data), *load_fashion_mnist("test", args.data), out)
-        elif args.what == "reference":
-            from spd_core.train.reference import build_reference
-
-            build_reference(out)
-        elif args.part == "bundle":
-            _bundle(args, out)
-        elif args.part == "add":
-            if not args.variance:
-                raise SpecError(
-                    "--variance: got nothing, allowed: the folder of a target-variance or draft-variance run"
-                )
-            add_variance(out, Path(args.variance), _machine(args))
-        elif args.part == "windows":
-            _windows(args, out)
-        elif args.part == "acceptance":
-            _acceptance(args, out, target)
-        elif args.part == "figures":
-            if not args.bench:
-                raise SpecError("--bench: got nothing, allowed: a file that `spd bench --json` wrote")
-            record_figures(out, _figures(args.bench), args.printed_by)
-        elif args.part:
-            _train(args, out)
-        else:
-            raise SpecError("--part: got nothing, allowed: one of its choices, see --help")
+        with following(" ".join(part for part in (args.what, args.part) if part)):
+            _run(args, Path(args.out))
     except (OSError, ValueError) as error:
         raise SpecError(str(error)) from error
     return 0
+
+
+def _run(args: argparse.Namespace, out: Path) -> None:
+    target = Path(args.target) if args.target else out / "target" / WEIGHTS
+    if args.what == "label-classifier":
+        from spd_core.train.classifier import train_classifier
+
+        train_classifier(*load_fashion_mnist("train", args.data), *load_fashion_mnist("test", args.data), out)
+    elif args.what == "reference":
+        from spd_core.train.reference import build_reference
+
+        build_reference(out)
+    elif args.part == "bundle":
+        _bundle(args, out)
+    elif args.part == "add":
+        if not args.variance:
+            raise SpecError("--variance: got nothing, allowed: the folder of a target-variance or draft-variance run")
+        add_variance(out, Path(args.variance), _machine(args))
+    elif args.part == "windows":
+        _windows(args, out)
+    elif args.part == "acceptance":
+        _acceptance(args, out, target)
+    elif args.part == "figures":
+        if not args.bench:
+            raise SpecError("--bench: got nothing, allowed: a file that `spd bench --json` wrote")
+        record_figures(out, _figures(args.bench), args.printed_by)
+    elif args.part:
+        _train(args, out)
+    else:
+        raise SpecError("--part: got nothing, allowed: one of its choices, see --help")

@@ -16,6 +16,7 @@ from torch import Tensor
 from jobs.dataset.commits import Kept, read_part
 from jobs.dataset.totals import Totals
 from jobs.job.plan import Plan, package_version
+from jobs.words.progress import Progress, following
 from spd_core.accept.certificate import bounds
 from spd_core.law import Guarantee
 from workers import layout
@@ -153,16 +154,19 @@ def _features(store: Store, shards: Sequence[Kept], images: int) -> tuple[Tensor
     features = torch.empty(images, FEATURE_DIMS, dtype=torch.float16)
     labels: list[int] = []
     agrees: list[bool | None] = []
-    for kept in shards:
-        have = len(labels)
-        if have >= images:
-            break
-        column = pq.read_table(BufferReader(read_part(store, kept, layout.FEATURES)))["feature"]
-        part = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)[: images - have]
-        table = pq.read_table(BufferReader(read_part(store, kept, layout.DATA)), columns=["label", "label_agrees"])
-        features[have : have + len(part)] = torch.from_numpy(part.copy())
-        labels += table["label"].to_pylist()[: len(part)]
-        agrees += table["label_agrees"].to_pylist()[: len(part)]
+    with Progress(images, "images", note="reading features") as progress:
+        for kept in shards:
+            have = len(labels)
+            if have >= images:
+                break
+            column = pq.read_table(BufferReader(read_part(store, kept, layout.FEATURES)))["feature"]
+            part = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)[: images - have]
+            table = pq.read_table(BufferReader(read_part(store, kept, layout.DATA)), columns=["label", "label_agrees"])
+            features[have : have + len(part)] = torch.from_numpy(part.copy())
+            labels += table["label"].to_pylist()[: len(part)]
+            agrees += table["label_agrees"].to_pylist()[: len(part)]
+            progress.add(len(part))
+            progress.tick()
     agree = None if any(value is None for value in agrees) else torch.tensor(agrees)
     return features, torch.tensor(labels), agree
 
@@ -189,7 +193,9 @@ def quality(store: Store, plan: Plan, shards: Sequence[Kept], images: int) -> Js
         return {"skipped": f"{images} images are too few, at least {MIN_QUALITY_IMAGES} are needed"}
     from spd_core.quality.evaluate import evaluate  # loads what only this figure needs
 
-    figures = evaluate(*_features(store, shards, min(images, QUALITY_IMAGES)), reference)
+    features = _features(store, shards, min(images, QUALITY_IMAGES))
+    with following("quality"):
+        figures = evaluate(*features, reference)
     return figures.model_dump(mode="json")
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from jobs.job.plan import Plan
 from jobs.words.errors import SpecError
+from jobs.words.progress import Progress
 from workers import layout
 from workers.records import CommitRecord, FileRecord
 from workers.shard import Chain, DamagedCommit, chain_of, file_problem, read_chain, verify_shard, void
@@ -272,9 +273,13 @@ def find_damage(store: Store, committed: Committed) -> None:
         except FileNotFoundError:
             return shard, f"{file.path}: missing"
 
-    for shard, found in _in_threads(problem, files, max(1, min(_THREADS, _BYTES // max(1, largest)))):
-        if found:
-            committed.damaged.setdefault(shard, found)
+    amount = sum(len(kept.sizes) for kept in committed.records.values())
+    with Progress(amount, "files", note="re-reading") as progress:
+        for shard, found in _in_threads(problem, files, max(1, min(_THREADS, _BYTES // max(1, largest)))):
+            if found:
+                committed.damaged.setdefault(shard, found)
+            progress.add()
+            progress.tick()
 
 
 def _in_threads(call: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:

@@ -14,6 +14,7 @@ from jobs.dataset.manifest import check_manifest
 from jobs.dataset.parts import ShardFiles, part_problems
 from jobs.job.plan import Plan, parse_plan
 from jobs.job.requests import Tasks, rows_problem
+from jobs.words.progress import Progress
 from spd_core.law import Settings
 from spd_core.pairs.pair import PairError, load_card
 from workers import layout
@@ -62,10 +63,13 @@ def validate(url: str, storage_options: dict[str, Any] | None = None) -> Validat
     problems += [unknown] if unknown else []
     # Without its requests a shard is held against its commit record alone.
     tasks = Tasks(store, plan) if plan and not unknown else None
-    with ThreadPoolExecutor(_THREADS) as pool:
-        checked = list(
-            pool.map(lambda shard: _check_shard(store, plan, tasks, (shard, last.get(shard, 0)), shape), shards)
-        )
+    checked = []
+    with ThreadPoolExecutor(_THREADS) as pool, Progress(len(shards), "shards") as progress:
+        places = ((shard, last.get(shard, 0)) for shard in shards)
+        for each in pool.map(lambda place: _check_shard(store, plan, tasks, place, shape), places):
+            checked.append(each)
+            progress.add()
+            progress.tick()
     problems += [problem for each in checked for problem in each.problems]
     problems += check_manifest(store, plan, [each.kept for each in checked if each.kept])
     problems += _strays(sizes, plan, last, [each.kept for each in checked if each.kept])

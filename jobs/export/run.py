@@ -242,11 +242,10 @@ def _write_pieces(
     """Writes the pieces that are not there yet; returns the records of all, and how many images were written."""
     plan = writer.job.plan
     there = {number: record for number, record in read_pieces(destination, plan).items() if writer.holds(record)}
-    shards = sum(len(piece.shards) for piece in pieces)
-    done = [piece for piece in pieces if piece.number in there]
-    progress = Progress(shards, plan.rows, sum(len(piece.shards) for piece in done), sum(piece.rows for piece in done))
-    for piece in pieces:
-        if piece.number not in there:
+    with Progress(plan.rows, "images", sum(piece.rows for piece in pieces if piece.number in there)) as progress:
+        for piece in pieces:
+            if piece.number in there:
+                continue
             written = writer.write(piece, _rows(dataset, piece, labels, progress))
             table = writer.put(layout.images(piece.number, len(pieces)), _table_bytes(written.images))
             kept = [dataset.kept[shard] for shard in piece.shards]

@@ -12,9 +12,11 @@ from jobs.run.cluster import no_room, reserved
 from jobs.run.fleet import raise_if_hopeless, reason_of
 from jobs.words.errors import JobError
 from jobs.words.phrases import number
+from jobs.words.progress import Steps
 from spd_core.law import Choice, Null, Plain
 from spd_core.pairs.pair import load_card
 from workers.control import Controller, Turn
+from workers.records import TrialTask
 
 logger = logging.getLogger(__name__)
 #: Turns of each, and seconds after which a turn is cut off where the decoder can be stopped.
@@ -47,7 +49,8 @@ def measure_control(ray: Any, spec: FixedSpec, turns: int = TURNS) -> Control | 
     logger.info("control: %d images %d times with %s and with plain decoding", size, turns, spec.method.name)
     try:
         machine = ray.get(actor.ready.remote(), timeout=workers.start_timeout_s)
-        method, plain, load = ray.get(actor.take_turns.remote(*tasks, turns), timeout=workers.shard_timeout_s)
+        ray.get(actor.warm_up.remote(*tasks), timeout=workers.shard_timeout_s)
+        (method, plain), load = _take_turns(ray, actor, tasks, turns, workers.shard_timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         raise JobError(f"control: {no_room(ray, workers)}") from error
     except ray.exceptions.RayError as error:
@@ -58,6 +61,24 @@ def measure_control(ray: Any, spec: FixedSpec, turns: int = TURNS) -> Control | 
     control = _control(method, plain, load, size, machine)
     logger.info("control: %s and %s images/s", *(number(max(rates)) for rates in (control.method, control.plain)))
     return control
+
+
+def _take_turns(
+    ray: Any, actor: Any, tasks: list[TrialTask], turns: int, timeout_s: float
+) -> tuple[tuple[list[Turn], list[Turn]], float]:
+    """The turns of both, in the order A B, B A, A B and so on, so that whatever else the machine does meets both.
+
+    Returns:
+        the turns of each, and the machine's load after them.
+    """
+    taken: tuple[list[Turn], list[Turn]] = ([], [])
+    with Steps(2 * turns) as steps:
+        for turn in range(turns):
+            for place in (0, 1) if turn % 2 == 0 else (1, 0):
+                made = ray.get(actor.turn.remote(tasks[place]), timeout=timeout_s)
+                taken[place].append(made)
+                steps.did(f"control, {tasks[place].choice.method.name}, {number(made.images_per_s)} images/s")
+    return taken, ray.get(actor.load.remote(), timeout=timeout_s)
 
 
 def _control(method: list[Turn], plain: list[Turn], load: float, size: int, machine: dict[str, str]) -> Control:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.job.calibration import Calibration, TrialFailed, calibrate
+from jobs.job.calibration import Calibration, Measure, TrialFailed, calibrate, most_turns
 from jobs.job.plan import changed, parse_plan, refusal, requests_of
 from jobs.job.spec import FixedSpec, Spec, options_of
 from jobs.run.cluster import no_room, reserved
@@ -14,7 +14,7 @@ from jobs.run.fleet import raise_if_hopeless, reason_of
 from jobs.run.remembered import recall, remember
 from jobs.words.errors import JobError, SpecError
 from jobs.words.phrases import method_in_words
-from jobs.words.progress import duration
+from jobs.words.progress import Steps, duration
 from spd_core.candidates import all_choices, choices
 from spd_core.decode.ceilings import Ceilings
 from spd_core.decode.trial import Trial
@@ -129,7 +129,8 @@ def decide(ray: Any, spec: Spec) -> Decided:
             return spec.decided(best), remembered
         options = choices_of(spec, card, ceilings_of(trials.machine))
         logger.info("method auto: measuring %s", measured_in_words(spec, options))
-        best, rows, seconds = calibrate(options, trials.measure, budget(spec))
+        with Steps(most_turns(len(options))) as steps:
+            best, rows, seconds = calibrate(options, told(trials.measure, steps), budget(spec))
     except TrialFailed as error:
         raise JobError(f"method auto: {error}") from error
     finally:
@@ -142,6 +143,21 @@ def decide(ray: Any, spec: Spec) -> Decided:
 
 def _named(choice: Choice, card: PairCard) -> str:
     return f"{method_in_words(choice.method.model_dump(), card.family)} at batch {choice.batch}"
+
+
+def told(measure: Measure, steps: Steps) -> Measure:
+    """The same measurement, which also says how far it is."""
+
+    def measured(choice: Choice, lap: int, limit_s: float) -> Trial:
+        rate = "failed"
+        try:
+            trial = measure(choice, lap, limit_s)
+            rate = f"{trial.images_per_s:.3g} images/s"
+        finally:
+            steps.did(f"{choice.method.name}, batch {choice.batch}, {rate}")
+        return trial
+
+    return measured
 
 
 def budget(spec: Spec) -> float:

@@ -91,15 +91,15 @@ def _make_shards(
             attempts = open_shards(store, plan, committed)
             _warn_of_platforms({*committed.platforms, *fleet.platforms})
             done = sum(record.rows for record in committed.records.values())
-            progress = Progress(plan.shards, plan.rows, len(committed.records), done)
             logger.info("shards to make: %d, workers: %d", len(attempts), fleet.size)
-            for record in fleet.run(attempts):
-                if record is not None:
-                    progress.add(record.rows)
-                    made += record.rows if record.run == presence.run else 0
-                progress.tick(fleet.in_words())
-                presence.beat()
-            logger.info(progress.line())
+            with Progress(plan.rows, "images", done) as progress:
+                for record in fleet.run(attempts):
+                    if record is not None:
+                        made_shards = plan.shards - fleet.missing
+                        progress.add(record.rows, f"{made_shards:,}/{plan.shards:,} shards")
+                        made += record.rows if record.run == presence.run else 0
+                    progress.tick(fleet.in_words())
+                    presence.beat()
         finally:
             fleet.stop()
     return plan, made

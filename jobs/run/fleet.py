@@ -141,6 +141,11 @@ class Fleet:
         return min(self._room, self._todo)
 
     @property
+    def missing(self) -> int:
+        """Shards of this run that are not committed yet."""
+        return len(self._missing)
+
+    @property
     def up(self) -> int:
         """Actors that may be given shards."""
         return sum(slot.up for slot in self._slots)

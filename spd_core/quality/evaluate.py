@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from spd_core.law import Settings
+from spd_core.progress import told
 from spd_core.quality.features import DIMS, EXTRACTOR
 from spd_core.quality.metrics import METRICS, Generated
 from spd_core.quality.reference import load_reference
@@ -78,6 +79,7 @@ def evaluate(features_nD: Tensor, labels_n: Tensor, agree_n: Tensor | None, refe
     names = reference.card.class_names
     _check(features_nD, labels_n, agree_n, len(names))
     images = Generated(features_nD.float(), labels_n, agree_n, reference)
-    figures = {name: value for metric in METRICS.values() for name, value in metric.figures(images).items()}
-    told = {"extractor": EXTRACTOR, "reference": reference_name, "n": len(labels_n)}
-    return QualityFigures.model_validate({**told, **figures})
+    metrics = told(list(METRICS.values()), "metrics")
+    figures = {name: value for metric in metrics for name, value in metric.figures(images).items()}
+    facts = {"extractor": EXTRACTOR, "reference": reference_name, "n": len(labels_n)}
+    return QualityFigures.model_validate({**facts, **figures})

@@ -17,6 +17,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 from torch.nn import functional as F
 
+from spd_core.progress import told
 from spd_core.quality.files import read_checked
 
 EXTRACTOR = "efficientnet-lite0-64px-1280"
@@ -60,7 +61,7 @@ class FeatureExtractor:
         if images_BHWC.dtype != torch.uint8 or images_BHWC.dim() != 4 or images_BHWC.shape[-1] not in (1, 3):
             got = f"{images_BHWC.dtype} {list(images_BHWC.shape)}"
             raise ValueError(f"images: got {got}, allowed: torch.uint8 [B, H, W, 1 or 3]")
-        parts = [self._batch(part).cpu() for part in torch.split(images_BHWC, BATCH) if len(part)]
+        parts = [self._batch(part).cpu() for part in told(torch.split(images_BHWC, BATCH), "batches") if len(part)]
         return torch.cat(parts) if parts else torch.zeros(0, DIMS)
 
     def _batch(self, images_BHWC: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from spd_core.progress import tell
 from spd_core.quality.labels import CARD, WEIGHTS, ClassifierCard, LabelClassifier, load_classifier
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def _fit(
     per_epoch = len(images_nHWC) // _BATCH
     optimizer = torch.optim.SGD(model.parameters(), lr=_RATE, momentum=0.9, nesterov=True, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * per_epoch, pct_start=0.25)
-    began = time.process_time()
+    note = ""
     for epoch in range(epochs):
         losses = []
         order = torch.randperm(len(images_nHWC), generator=generator)
@@ -63,7 +64,8 @@ def _fit(
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
-        log.info("epoch %d  loss %.4f  %.0f s", epoch + 1, torch.stack(losses).mean(), time.process_time() - began)
+            tell(epoch * per_epoch + len(losses), epochs * per_epoch, "steps", note)
+        note = f"loss of epoch {epoch + 1} {torch.stack(losses).mean():.4f}"
 
 
 def train_classifier(

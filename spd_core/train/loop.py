@@ -8,7 +8,6 @@ Shape legend: n rows of the data set (images, unless the recipe says otherwise),
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -26,8 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spd_core.codec import Codec, PixelCodec
 from spd_core.law import Settings
-
-log = logging.getLogger(__name__)
+from spd_core.progress import tell
 
 #: Files of a run's folder: its recipe and, at its end, the averaged weights.
 RECIPE, WEIGHTS = "recipe.json", "weights.safetensors"
@@ -182,6 +180,8 @@ def train(recipe: Recipe, data_n: Tensor, given_n: Tensor, out: Path, save_every
     (out / RECIPE).write_text(recipe.model_dump_json(indent=1))
 
     began, losses = time.monotonic(), []
+    note = ""
+    tell(start, recipe.steps, "steps")
     for step, index in batches(recipe, len(data_n), start):
         rng = np.random.default_rng([recipe.seed, 2, step])
         for group in optimizer.param_groups:
@@ -203,13 +203,14 @@ def train(recipe: Recipe, data_n: Tensor, given_n: Tensor, out: Path, save_every
             losses.clear()
             with (out / "loss.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            log.info("step %d  loss %.4f  %.0f s", row["step"], row["loss"], row["seconds"])
+            note = f"loss {row['loss']:.4f}"
             state = {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema,
                 "step": step + 1, "seconds": spent, "recipe": recipe.model_dump_json(),
             }  # fmt: skip
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
+        tell(step + 1, recipe.steps, "steps", note)
     weights = out / WEIGHTS
     save_file({name: value.to(torch.float16).contiguous() for name, value in ema.items()}, weights)
     return weights

@@ -35,6 +35,7 @@ from spd_core.families.registry import config_from, family_of_config, head_famil
 from spd_core.law import SamplerLaw
 from spd_core.models.grid import ModelConfig
 from spd_core.models.variance import PosteriorVariance
+from spd_core.progress import told
 from spd_core.train.loop import Recipe, Runs, train
 from spd_core.train.weights import fitted, read_weights
 
@@ -186,7 +187,8 @@ def token_contexts(
     family: HeadFamily, model: nn.Module, law: SamplerLaw, count: int, images: Images, rng: np.random.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """`HeadFamily.token_contexts`, some images at a time."""
-    for tokens, labels in zip(images.tokens.split(IMAGES), images.labels.split(IMAGES), strict=True):
+    parts = list(zip(images.tokens.split(IMAGES), images.labels.split(IMAGES), strict=True))
+    for tokens, labels in told(parts, "batches"):
         yield family.token_contexts(model, law, count, tokens, labels, rng)
 
 

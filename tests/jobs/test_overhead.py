@@ -19,7 +19,7 @@ from jobs.job.request_file import RequestFile
 from jobs.job.requests import Tasks, store_requests
 from jobs.job.spec import FixedSpec
 from jobs.run.encoding import encoding_cost
-from jobs.words.console import Steps
+from jobs.words.progress import Steps
 from tests.jobs.tree import worker_settings
 from tests.tiny_pair import make_tiny_pair
 from workers.engine import Engine

@@ -21,6 +21,7 @@ from spd_core.families.causal.recipe import handed_over
 from spd_core.families.causal.tokens import ContextReader, PathLaw, noise_above, previous_tokens
 from spd_core.families.causal.verification import draft_walk, verify
 from spd_core.law import SamplerLaw
+from spd_core.progress import told
 from spd_core.train.acceptance import TeacherForced
 
 #: Images whose paths are held in memory at once.
@@ -46,7 +47,7 @@ def teacher_forced(
     draws = Draws(torch.tensor([image_seed(seed, str(image)) for image in range(len(tokens_nND))]))
     parts = [
         _of_images(target, draft, law, stride, states, labels_n, draws, image)
-        for image in torch.arange(len(tokens_nND)).split(IMAGES)
+        for image in told(torch.arange(len(tokens_nND)).split(IMAGES), "batches")
     ]
     return TeacherForced(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
