@@ -67,7 +67,9 @@ class Workers(Settings):
     count: int = Field(0, ge=0, le=100_000, description="actors; 0: one per free CPU, or per GPU if num_gpus is set")
     num_cpus: float = Field(1.0, ge=0, le=1024, description="CPUs reserved per actor")
     num_gpus: float = Field(0.0, ge=0, le=1024, description="GPUs reserved per actor; above 0 the models run on cuda")
-    accelerator_type: str | None = Field(None, description="Ray accelerator type an actor needs")
+    accelerator_type: str | None = Field(
+        None, description="Ray accelerator type an actor needs, such as L4; a plan predicts its time for that card"
+    )
     threads: int = Field(1, ge=1, le=1024, description="torch threads per actor on a CPU")
     encoders: int = Field(
         0,

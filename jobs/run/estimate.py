@@ -17,6 +17,7 @@ from jobs.run.auto import choices_of, measured_in_words
 from jobs.run.encoding import encoding_cost, encoding_in_words
 from jobs.words.phrases import counted, law_in_words, method_in_words, number, rounding_in_words, size
 from jobs.words.progress import duration
+from spd_core.decode.cards import CARDS, card_of
 from spd_core.decode.ceilings import Ceilings, known_ceilings
 from spd_core.decode.predict import images_per_s
 from spd_core.law import Choice, SamplerLaw, Settings
@@ -39,6 +40,7 @@ class Estimate(Settings):
     workers: int
     images_per_s_per_worker: float | None = Field(description="None also while the method is still to be measured")
     predicted_for: str = Field("", description="the GPU that the speed is predicted for; empty: it was measured")
+    without_windows: bool = Field(False, description="the prediction leaves windows out: their gain here is unknown")
     measured_on: str = Field("", description="the machine of the pair's measured figures; empty: the card names none")
     seconds: float | None = Field(description="without the start of the workers")
     cost: float | None = Field(description="at workers.price_per_hour")
@@ -68,32 +70,54 @@ def measured_rate(card: PairCard, spec: FixedSpec) -> float | None:
 
 
 def assumed_device(spec: Spec) -> Ceilings | None:
-    """The ceilings of a GPU such as the workers may have: this machine's, or an H100's; None for workers on CPUs."""
+    """The ceilings of the workers' GPU; None for workers on CPUs, or where nothing is known of the GPU.
+
+    It is the one that the spec names, or else this machine's, or else an H100.
+    """
     if spec.workers.num_gpus == 0:
         return None
+    if named := spec.workers.accelerator_type:
+        return known_ceilings(named, spec.law.dtype)
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return known_ceilings(here, spec.law.dtype) or known_ceilings(ASSUMED, spec.law.dtype)
 
 
-def predicted_rate(card: PairCard, spec: Spec, at: Ceilings) -> float | None:
-    """Images per second of a worker by the cost model; of a spec with auto, those of its fastest predicted choice."""
-    options = (
-        [Choice(method=spec.method, batch=spec.batch)] if isinstance(spec, FixedSpec) else choices_of(spec, card, at)
-    )
-    rates = [images_per_s(card, spec.law, choice, at) for choice in options]
-    best = max((rate for rate in rates if rate is not None), default=None)
-    return best and best * min(1.0, spec.workers.num_gpus)
+def _predicted(card: PairCard, spec: Spec, at: Ceilings) -> tuple[float | None, bool]:
+    """Images per second of a worker by the cost model, and whether that is the speed without windows.
+
+    Of a spec with auto it is the speed of its fastest predicted choice. What windows gain is known of pairs for which
+    they were tuned; for others the speed without them is what can be said.
+    """
+    fixed = isinstance(spec, FixedSpec)
+    choices = [Choice(method=spec.method, batch=spec.batch)] if fixed else choices_of(spec, card, at)
+    without = [
+        choice.model_copy(update={"method": choice.method.model_copy(update={"head_window": ()})})
+        for choice in choices
+        if getattr(choice.method, "head_window", ())
+    ]
+    for options in (choices, without):
+        rates = [images_per_s(card, spec.law, choice, at) for choice in options]
+        best = max((rate for rate in rates if rate is not None), default=None)
+        if best is not None:
+            return best * min(1.0, spec.workers.num_gpus), options is without
+    return None, False
+
+
+def _workers(spec: Spec) -> int:
+    """Actors; a count of 0 is taken as what this machine has room for, at least one."""
+    cpus = usable_cpus() / max(spec.workers.num_cpus, float(spec.workers.threads))
+    room = torch.cuda.device_count() / spec.workers.num_gpus if spec.workers.num_gpus > 0 else cpus
+    return min(spec.workers.count or max(1, int(room)), spec.shards)
 
 
 def estimate(card: PairCard, spec: Spec) -> Estimate:
-    """The estimate of a spec; a worker count of 0 is taken as this machine's CPUs."""
+    """The estimate of a spec."""
     height, width, channels = card.image_shape
     per_image = height * width * channels + (_FEATURE_BYTES if spec.features else 0)
-    cpus = max(spec.workers.num_cpus, float(spec.workers.threads))
-    workers = min(spec.workers.count or max(1, int(usable_cpus() / cpus)), spec.shards)
+    workers = _workers(spec)
     rate = measured_rate(card, spec) if isinstance(spec, FixedSpec) else None
     at = assumed_device(spec) if rate is None else None
-    rate = predicted_rate(card, spec, at) if at else rate
+    rate, without_windows = _predicted(card, spec, at) if at else (rate, False)
     rows = spec.requests.count
     seconds = rows / (rate * workers) if rate else None
     price = spec.workers.price_per_hour
@@ -105,6 +129,7 @@ def estimate(card: PairCard, spec: Spec) -> Estimate:
         workers=workers,
         images_per_s_per_worker=rate,
         predicted_for=at.name if at and rate else "",
+        without_windows=without_windows,
         measured_on=str(card.figures.get("bench", {}).get("machine", {}).get("cpu", "")),
         seconds=seconds,
         cost=cost,
@@ -159,23 +184,60 @@ def _worker_lines(spec: Spec, guess: Estimate) -> list[str]:
     lines.append(f"encoding     {rate}, threads: {_encoders(spec)}, measured on this machine")
     if guess.waits_for_encoding:
         lines.append("warning      encoding is the bottleneck: more workers.encoders, image.effort fast or format webp")
-    return lines
+    return lines + _memory_warning(spec, guess)
 
 
 def _time_in_words(guess: Estimate, seconds: float) -> str:
     """The time and where it is known from."""
     if guess.predicted_for:
-        return f"predicted for one {guess.predicted_for} a worker, not measured: at least about {duration(seconds)}"
+        card = card_of(guess.predicted_for)
+        source = f", from {card.source}" if card else ""
+        without = ", without head self-speculation, whose gain here is not known" if guess.without_windows else ""
+        told = f"predicted for one {guess.predicted_for} a worker, not measured"
+        return f"{told}: at least about {duration(seconds)}{source}{without}"
     where = f"measured on {guess.measured_on}" if guess.measured_on else "measured on another machine"
     return f"about {duration(seconds)} at the speed in the pair's card, {where}"
 
 
+def _unknown(spec: Spec) -> str:
+    """Why there is no time."""
+    named = spec.workers.accelerator_type
+    if spec.workers.num_gpus > 0 and named and card_of(named) is None:
+        known = ", ".join(card.words[0] for card in CARDS)
+        return f"no peak speeds of workers.accelerator_type {named} are listed, only those of {known}"
+    if isinstance(spec, FixedSpec):
+        return "the pair's card has no figures at this law and method"
+    return "the method is still to be measured"
+
+
+def _cost_lines(spec: Spec, guess: Estimate) -> list[str]:
+    """The cost at the spec's price, or on a GPU the hours that one has to pay."""
+    price, seconds = spec.workers.price_per_hour, guess.seconds
+    at_least = "predicted: at least about" if guess.predicted_for else "about"
+    if price is None:
+        if not guess.predicted_for or seconds is None:
+            return []
+        hours = number(guess.workers * seconds / 3600)
+        return [f"cost         {at_least} {hours} hours of a worker; workers.price_per_hour makes them an amount"]
+    if guess.cost is None:
+        return ["cost         unknown"]
+    return [f"cost         {at_least} {number(guess.cost)} at {number(price)} an hour of a worker"]
+
+
+def _memory_warning(spec: Spec, guess: Estimate) -> list[str]:
+    """Says where a batch needs more than the card that its speed is predicted for."""
+    card = card_of(guess.predicted_for)
+    if card is None or guess.memory is None or guess.memory.total < card.memory_gb * 1e9:
+        return []
+    given = "is refused" if "batch" not in spec.open_fields else "is halved until it fits, and slower than predicted"
+    return [f"warning      one {card.name} has {card.memory_gb} GB: a batch of {spec.batch} {given}"]
+
+
 def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
     """The estimate as text."""
-    fixed = isinstance(spec, FixedSpec)
-    unknown = "the pair's card has no figures at this law and method" if fixed else "the method is still to be measured"
     shards = counted(guess.shards, "shard", "shards")
     rounding = rounding_in_words(spec.law.dtype, card.sha256["target"])
+    time = f"unknown: {_unknown(spec)}" if guess.seconds is None else _time_in_words(guess, guess.seconds)
     classes = counted(spec.classes(len(card.class_names)), "class", "classes")
     lines = [
         f"output       {public_url(spec.output)}",
@@ -185,10 +247,9 @@ def estimate_lines(card: PairCard, spec: Spec, guess: Estimate) -> list[str]:
         *([f"rounding     {rounding}"] if rounding else []),
         f"bytes        at most about {size(guess.bytes_at_most)} before compression",
         f"workers      {guess.workers}",
-        f"time         {f'unknown: {unknown}' if guess.seconds is None else _time_in_words(guess, guess.seconds)}",
+        f"time         {time}",
     ]
     lines += _worker_lines(spec, guess)
-    if spec.workers.price_per_hour is not None:
-        lines.append(f"cost         {'unknown' if guess.cost is None else 'about ' + number(guess.cost)}")
+    lines += _cost_lines(spec, guess)
     fingerprint = spec.fingerprint(card) if isinstance(spec, FixedSpec) else "follows from the method"
     return [*lines, f"fingerprint  {fingerprint}"]

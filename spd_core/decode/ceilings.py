@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from spd_core.decode.cards import card_of
 from spd_core.law import Precision
 from spd_core.precision import arithmetic
 
@@ -56,16 +57,10 @@ class Pass:
         return max(products, reading, self.kernels * at.kernel_s)
 
 
-#: bfloat16 products and copies of one H100 as measured; its other precisions are of the maker's data sheet, dense.
-_H100: dict[Precision, float] = {"bfloat16": 798e12, "tf32": 494e12, "float32": 67e12}
-_H100_BYTES_PER_S = 3.0e12
-
-
 def known_ceilings(device_name: str, precision: Precision) -> Ceilings | None:
-    """Of a device by its name (`torch.cuda.get_device_name`); None: nothing is known of it."""
-    if "H100" not in device_name:
-        return None
-    return Ceilings(device_name, _H100[precision], _H100_BYTES_PER_S)
+    """Of a device by its name (`torch.cuda.get_device_name`) or Ray accelerator type; None: nothing is known of it."""
+    card = card_of(device_name)
+    return None if card is None else Ceilings(card.name, card.tflops[precision] * 1e12, card.tb_per_s * 1e12)
 
 
 def measured_ceilings(device: torch.device, precision: Precision, size: int = 8192, repeats: int = 10) -> Ceilings:

@@ -13,7 +13,7 @@ import torch
 from tests.gpu.budgets import COUNTED, read_budgets, write_budgets
 from tests.gpu.pretend import RECORDER, pretend_cuda
 from tests.gpu.subjects import Counts
-from tests.gpu.tables import budget_table, prediction_table
+from tests.gpu.tables import budget_table, card_table, prediction_table
 
 
 def _show(name: str, counts: Counts, top: int) -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="print the tables of docs/gpu.md; count nothing")
     arguments = parser.parse_args()
     if arguments.tables:
-        print(budget_table(read_budgets()), prediction_table(), sep="\n\n")
+        print(budget_table(read_budgets()), prediction_table(), card_table(), sep="\n\n")
         return
     wanted = [name for name in COUNTED if all(part.lower() in name.lower() for part in arguments.parts)]
     if not wanted:

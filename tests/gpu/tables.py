@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from spd_core.decode.cards import CARDS
 from spd_core.decode.ceilings import Ceilings, known_ceilings
 from spd_core.decode.predict import images_per_s
 from spd_core.families.llamagen.vq import VqCodec
@@ -43,6 +44,20 @@ def prediction_table() -> str:
     for label, card, law in _public():
         rates = [images_per_s(card, law, Choice(method=Plain(), batch=batch), _ceilings(law)) for batch in BATCHES]
         rows.append(f"| {label} | " + " | ".join("-" if rate is None else f"{rate:.3g}" for rate in rates) + " |")
+    return "\n".join([head, *rows])
+
+
+def card_table() -> str:
+    """Markdown: the cards that a plan can be made for, by the word that names them, and what they do at most."""
+    head = (
+        "| `workers.accelerator_type` | bfloat16, TFLOP/s | TF32 | float32 | memory, TB/s | GB | from |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    rows = [
+        f"| `{each.words[0]}` | {each.tflops['bfloat16']:g} | {each.tflops['tf32']:g} | {each.tflops['float32']:g} | "
+        f"{each.tb_per_s:g} | {each.memory_gb} | {each.source} |"
+        for each in CARDS
+    ]
     return "\n".join([head, *rows])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.gpu.__main__ import PARTS
 from tests.gpu.budgets import read_budgets
-from tests.gpu.tables import budget_table, prediction_table
+from tests.gpu.tables import budget_table, card_table, prediction_table
 
 PAGE = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
 
@@ -15,6 +15,7 @@ def test_tables_are_those_of_the_data():
     """``python -m tests.gpu.count --tables`` prints them."""
     assert budget_table(read_budgets()) in PAGE
     assert prediction_table() in PAGE
+    assert card_table() in PAGE
 
 
 def test_every_part_of_the_check_is_described():

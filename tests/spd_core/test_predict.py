@@ -52,7 +52,13 @@ def test_rows_are_free_below_the_ridge_and_cost_above_it():
 
 def test_the_ridge_of_an_h100_is_about_260_rows():
     assert 250 < H100.ridge(2) < 270
-    assert known_ceilings("NVIDIA L4", "bfloat16") is None
+    assert known_ceilings("Tesla T4", "bfloat16") is None
+
+
+def test_a_slower_card_is_predicted_to_be_slower(mar_h):
+    cards = (known_ceilings(name, "bfloat16") for name in ("L4", "A100", "H200"))
+    rates = [images_per_s(mar_h, law(), Choice(method=Plain(), batch=64), at) for at in cards]
+    assert rates[0] < rates[1] < rates[2]
 
 
 def test_large_batches_of_mar_h_are_bound_by_products(mar_h):
