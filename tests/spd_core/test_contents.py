@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import pathlib
 import time
 import types
@@ -30,16 +29,15 @@ from spd_core.pairs.checkpoint import Take, require
 from spd_core.pairs.contents import find_weights, kind_of, read_weights
 from spd_core.pairs.pair import PairError, load_card
 from spd_core.pairs.pickles import check_tensors, read_file
+from tests.public_files import public_shapes
 from tests.spd_core.test_convert import TARGET, VAE
 
-KEYS = Path(__file__).parents[1] / "data" / "keys"
 HERE = Path("file.pt")
 
 
 def public(name: str) -> dict[str, Tensor]:
     """Tensors of a public file without their numbers."""
-    shapes = json.loads((KEYS / f"{name}.json").read_text())["keys"]
-    return {key: torch.zeros(shape, device="meta") for key, shape in shapes.items()}
+    return {key: torch.zeros(shape, device="meta") for key, shape in public_shapes(name).items()}
 
 
 def meta(model: nn.Module) -> dict[str, Tensor]:
