@@ -26,7 +26,7 @@ from tests.gpu.ledger import Ledger
 from tests.gpu.pretend import CUDA, RECORDER
 
 #: Head steps that are counted: a path is one captured function, so more steps launch nothing more. 100 where they do.
-STEPS = 25
+STEPS = 10
 #: As the public samplers run: guidance, bfloat16.
 LAW = SamplerLaw(head_steps=STEPS, cfg=3.0, dtype="bfloat16")
 CODE_LAW = SamplerLaw(cfg=1.75, cfg_schedule="constant", dtype="bfloat16")

@@ -92,7 +92,7 @@ def _gaussian(family):
         recipe, model = VarianceRecipe(model=MAR, law=GUIDED), tiny_mar(MAR)
         model.diffloss.net = _GaussianHead(4, True, 16)
         model.head.cond_embed.weight.data.zero_()  # guidance moves nothing then
-    recipe = recipe.model_copy(update={"images": 150, "tokens": 4, "steps": 500})
+    recipe = recipe.model_copy(update={"images": 100, "tokens": 4, "steps": 250})
     recipe._model = model.requires_grad_(False)
     shape = (300, 4, 2) if family == "causal" else (300, 16, 4)
     generator = torch.Generator().manual_seed(0)
