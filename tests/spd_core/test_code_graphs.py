@@ -138,12 +138,12 @@ def test_images_come_in_order_and_leave_from_any_slot():
     assert (change.ended.tolist(), change.images.tolist()) == ([0, 2], [0, 2])
     assert (change.taken.tolist(), change.newcomers.tolist()) == ([0, 2], [3, 4])
     assert slots.images == slots.image.tolist() == [3, 1, 4]
-    assert slots.known == slots.made.tolist() == [0, 5, 0]
+    assert slots.made_cpu == slots.made.tolist() == [0, 5, 0]
     # Nobody waits: the last slot's image moves to the first one.
     change = _after(slots, [8, 6, 1])
     assert (change.source.tolist(), change.goal.tolist(), change.count) == ([2], [0], 2)
     assert slots.images == slots.image.tolist() == [4, 1]
-    assert slots.known == slots.made.tolist() == [1, 6]
+    assert slots.made_cpu == slots.made.tolist() == [1, 6]
     assert slots.rounds == [2, 3, 2, 1, 1]
     assert moved(torch.tensor([30, 10, 40]), change).tolist() == [40, 10]
     _after(slots, [8, 8])
@@ -159,10 +159,10 @@ def test_a_device_that_records_gives_up_half_of_the_slots_at_a_time():
         change = _after(slots, [8, 8, 8, 4, 5])
         assert (change.source.tolist(), change.goal.tolist(), change.count) == ([3, 4], [0, 1], 2)
         assert slots.images == slots.image.tolist() == [3, 4]
-        assert slots.known == slots.made.tolist() == [4, 5]
+        assert slots.made_cpu == slots.made.tolist() == [4, 5]
         assert slots.rounds == [1, 2, 1, 2, 2]
         assert _after(slots, [8, 6]).count == 1
-        assert slots.known == [6]
+        assert slots.made_cpu == [6]
 
 
 def test_a_cache_gives_up_rows_without_a_copy():

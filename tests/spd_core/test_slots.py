@@ -90,7 +90,7 @@ def _keeps_the_token_count(change):
         changed = change(self)
         if len(self.made) == len(made):
             self.made = made
-            self.known = made.tolist()
+            self.made_cpu = made.tolist()
         return changed
 
     return mutant
@@ -100,9 +100,9 @@ def _starts_one_late(change):
     def mutant(self):
         changed = change(self)
         if changed is not None:
-            late = [slot for slot in changed.taken.tolist() if slot < len(self.known)]
+            late = [slot for slot in changed.taken.tolist() if slot < len(self.made_cpu)]
             self.made[late] += 1
-            self.known = self.made.tolist()
+            self.made_cpu = self.made.tolist()
         return changed
 
     return mutant
@@ -147,7 +147,7 @@ def test_waiting_images_take_slots_in_request_order(models):
     decoding_round = speculative._Decoding._round
 
     def watched(self):
-        seen.append(list(self.books.images))
+        seen.append(list(self.slots.images))
         decoding_round(self)
 
     with patch.object(speculative._Decoding, "_round", watched):

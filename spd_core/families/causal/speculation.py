@@ -30,9 +30,9 @@ from spd_core.accept.lemma import Verdict, first_refusal, sample_residual
 from spd_core.accept.paths import ROUNDING
 from spd_core.accept.rules import Couplings, Ratios, checked
 from spd_core.decode.kept import kept
-from spd_core.decode.log import Decoded, Meter, TestLog
+from spd_core.decode.log import Decoded
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, Trace
-from spd_core.decode.slots import Change, Slots, moved
+from spd_core.decode.slots import Change, SlotDecoding, moved
 from spd_core.draws import Draws, Purpose
 from spd_core.families.causal.tokens import (
     MAKING,
@@ -167,7 +167,7 @@ class _Noise:
         return PathNoise(self._all.start[at], self._all.step[at], self._all.offset)
 
 
-class _Decoding:
+class _Decoding(SlotDecoding):
     """Images on their way through the slots."""
 
     def __init__(
@@ -178,89 +178,72 @@ class _Decoding:
         method: Speculative,
         labels: Tensor,
         draws: Draws,
-        slots: int,
+        count: int,
         making: Making,
     ) -> None:
-        self.law, self.method, self.labels, self.draws, self.slots = law, method, labels, draws, slots
         self.rule = checked(method.acceptance.chosen, EVIDENCE, "continuous tokens")
-        self.meter = Meter(labels.device)
+        self.method, self.draws, self.count = method, draws, count
         self.length, self.dims = target.config.seq_len, target.config.token_dim
         self.path, self.making = making.path(law, self.length), making
-        self.books = Slots(len(labels), slots, self.length, labels.device)
-        first = labels[: len(self.books)]
+        first = labels[:count]
         models = tuple(at_precision(model, law.dtype) for model in (target, draft))
         key = ("causal, speculative", *models, law, len(first), labels.device)
         readers = kept(key, labels.device, lambda: [making.reader(model, law, first) for model in models])
         self.reader, self.draft_reader = readers
-        for reader in readers:
-            reader.start(first)
+        super().__init__(labels, count, self.length, readers)
         self.head, self.draft_head = LawHead.of(target.head, law), LawHead.of(draft.head, law)
         self.canvas = Canvas.empty(target, len(first), self.reader.copies)  # by slot
-        self.left: list[int] = []  # [E] images still to be finished
-        self.left_canvas = _of_rows(self.canvas, self.books.image[:0])
+        # Images whose tokens are all at the hand-off, and what is known of them.
+        self.handed_over: list[int] = []
+        self.handed_over_canvas = _of_rows(self.canvas, self.slots.image[:0])
         self.tokens = torch.zeros(len(labels), self.length, self.dims, device=labels.device)
-        self.log = TestLog()
-        self._open(self.books.working)
+        self._open(self.slots.working)
 
     def _open(self, slots: list[int]) -> None:
-        """What images in ``slots`` need before their first tokens."""
-        readers, images = (self.reader, self.draft_reader), [self.books.images[slot] for slot in slots]
+        """Prepares the first tokens of the images in ``slots``."""
+        readers, images = (self.reader, self.draft_reader), [self.slots.images[slot] for slot in slots]
         opening = Opening(readers, self.head, slots, images, self.draws, self.method.head_window, self.meter)
         self.making.open(opening, self.path)
 
-    @property
-    def active(self) -> Tensor:
-        """int64 [A], image of each slot."""
-        return self.books.image
-
-    @property
-    def made(self) -> Tensor:
-        """int64 [A], tokens decided."""
-        return self.books.made
-
     def run(self) -> Decoded:
-        while self.books.working:
-            self._round()
-            change = self.books.change()
-            if change is not None:
-                self._change(change)
-        while self.left:
+        self.run_rounds()
+        while self.handed_over:
             self._finish()
-        rounds, counts = torch.tensor(self.books.rounds), dict(self.meter.counts)
-        return Decoded(self.tokens, rounds, self.log.records(), counts, self.meter.seconds())
+        return self.decoded(self.tokens)
 
-    def _change(self, change: Change) -> None:
+    def _collect(self, change: Change) -> None:
         """Step 5."""
-        self.left += change.gone
-        self.left_canvas = _joined(self.left_canvas, _of_rows(self.canvas, change.ended))
-        if len(self.left) >= self.slots:
+        self.handed_over += change.images_cpu
+        self.handed_over_canvas = _joined(self.handed_over_canvas, _of_rows(self.canvas, change.ended))
+        if len(self.handed_over) >= self.count:
             self._finish()
-        for reader in (self.reader, self.draft_reader):
-            reader.change(change, self.labels[change.newcomers])
+
+    def _refill(self, change: Change) -> None:
         canvas = self.canvas
         self.canvas = Canvas(moved(canvas.states, change), moved(canvas.x0, change), moved(canvas.z, change, dim=1))
         if len(change.newcomers):
-            self._open([slot for slot in self.books.working if not self.books.known[slot]])
+            self._open([slot for slot in self.slots.working if not self.slots.made_cpu[slot]])
 
     def _finish(self) -> None:
-        """Finishes those images that have left, in request order, as many as there are slots."""
-        order = sorted(range(len(self.left)), key=lambda at: self.left[at])
-        now, later = order[: self.slots], order[self.slots :]
+        """Makes clean tokens of images at the hand-off, in request order, of at most as many as there are slots."""
+        order = sorted(range(len(self.handed_over)), key=lambda at: self.handed_over[at])
+        now, later = order[: self.count], order[self.count :]
         at, images, rest = (
             torch.tensor(of, dtype=torch.int64).to(self.tokens.device)
-            for of in (now, [self.left[place] for place in now], later)
+            for of in (now, [self.handed_over[place] for place in now], later)
         )
-        canvas, draws = _of_rows(self.left_canvas, at), Draws(self.draws.seeds[images])
+        canvas, draws = _of_rows(self.handed_over_canvas, at), Draws(self.draws.seeds[images])
         self.tokens[images] = finish(self.head, self.path, canvas, draws, self.method.head_window, self.meter)
-        self.left, self.left_canvas = [self.left[place] for place in later], _of_rows(self.left_canvas, rest)
+        self.handed_over = [self.handed_over[place] for place in later]
+        self.handed_over_canvas = _of_rows(self.handed_over_canvas, rest)
 
     def _round(self) -> None:
         """One round; the host waits once for the tests, and once for every try of the residuals."""
-        books, gamma = self.books, self.method.gamma
-        room_A, room = self.length - self.made, [self.length - made for made in books.known]
+        slots, gamma = self.slots, self.method.gamma
+        room_A, room = self.length - slots.made, [self.length - made for made in slots.made_cpu]
         drafted_A, drafted = room_A.clamp(max=gamma), [min(gamma, lacking) for lacking in room]
         widest = max(drafted)
-        noise = _Noise(self.draws, self.path, self.active, self.made, widest + 1, self.dims)
+        noise = _Noise(self.draws, self.path, self.slots.image, self.slots.made, widest + 1, self.dims)
         # 1. Draft.
         with self.meter.span("draft"):
             drafts = self._draft(drafted_A, drafted, noise) if widest else []
@@ -276,19 +259,19 @@ class _Decoding:
         with self.meter.span("residual"):
             row_T = places_of(outcome[1], sum(draws))
             rejected = sum(stood < count for stood, count in zip(kept, drafted, strict=True))
-            for path, those in self.path.parts(self.made[row_T] + outcome[0][row_T]) if len(row_T) else ():
+            for path, those in self.path.parts(self.slots.made[row_T] + outcome[0][row_T]) if len(row_T) else ():
                 rows = row_T[those]
                 self._target_tokens(path, rows, outcome[0][rows], rejected, known.get(path), z, noise)
         # What lies behind that token, in the canvas and the caches, is written anew: only the count goes on.
-        now = [made + step for made, step in zip(books.known, advance, strict=True)]
-        books.advance(self.made + outcome[2], now)
+        now = [made + step for made, step in zip(slots.made_cpu, advance, strict=True)]
+        slots.advance(self.slots.made + outcome[2], now)
 
     def _tests(
         self, drafts: list[Drafted], widest: int, z: Tensor, noise: _Noise
     ) -> tuple[Verdict, dict[PathLaw, tuple[Drafted, Path | None]]]:
         """Steps 2b and 3 of all drafts: verdicts [A, widest], and of each path its drafts and `_verify`'s paths."""
         known: dict[PathLaw, tuple[Drafted, Path | None]] = {}
-        tests = Verdict(*(torch.ones(len(self.books), widest, dtype=of, device=z.device) for of in TESTED))
+        tests = Verdict(*(torch.ones(len(self.slots), widest, dtype=of, device=z.device) for of in TESTED))
         for part in drafts:
             with self.meter.span("head"):
                 verdict, own = self._verify(part, z, noise)
@@ -298,7 +281,7 @@ class _Decoding:
         return tests, known
 
     def _previous(self, first_A: Tensor, count: int) -> Tensor:
-        slot = torch.arange(len(self.active), device=first_A.device)
+        slot = torch.arange(len(self.slots.image), device=first_A.device)
         return previous_tokens(self.canvas.states, slot, first_A, count)
 
     def _draft(self, drafted_A: Tensor, drafted: list[int], noise: _Noise) -> list[Drafted]:
@@ -306,16 +289,16 @@ class _Decoding:
         parts: list[Drafted] = []
         for place in range(max(drafted)):
             # The first pass also reads the position before: after a round without rejection the draft has not seen it.
-            first = self.made + place if place else (self.made - 1).clamp(min=0)
+            first = self.slots.made + place if place else (self.slots.made - 1).clamp(min=0)
             count = 1 if place else 2
-            furthest = self.books.furthest + max(place, 1)
+            furthest = self.slots.furthest + max(place, 1)
             z_read = self.draft_reader.read(self._previous(first, count), first, furthest)
             row = places_of(drafted_A > place, sum(count > place for count in drafted))
-            z_all = z_read[:, row, self.made[row] + place - first[row]]
-            self.meter.add(draft_context_calls=1, draft_context_rows=len(self.made) * count * self.reader.copies)
-            for path, which in self.path.parts(self.made[row] + place):
+            z_all = z_read[:, row, self.slots.made[row] + place - first[row]]
+            self.meter.add(draft_context_calls=1, draft_context_rows=len(self.slots.made) * count * self.reader.copies)
+            for path, which in self.path.parts(self.slots.made[row] + place):
                 rows, z = row[which], z_all[:, which]
-                at, here = self.made[rows] + place, torch.full_like(rows, place)
+                at, here = self.slots.made[rows] + place, torch.full_like(rows, place)
                 own = noise.of(path, rows, here)
                 bound = self.draft_head.at(path.law).bind(z.flatten(0, 1), path.scale(at))
                 walked = draft_walk(bound, own.start, path, own, self.method.stride)
@@ -329,25 +312,25 @@ class _Decoding:
 
     def _contexts(self, places: int, room: list[int]) -> Tensor:
         """Step 2a: the target's contexts [G, A, places, Z] of the drafts and of the token after them."""
-        z = self.reader.read(self._previous(self.made, places), self.made, self.books.furthest + places - 1)
-        position = self.made[:, None] + torch.arange(places, device=z.device)
+        z = self.reader.read(self._previous(self.slots.made, places), self.slots.made, self.slots.furthest + places - 1)
+        position = self.slots.made[:, None] + torch.arange(places, device=z.device)
         inside = sum(min(places, lacking) for lacking in room)
         row, place = torch.nonzero_static(position < self.length, size=inside).unbind(dim=1)
         # Later drafts may fall; their contexts are then written again in a later round.
         self.canvas.z[:, row, position[row, place]] = z[:, row, place]
-        rows = len(self.active) * places * self.reader.copies
+        rows = len(self.slots.image) * places * self.reader.copies
         self.meter.add(target_context_calls=1, target_context_rows=rows)
         return z
 
     def _bind(self, path: PathLaw, z: Tensor, row: Tensor, place: Tensor) -> BoundHead:
-        return self.head.at(path.law).bind(z[:, row, place].flatten(0, 1), path.scale(self.made[row] + place))
+        return self.head.at(path.law).bind(z[:, row, place].flatten(0, 1), path.scale(self.slots.made[row] + place))
 
     def _verify(self, drafted: Drafted, z: Tensor, noise: _Noise) -> tuple[Verdict, Path | None]:
         """Steps 2b and 3: each draft's own verdict; for the coupled rule also the target's paths on the same noise."""
         if self.rule.evidence is Couplings:
             return self._couple(drafted, z, noise)
         path, row, place = drafted.path, drafted.row, drafted.place
-        image, token = self.active[row], self.made[row] + place
+        image, token = self.slots.image[row], self.slots.made[row] + place
         bound, trace = self._bind(path, z, row, place), drafted.trace
         verified = verify(bound, trace, path)
         self.meter.add(target_head_calls=1, target_head_rows=trace.states[..., 0].numel() * self.reader.copies)
@@ -362,7 +345,7 @@ class _Decoding:
     def _couple(self, drafted: Drafted, z: Tensor, noise: _Noise) -> tuple[Verdict, Path]:
         """Steps 2b and 3 with the target's own paths on the drafts' noise."""
         path, row, place = drafted.path, drafted.row, drafted.place
-        image, token = self.active[row], self.made[row] + place
+        image, token = self.slots.image[row], self.slots.made[row] + place
         own = own_draws(self.draws, image, token, path.law)
         bound = self._bind(path, z, row, place)
         coupled = path_above(bound, path, noise.of(path, row, place), own, self.method.head_window)
@@ -386,7 +369,7 @@ class _Decoding:
         the round's tokens ``rejected`` replace a draft.
         """
         drafted, coupled = known or (None, None)
-        index = torch.full((len(self.active), z.shape[2]), -1, device=row_T.device)
+        index = torch.full((len(self.slots.image), z.shape[2]), -1, device=row_T.device)
         if drafted is not None:
             index[drafted.row, drafted.place] = torch.arange(len(drafted.row), device=row_T.device)
         draft_T = index[row_T, place_T]  # -1: there was no draft
@@ -433,7 +416,7 @@ class _Decoding:
         return bonus, values, log_ratio, uniforms
 
     def _write(self, row: Tensor, place: Tensor, end: Tensor, x0: Tensor) -> None:
-        at = (row, self.made[row] + place)
+        at = (row, self.slots.made[row] + place)
         self.canvas.states[at], self.canvas.x0[at] = end, x0
 
     def _sample_together(
@@ -452,7 +435,7 @@ class _Decoding:
             [M, P, 2 D], log p/q [M, P] and uniform numbers [M, P] of P proposals for each rejected draft.
         """
         path, row, place = wanted.path, wanted.row, wanted.place
-        image, token, device = self.active[row], self.made[row] + place, row.device
+        image, token, device = self.slots.image[row], self.slots.made[row] + place, row.device
         own = wanted.noise.of(path, row[bonus_F], place[bonus_F])
         dims = (1 + path.above) * self.dims
         normals, uniforms = self.draws.proposals(
@@ -477,7 +460,7 @@ class _Decoding:
 
     def _proposal_ratio(self, rejected: _Wanted, drafted: Drafted, proposals: Trace, count: int) -> Tensor:
         """log p/q [M, P] of proposed paths of p [M P]."""
-        path, token = rejected.path, self.made[rejected.row] + rejected.place
+        path, token = rejected.path, self.slots.made[rejected.row] + rejected.place
         z = drafted.z[:, rejected.draft].repeat_interleave(count, dim=1).flatten(0, 1)
         bound_draft = self.draft_head.at(path.law).bind(z, path.scale(token.repeat_interleave(count)))
         log_ratio = -verify(bound_draft, proposals, path, self.method.stride).log_ratio
@@ -496,7 +479,7 @@ class _Decoding:
         counts = (place <= kept_A[:, None]) & (place < drafted_A[:, None])
         depth = tuple(range(1, len(place) + 1))
         columns = torch.stack([tests.log_ratio, tests.excess, tests.accepted, counts])
-        self.log.add(self.books.images, self.books.known, depth, columns)
+        self.log.add(self.slots.images, self.slots.made_cpu, depth, columns)
 
 
 def _drafted(parts: list[Drafted]) -> Drafted:

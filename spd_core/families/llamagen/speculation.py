@@ -29,8 +29,8 @@ from torch import Tensor
 from spd_core.accept.codes import CodeTest, pick, walk_tree, without
 from spd_core.capture import Captured
 from spd_core.decode.kept import kept
-from spd_core.decode.log import Decoded, Meter, TestLog
-from spd_core.decode.slots import Change, Slots, moved
+from spd_core.decode.log import Decoded
+from spd_core.decode.slots import Change, SlotDecoding, moved
 from spd_core.draws import Draws, Purpose
 from spd_core.families.llamagen.codes import LawReader, own_uniforms
 from spd_core.families.llamagen.drafts import CodeDraft, Eagle, SmallDraft
@@ -164,29 +164,20 @@ class Round:
         return walk.path, codes, made, tests
 
 
-class _Decoding:
-    """A batch of images on its way through the slots; `run` empties them."""
+class _Decoding(SlotDecoding):
+    """A batch of images on its way through the slots."""
 
     def __init__(self, work: Round, labels: Tensor, draws: Draws, count: int) -> None:
-        self.work, self.labels, self.draws = work, labels, draws
-        self.meter, self.log = Meter(labels.device), TestLog()
-        self.slots = Slots(len(labels), count, work.length, labels.device)
-        for part in (work.reader, work.draft):
-            part.start(labels[:count])
+        super().__init__(labels, count, work.length, (work.reader, work.draft))
+        self.work, self.draws = work, draws
         self.own, self.uniforms = self._uniforms(self.slots.image)
         wide = work.length + work.depth + 1
         self.codes = torch.zeros(count, wide, dtype=torch.int64, device=labels.device)  # past an image's end: anything
         self.done = torch.zeros(len(labels), work.length, dtype=torch.int64, device=labels.device)
 
     def run(self) -> Decoded:
-        while self.slots.working:
-            self._round()
-            change = self.slots.change()
-            if change is not None:
-                self._change(change)
-        rounds, counts = torch.tensor(self.slots.rounds), dict(self.meter.counts)
-        likeliest = self.work.reader.likeliest.clone()
-        return Decoded(self.done, rounds, self.log.records(), counts, self.meter.seconds(), likeliest)
+        self.run_rounds()
+        return self.decoded(self.done, self.work.reader.likeliest.clone())
 
     def _round(self) -> None:
         """One round; the host learns the counts when the slots advance."""
@@ -213,8 +204,8 @@ class _Decoding:
 
     def _tree(self) -> Tree:
         """The draft tree without what lies past every image's end."""
-        known, earliest = (self.slots.known[slot] for slot in self.slots.working), self.work.draft.earliest
-        return _cut(self.work.tree, max(0 if made < earliest else self.work.length - made for made in known))
+        made_cpu, earliest = (self.slots.made_cpu[slot] for slot in self.slots.working), self.work.draft.earliest
+        return _cut(self.work.tree, max(0 if made < earliest else self.work.length - made for made in made_cpu))
 
     def _uniforms(self, image_R: Tensor) -> tuple[Tensor, Tensor]:
         """Of the images: [R, N] for the target's own codes, [2, R, N, T] for drafting and for testing each node."""
@@ -237,22 +228,22 @@ class _Decoding:
         return self.own[slot[:, None], own], drafting, testing
 
     def _count(self, tree: Tree, tests: Tensor) -> None:
-        """The books of a round, before its slots advance."""
+        """Counts calls and logs tests of a round, before its slots advance."""
         slots, copies = self.slots, self.work.reader.copies
         levels = tree.levels[:-1] if tree.parents else ()
         self.meter.add(target_context_calls=1, target_context_rows=(1 + len(tree.parents)) * len(slots) * copies)
         if levels:
             rows = sum(map(len, levels)) * len(slots) * copies
             self.meter.add(draft_context_calls=len(levels), draft_context_rows=rows)
-            self.log.add(slots.images, slots.known, tree.depth[1:], tests)
+            self.log.add(slots.images, slots.made_cpu, tree.depth[1:], tests)
 
-    def _change(self, change: Change) -> None:
+    def _collect(self, change: Change) -> None:
         """Step 5."""
         self.done[change.images] = self.codes[change.ended, : self.work.length]
+
+    def _refill(self, change: Change) -> None:
         if len(change.taken):
             self.own[change.taken], self.uniforms[:, change.taken] = self._uniforms(change.newcomers)
-        for part in (self.work.reader, self.work.draft):
-            part.change(change, self.labels[change.newcomers])
         self.own, self.codes = moved(self.own, change), moved(self.codes, change)
         self.uniforms = moved(self.uniforms, change, dim=1)
 
