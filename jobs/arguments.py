@@ -34,6 +34,17 @@ def _output(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _report(parser: argparse.ArgumentParser) -> None:
+    _output(parser)
+    parser.add_argument(
+        "--quality",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="measure the images first: extractor, weights and reference of the spec's quality block, docs/quality.md",
+    )
+
+
 def _export(parser: argparse.ArgumentParser) -> None:
     _output(parser)
     parser.add_argument("destination", metavar="DEST", help="URL or folder to export to: empty, or an export begun")
@@ -320,7 +331,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 
 #: By command, in the order of ``spd --help``; ``spec`` has none.
 ADD = {
-    "generate": _spec, "plan": _spec, "status": _output, "validate": _output, "report": _output,
+    "generate": _spec, "plan": _spec, "status": _output, "validate": _output, "report": _report,
     "nightly": _nightly, "compare": _compare, "export": _export, "sample": _sample,
     "bench": _bench, "calibrate": _calibrate, "overhead": _overhead, "train": _train, "convert": _convert,
 }  # fmt: skip

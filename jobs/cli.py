@@ -105,10 +105,12 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from jobs.dataset.finish import rewrite_report
+    from jobs.job.quality import parse_quality
     from jobs.words.phrases import counted
     from workers import layout
 
-    report = rewrite_report(*_output(args))
+    output = _output(args)
+    report = rewrite_report(*output, parse_quality(args.quality) if args.quality else None)
     state = "partial, " if report["partial"] else ""
     images = counted(report["images"]["committed"], "image", "images")
     say(f"{state}{images}: {args.output.rstrip('/')}/{layout.REPORT_HTML}")

@@ -94,7 +94,12 @@ class Worker:
                 with self._device, told_apart(self._settings.batch, torch.device(self._settings.device)):
                     engine = self._loaded()
                     shard = engine.decode(task)
-                record = commit_shard(self._store, self._settings, task, engine.encode(shard))
+                result = engine.encode(shard)
+                record = commit_shard(self._store, self._settings, task, result)
+                if result.measured:
+                    from workers.quality import keep
+
+                    keep(self._store, result.measured, record.files[0].sha256)
         else:
             logger.info("shard %d is committed already, by %s", task.shard, record.worker)
         return record.model_dump(mode="json")

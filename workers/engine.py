@@ -26,7 +26,7 @@ from workers.null import null_images, textured_images
 from workers.records import PairSettings, ShardTask, WorkerSettings
 from workers.redact import public_url
 from workers.result import DraftRows, ShardResult
-from workers.staged import DecodedShard, HostCopy, timed
+from workers.staged import DecodedShard, HostCopy, joined, timed
 
 _TOGETHER = 8  #: images that a thread encodes at a time
 
@@ -57,6 +57,11 @@ class Engine:
             from spd_core.quality.features import FeatureExtractor
 
             self._extractor = FeatureExtractor(self.device)
+        self._measuring = None
+        if settings.quality:
+            from workers.quality import Measuring
+
+            self._measuring = Measuring(settings.quality, settings.image, self.device)
         encoders = settings.encoders or encoders or usable_cpus()
         self._threads = ThreadPoolExecutor(encoders, "encode") if settings.overlaps else None
 
@@ -70,7 +75,7 @@ class Engine:
         labels, seeds = torch.tensor(task.labels), torch.tensor(task.seeds, device=self.device)
         decoded = self._decode(labels.to(self.device), seeds)
         seconds = defaultdict[str, float](float, decoded.seconds)
-        shard = DecodedShard(labels, decoded, HostCopy(decoded.finite()), deque(), [], seconds, started, began)
+        shard = DecodedShard(labels, decoded, HostCopy(decoded.finite()), deque(), [], [], seconds, started, began)
         # Tokens are small and the whole shard's are kept; images are made batch by batch.
         for start in range(0, len(seeds), self.settings.batch):
             at = slice(start, start + self.settings.batch)
@@ -78,6 +83,9 @@ class Engine:
             if self.settings.features:
                 with timed(seconds, "features"):
                     shard.features.append(self._extractor(images).numpy().astype(np.float16))
+            if self._measuring is not None:
+                with timed(seconds, "quality"):
+                    shard.measured.append(self._measuring(images))
             if self._threads is None:
                 self._encode_batch(shard, images)
             else:
@@ -106,6 +114,7 @@ class Engine:
             started=shard.started,
             began=shard.began,
             memory=peak_memory(self.device),
+            measured=joined(shard.measured),
         )
 
     def _encode_batch(self, shard: DecodedShard, images_BHWC: Tensor) -> None:

@@ -18,6 +18,9 @@ COMMITS = "_commits"
 #: Folders of a shard's files, in the order of a commit record.
 DATA, ACCEPTANCE, FEATURES = "data", "acceptance", "_features"
 PARTS = (DATA, ACCEPTANCE, FEATURES)
+#: What is measured of the images for a `quality` block: kept beside the dataset, no part of it.
+QUALITY = "_quality"
+COMPARISON = f"{QUALITY}/comparison.json"
 
 _GENERATION = r"(?:\.r([1-9]\d*))?"
 _PART = re.compile(rf"({'|'.join(PARTS)})/part-(\d{{5,}})-of-(\d{{5,}}){_GENERATION}\.parquet")
@@ -83,6 +86,11 @@ def parse_commit(path: str) -> tuple[int, int] | None:
         return None
     shard, generation = int(found[1]), int(found[2] or 0)
     return (shard, generation) if path == commit(shard, generation) else None
+
+
+def measured(key: str, data_sha256: str) -> str:
+    """What a network measured of the images of a data file."""
+    return f"{QUALITY}/{key}/{data_sha256[:32]}.safetensors"
 
 
 def sign(run: str, who: str) -> str:

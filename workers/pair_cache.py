@@ -51,8 +51,11 @@ def use_options(url: str, options: dict[str, Any]) -> None:
         _options[url] = dict(options)
 
 
-def cache_folder() -> Path:
-    """Where fetched pairs are kept: SPD_CACHE, or the user's cache folder, or one below the temporary folder.
+def cache_folder(of: str = "pairs") -> Path:
+    """Where what was fetched is kept: SPD_CACHE, or the user's cache folder, or one below the temporary folder.
+
+    Args:
+        of: kind of what is kept, the name of its folder.
 
     Raises:
         PairError: none of them can be written by this user alone.
@@ -65,7 +68,7 @@ def cache_folder() -> Path:
         places.append(Path(tempfile.gettempdir()) / f"spd-{os.getuid()}")
     problems = []
     for place in places:
-        folder = place / "pairs"
+        folder = place / of
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             found = folder.stat()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from spd_core.law import Choice, Method, SamplerLaw, Settings
+from spd_core.quality.names import ExtractorName
 
 #: Of commit and void records. A record of a later version is refused by name: what it says is not known here.
 RECORD_VERSION = 2
@@ -38,6 +39,21 @@ class PairSettings(Settings):
     threads: int = Field(ge=1, description="torch threads of a worker on a CPU")
 
 
+class QualityFile(Settings):
+    """A file that a user names, as the driver saw it."""
+
+    place: str = Field(description="path that every node reaches, or fsspec URL")
+    sha256: str
+
+
+class QualitySettings(Settings):
+    """What workers measure of their images for the quality figures, beside the dataset."""
+
+    extractor: ExtractorName | None = Field(None, description="of features; None: none")
+    weights: QualityFile | None = Field(None, description="of the extractor; None: it brings its own")
+    options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the files' file system")
+
+
 class WorkerSettings(PairSettings):
     """What every worker of a job needs to know; the same object for all of them."""
 
@@ -50,6 +66,7 @@ class WorkerSettings(PairSettings):
     fingerprint: str = Field(description="of the plan, copied into every commit record")
     shards: int = Field(gt=0, description="shards of the job")
     run: str = Field("", description="the driver's run; workers show with it that they see the driver's output")
+    quality: QualitySettings | None = Field(None, description="None: nothing is measured beside the dataset")
     encoders: int = Field(0, ge=0, description="threads that encode beside the decoder; 0: see `overlaps`")
 
     @property

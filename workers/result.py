@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from spd_core.accept.certificate import image_certificates, log_weights
 from spd_core.law import Guarantee
+from workers.staged import Measured
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -48,6 +49,7 @@ class ShardResult:
     started: str  #: UTC, ISO 8601
     began: float  #: `time.perf_counter` of this process when decoding started
     memory: dict[str, int] = field(default_factory=dict)  #: bytes, see `workers.machine.peak_memory`
+    measured: Measured = field(default_factory=dict)  #: for the quality figures; no part of the shard
 
     @property
     def drafted(self) -> Int64:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spd_core.decode import Decoded
+
+#: What was measured of some images for the quality figures: rows by name, by the key of what measured them.
+Measured = dict[str, dict[str, Tensor]]
 
 
 class HostCopy:
@@ -50,6 +53,7 @@ class DecodedShard:
     finite: HostCopy  #: whether all its tokens are numbers
     copies: deque[HostCopy]  #: uint8 images [B, H, W, C], batch by batch, those that are not encoded yet
     features: list[NDArray[np.float16]]  #: [B, 1280], batch by batch
+    measured: list[Measured]  #: for the quality figures, batch by batch
     seconds: defaultdict[str, float]  #: at work, by span; of encoding, summed over its threads
     started: str  #: UTC, ISO 8601
     began: float  #: `time.perf_counter` of this process when decoding started
@@ -63,3 +67,12 @@ def timed(seconds: defaultdict[str, float], name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     seconds[name] += time.perf_counter() - began
+
+
+def joined(parts: Sequence[Measured]) -> Measured:
+    """What was measured of batches, one after the other."""
+    if not parts:
+        return {}
+    return {
+        key: {name: torch.cat([part[key][name] for part in parts]) for name in rows} for key, rows in parts[0].items()
+    }

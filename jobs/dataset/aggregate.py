@@ -199,6 +199,15 @@ def quality(store: Store, plan: Plan, shards: Sequence[Kept], images: int) -> Js
     return figures.model_dump(mode="json")
 
 
+def _comparison(store: Store, shards: Sequence[Kept]) -> Json | None:
+    """The figures of a quality block, if somebody asked for them."""
+    if not store.exists(layout.COMPARISON):
+        return None
+    from jobs.dataset.comparison import kept_comparison  # loads what only these figures need
+
+    return kept_comparison(store, shards)
+
+
 def aggregate(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals) -> Json:
     """Everything the report shows except the images.
 
@@ -237,6 +246,8 @@ def aggregate(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals) 
     if not totals.shards:
         return report
     speed = throughput(plan, totals)
+    if comparison := _comparison(store, shards):
+        report["comparison"] = comparison
     return report | {
         "throughput": speed,
         "cost": cost(plan, speed, totals.images),

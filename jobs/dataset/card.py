@@ -53,7 +53,8 @@ def _figures(report: Json) -> list[str]:
     if report["certificate"]:
         rows += words.certificate_in_words(report["certificate"])
     rows += words.quality_in_words(report["quality"])
-    return ["| figure | value |", "|---|---|", *(f"| {name} | {_line(value)} |" for name, value in rows)]
+    rows += words.comparison_in_words(report.get("comparison"))
+    return ["| figure | value |", "|---|---|", *(f"| {_line(name)} | {_line(value)} |" for name, value in rows)]
 
 
 def _choice(plan: Plan) -> list[str]:

@@ -13,6 +13,7 @@ from jobs.dataset.manifest import build_manifest, check_manifest, read_manifest
 from jobs.dataset.report import make_report
 from jobs.dataset.totals import Totals
 from jobs.job.plan import Plan, read_plan
+from jobs.job.quality import Quality
 from jobs.words.errors import JobError
 from workers import layout
 from workers.store import Conflict, Store
@@ -114,16 +115,24 @@ def _look_again(store: Store, plan: Plan, committed: Committed) -> None:
         raise JobError(f"output: {problems[0]}, because another driver ends this job too; the same command resumes")
 
 
-def rewrite_report(url: str, storage_options: dict[str, Any] | None = None) -> Json:
+def rewrite_report(url: str, storage_options: dict[str, Any] | None = None, quality: Quality | None = None) -> Json:
     """Writes the report of any output; a finished one stays finished, its manifest made anew over the new report.
+
+    Args:
+        url: of the output.
+        storage_options: of its file system.
+        quality: further figures that are computed first; None: those of before stay.
 
     Raises:
         SpecError: there is no job.
+        QualityError: a file of the quality block is missing or wrong.
         JobError: a committed file is not what was committed, or a finished dataset lacks one; nothing is written.
         StoreError: the output cannot be read or written.
     """
     store = Store(url, storage_options)
     plan, totals = read_plan(store), Totals()
+    if quality is not None:
+        _compare(store, plan, quality, storage_options or {})
     if store.exists(layout.SUCCESS):
         return _finish_again(url, storage_options)
     committed = read_committed(store, plan, totals.add)
@@ -136,6 +145,16 @@ def rewrite_report(url: str, storage_options: dict[str, Any] | None = None) -> J
     if store.exists(layout.SUCCESS):  # the job has ended meanwhile, and its report is the whole one
         return _finish_again(url, storage_options)
     return report
+
+
+def _compare(store: Store, plan: Plan, quality: Quality, storage_options: dict[str, Any]) -> None:
+    from jobs.dataset.comparison import resolve  # loads what only these figures need
+
+    asked = resolve(quality, store.url, storage_options)
+    try:
+        asked.compare(store, list(read_committed(store, plan).records.values()))
+    except DamagedPart as error:
+        raise _damaged(str(error)) from error
 
 
 def _finish_again(url: str, storage_options: dict[str, Any] | None) -> Json:

@@ -85,6 +85,7 @@ def render(report: Json, grid: dict[int, list[str]]) -> str:
         promise=words.guarantee_in_words(
             report["guarantee"], report["law"]["dtype"], report["pair"]["sha256"].get("target", "")
         ),
+        compared=words.comparison_in_words(report.get("comparison")),
         certified=words.certificate_in_words(report.get("certificate")),
         split=_time_split(report),
         calibrated=_fastest_first(report["calibration"]),

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 from pydantic_core import PydanticCustomError
 
 from jobs.job.labels import alike, allowed_labels, label_of
+from jobs.job.quality import Quality, check_quality
 from jobs.job.request_file import RequestFile, RequestFileError
 from jobs.job.requirements import Requirements
 from jobs.job.urls import UrlError, check_folder, check_url
@@ -28,7 +29,7 @@ from workers.records import ImageFormat
 _LONGEST_S = 30 * 86_400.0  #: longest time that anything may be waited for
 
 #: Fields that decide no byte of the dataset; the hashes of its weights stand for the pair's name.
-UNFIXED = frozenset({"workers", "output", "storage_options", "pair", "requirements"})
+UNFIXED = frozenset({"workers", "output", "storage_options", "pair", "requirements", "quality"})
 
 
 #: Fields whose default is another one on a GPU or in another version: a resume takes those not given from the plan.
@@ -127,6 +128,9 @@ class Spec(Settings):
     image: ImageFormat = ImageFormat()
     features: bool = Field(True, description="write image features and label agreement, for distance and report")
     workers: Workers = Workers()
+    quality: Quality = Field(
+        Quality(), exclude=True, description="further figures of the images, by a network and a reference of yours"
+    )
     requirements: Requirements = Field(
         Requirements(), exclude=True, description="what `spd nightly` and `spd compare` ask of the figures"
     )
@@ -358,6 +362,7 @@ def make_spec(raw: dict[str, Any]) -> Spec:
         raise SpecError(str(error)) from error
     except ValidationError as error:
         raise SpecError(one_line(error, Spec)) from error
+    check_quality(spec.quality)
     _check_against_card(spec, card)
     spec = _with_request_file(spec, card.class_names)
     if isinstance(spec.method, Auto) or spec.batch == "auto":

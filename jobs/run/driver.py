@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.dataset.commits import Committed, find_damage, find_missing, read_committed, void_damaged
+from jobs.dataset.commits import Committed, DamagedPart, find_damage, find_missing, read_committed, void_damaged
 from jobs.dataset.finish import check_whole, finish
 from jobs.dataset.presence import Presence
 from jobs.job.calibration import Calibration
@@ -22,8 +22,8 @@ from jobs.run.cluster import running_ray
 from jobs.run.fit import fitted, is_to_be_fitted
 from jobs.run.fleet import Fleet
 from jobs.run.signals import resumable, stoppable
-from jobs.run.state import Case, find_state, is_unfinished, missing_shards, refuse_foreign_files
-from jobs.words.errors import SpecError
+from jobs.run.state import Case, State, find_state, is_unfinished, missing_shards, refuse_foreign_files
+from jobs.words.errors import JobError, SpecError
 from jobs.words.progress import Progress
 from spd_core.pairs.pair import load_card
 from workers import layout
@@ -32,12 +32,15 @@ from workers.records import WorkerSettings
 from workers.redact import public_url
 from workers.store import Store
 
+if TYPE_CHECKING:
+    from jobs.dataset.comparison import Asked
+
 logger = logging.getLogger(__name__)
 #: Set by Ray for the entry point of a submitted job.
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-def _settings(spec: FixedSpec, plan: Plan, store: Store, run: str) -> WorkerSettings:
+def _settings(spec: FixedSpec, plan: Plan, store: Store, run: str, asked: Asked | None) -> WorkerSettings:
     return WorkerSettings(
         output=store.url,  # absolute: a worker's current folder is not the driver's
         storage_options=spec.storage_options,
@@ -54,6 +57,7 @@ def _settings(spec: FixedSpec, plan: Plan, store: Store, run: str) -> WorkerSett
         fingerprint=plan.fingerprint,
         shards=plan.shards,
         encoders=spec.workers.encoders,
+        quality=asked.for_workers() if asked else None,
         run=run,
     )
 
@@ -70,19 +74,20 @@ def _sign(store: Store, run: str) -> Iterator[None]:
 
 
 def _make_shards(
-    spec: FixedSpec, store: Store, plan: Plan, committed: Committed, presence: Presence
+    spec: FixedSpec, store: Store, state: State, presence: Presence, asked: Asked | None
 ) -> tuple[Plan, int]:
     """Starts Ray, makes what is missing or damaged, and returns the plan that holds and the images made.
 
     Nothing is written but signs, and nothing closed, before a worker has loaded its models and has shown that it sees
     the output: until then the spec may still prove wrong.
     """
+    plan, committed = state.plan, state.committed
     todo = len(missing_shards(plan, committed)) + sum(shard in committed.records for shard in committed.damaged)
     logger.info("starting Ray and the workers")
     made = 0
     # Ray puts its own signal handlers in place of the first ones.
     with running_ray(spec.workers) as ray, stoppable(), _sign(store, presence.run):
-        fleet = Fleet(ray, store, plan, _settings(spec, plan, store, presence.run), spec.workers, todo)
+        fleet = Fleet(ray, store, plan, _settings(spec, plan, store, presence.run, asked), spec.workers, todo)
         try:
             fleet.wait_for_first()
             presence.announce()
@@ -142,10 +147,11 @@ def generate(spec: Spec) -> dict[str, Any]:
     _refuse_a_lost_folder(spec)
     with stoppable():
         store = Store(spec.output, spec.storage_options)
+        asked = _asked(spec, store)
         spec = as_planned(spec, store)
         decided = decided_before(spec, store)
         if decided is not None and not is_to_be_fitted(decided[0], store):
-            plan, made = _generate(*decided, store)
+            plan, made = _generate(*decided, store, asked)
         else:
             # What would stop the job later must not cost a measurement first.
             refuse_foreign_files(store)
@@ -154,7 +160,7 @@ def generate(spec: Spec) -> dict[str, Any]:
             logger.info("starting Ray and the worker that measures")
             with running_ray(spec.workers) as ray, stoppable():
                 fixed = decide(ray, spec) if decided is None else (fitted(ray, decided[0]), decided[1])
-                plan, made = _generate(*fixed, store)
+                plan, made = _generate(*fixed, store, asked)
     return {
         "output": public_url(spec.output),
         "images": plan.rows,
@@ -174,24 +180,39 @@ def _refuse_a_lost_folder(spec: Spec) -> None:
         )
 
 
-def _generate(spec: FixedSpec, calibration: Calibration | None, store: Store) -> tuple[Plan, int]:
+def _asked(spec: Spec, store: Store) -> Asked | None:
+    """The spec's quality block with its files read, before anything else is done for the job; None: it asks nothing.
+
+    Raises:
+        QualityError: a file is missing or wrong.
+    """
+    if not spec.quality.asked:
+        return None
+    from jobs.dataset.comparison import resolve  # loads what only these figures need
+
+    return resolve(spec.quality, store.url, spec.storage_options)
+
+
+def _generate(spec: FixedSpec, calibration: Calibration | None, store: Store, asked: Asked | None) -> tuple[Plan, int]:
     """`generate` with the method decided; the plan that holds and the images made."""
     state = find_state(store, make_plan(spec, calibration))
     match state.case:
         case Case.DONE:
+            if asked is not None and _compared(asked, store, state.committed):
+                finish(spec.output, spec.storage_options)
             return state.plan, 0
         case Case.TO_FINISH:
             with _present(store) as presence:
                 presence.announce()
                 store_requests(store, spec, state.plan)
                 plan = store_plan(store, state.plan)
-                _finish(spec, store, plan, state.committed, presence)
+                _finish(spec, store, plan, state.committed, presence, asked)
             return plan, 0
         case Case.NEW | Case.UNFINISHED | Case.DAMAGED:
             with _present(store) as presence:
                 check_weights(spec.pair, state.plan.pair_sha256)
-                plan, made = _make_shards(spec, store, state.plan, state.committed, presence)
-                _finish(spec, store, plan, _committed_now(store, plan, presence), presence)
+                plan, made = _make_shards(spec, store, state, presence, asked)
+                _finish(spec, store, plan, _committed_now(store, plan, presence), presence, asked)
             return plan, made
 
 
@@ -217,8 +238,23 @@ def _committed_now(store: Store, plan: Plan, presence: Presence) -> Committed:
     return committed
 
 
-def _finish(spec: FixedSpec, store: Store, plan: Plan, committed: Committed, presence: Presence) -> None:
+def _compared(asked: Asked, store: Store, committed: Committed, beat: Callable[[], None] | None = None) -> bool:
+    """Computes the figures of the quality block; whether they are new.
+
+    Raises:
+        JobError: a file that is read is not what was committed.
+    """
+    try:
+        return asked.compare(store, list(committed.records.values()), beat)
+    except DamagedPart as error:
+        raise JobError(f"output: the dataset is not whole ({error}); the same command resumes") from error
+
+
+def _finish(
+    spec: FixedSpec, store: Store, plan: Plan, committed: Committed, presence: Presence, asked: Asked | None
+) -> None:
     presence.beat()
+    new = asked is not None and _compared(asked, store, committed, presence.beat)
     # Another driver may have finished it meanwhile.
-    if is_unfinished(store, plan, committed):
+    if new or is_unfinished(store, plan, committed):
         finish(spec.output, spec.storage_options)

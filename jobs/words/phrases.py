@@ -104,6 +104,17 @@ def quality_in_words(quality: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("features", f"{quality['extractor']}; these are not the published FID and KID")]
 
 
+def comparison_in_words(comparison: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Name and value of each figure of a report's comparison, and what must be said beside them; none without one."""
+    if comparison is None:
+        return []
+    if "skipped" in comparison:
+        return [("comparison with a reference", f"not computed: {comparison['skipped']}")]
+    from spd_core.quality.comparison import told  # loads what only these figures need
+
+    return [row if isinstance(row, tuple) else (row.name, _figure(row)) for row in told(comparison)]
+
+
 def acceptance_of(method: dict[str, Any]) -> str:
     """Of which drafts a dumped method's acceptance is a share: two figures that must not be compared.
 

@@ -4,29 +4,29 @@ Its topology is that of Inception-v3 (Szegedy et al. 2015, arXiv:1512.00567) wit
 average pools leave the padding out of their count, the last block's pool branch takes the maximum, there are 1008
 outputs, and there is no auxiliary head. Names and shapes of the state dict are those of the two public PyTorch
 conversions, ``pt_inception-2015-12-05-6726825d.pth`` and ``weights-inception-2015-12-05-6726825d.pth``. The weights are
-not part of this package: `load_inception` reads a file that the user names.
+not part of this package: `load_inception` reads a file that the user names. Both public files are the same bytes, whose
+hash is `PUBLIC_SHA256`.
 
 Shape legend: B images, C channels, H, W pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spd_core.quality.files import QualityError
+from spd_core.quality.files import QualityError, read_state
 
 EXTRACTOR = "inception-2015-12-05"
+#: Of the two public files, whose names end with its first digits.
+PUBLIC_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+RESIZE = "TensorFlow 1 bilinear to 299 px, (x - 128) / 128"
 SIDE = 299  #: pixels of a side that the network sees
 POOL_DIMS = 2048  #: pool features: FID, KID, precision and recall
 SPATIAL_CHANNELS = 7  #: first channels of `SPATIAL_BLOCK`, whose 17 x 17 maps are the features of sFID
@@ -231,20 +231,31 @@ class Inception(nn.Module):
         Args:
             images_BCHW: 0 to 255, any real dtype, three channels, any size.
         """
-        x = (resize(images_BCHW.float()) - 128) / 128
+        return dict(self._stages(resize(images_BCHW.float())))
+
+    def _stages(self, resized_BCHW: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = (resized_BCHW - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
-        made = {"64": F.max_pool2d(x, 3, stride=2)}
-        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(made["64"]))
-        x = made["192"] = F.max_pool2d(x, 3, stride=2)
+        x = F.max_pool2d(x, 3, stride=2)
+        yield "64", x
+        x = F.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, stride=2)
+        yield "192", x
         for name, _, _ in BLOCKS:
-            x = made[name] = self.get_submodule(name)(x)
-        return made
+            x = self.get_submodule(name)(x)
+            yield name, x
 
     def forward(self, images_BCHW: Tensor) -> InceptionFeatures:
         """Features of images; arguments as for `stages`."""
-        made = self.stages(images_BCHW)
-        maps = made[SPATIAL_BLOCK][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1)
-        return InceptionFeatures(made["Mixed_7c"].mean(dim=(2, 3)), maps.flatten(1))
+        return self.of_resized(resize(images_BCHW.float()))
+
+    def of_resized(self, resized_BCHW: Tensor) -> InceptionFeatures:
+        """Features of images that have gone through `resize`."""
+        kept = {}
+        for name, made in self._stages(resized_BCHW):
+            if name in (SPATIAL_BLOCK, "Mixed_7c"):
+                kept[name] = made
+        maps = kept[SPATIAL_BLOCK][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1)
+        return InceptionFeatures(kept["Mixed_7c"].mean(dim=(2, 3)), maps.flatten(1))
 
     def logits(self, pool: Tensor) -> Tensor:
         """[B, 1008] of pool features, without the bias: what the Inception Score reads."""
@@ -263,39 +274,26 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> LoadedInce
     """Reads the weights from a public ``.pth`` or a ``.safetensors`` file; nothing in the file is executed.
 
     Raises:
-        QualityError: unreadable, or not the state dict of this network.
+        QualityError: unreadable, not the state dict of this network, or a public file that is damaged.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise QualityError(f"quality.weights: cannot read {path}: {error.strerror}") from error
-    weights = _tensors(path, raw)
+    state = read_state("quality.weights", path)
+    weights = {name: value for name, value in state.tensors.items() if not name.endswith("num_batches_tracked")}
     with torch.device("meta"):
         network = Inception()
     _check_shapes(path, network.state_dict(), weights)
+    if path.stem.endswith(PUBLIC_SHA256[:8]) and state.sha256 != PUBLIC_SHA256:
+        got = f"sha256 {state.sha256[:12]}..., allowed: {PUBLIC_SHA256[:12]}..."
+        raise QualityError(f"quality.weights: {path} has {got} (the public file that its name says)")
     # The public files leave the counters of BatchNorm out; eval mode does not read them.
     counters = {name: torch.zeros((), dtype=torch.int64) for name in network.state_dict() if name.endswith("_tracked")}
     network.load_state_dict({**counters, **{k: _ready(v) for k, v in weights.items()}}, strict=True, assign=True)
-    return LoadedInception(network.eval().requires_grad_(False).to(device), hashlib.sha256(raw).hexdigest())
+    return LoadedInception(network.eval().requires_grad_(False).to(device), state.sha256)
 
 
 def _ready(weight: Tensor) -> Tensor:
-    """In float32; convolutions channels last, which is the faster layout on a CPU as on a GPU."""
+    """In float32, in memory; convolutions channels last, which is the faster layout on a CPU as on a GPU."""
     layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
-    return weight.float().contiguous(memory_format=layout)
-
-
-def _tensors(path: Path, raw: bytes) -> dict[str, Tensor]:
-    allowed = "allowed: a state dict in .pth or .safetensors form"
-    try:
-        found = load(raw) if path.suffix == ".safetensors" else torch.load(io.BytesIO(raw), weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise QualityError(
-            f"quality.weights: {path} cannot be read ({str(error).splitlines()[0]}), {allowed}"
-        ) from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise QualityError(f"quality.weights: {path} holds no state dict, {allowed}")
-    return {name: value for name, value in found.items() if not name.endswith("num_batches_tracked")}
+    return weight.float().clone(memory_format=layout)
 
 
 def _check_shapes(path: Path, own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
@@ -304,4 +302,4 @@ def _check_shapes(path: Path, own: dict[str, Tensor], given: dict[str, Tensor]) 
         got = list(given[name].shape) if name in given else "none"
         allowed = list(needed[name].shape) if name in needed else "none"
         if got != allowed:
-            raise QualityError(f"quality.weights: {path}: {name} is {got}, allowed: {allowed} ({EXTRACTOR})")
+            raise QualityError(f"quality.weights: {path}: {name[:80]} is {got}, allowed: {allowed} ({EXTRACTOR})")

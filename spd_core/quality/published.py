@@ -8,19 +8,24 @@ Shape legend: n images of a set, D features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spd_core.quality.rows import Rows, as_rows, blocks
+
 #: Images of a chunk of the Inception Score in the ADM evaluator, in file order.
 ADM_CHUNK = 5000
 NEIGHBOURS = 3
 #: Rows of a distance matrix computed at once; bounds its memory at ROWS x n numbers.
 ROWS = 1024
-KID_SEED = 2020
+#: Rows that they are held against at once.
+COLUMNS = 4096
+KID_SEED = ORDER_SEED = 2020
+KID_SUBSETS, KID_SIZE = 100, 1000
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,37 @@ def inception_score(logits_nC: Tensor, chunks: list[slice]) -> Score:
     """
     if not chunks or any(not len(range(*chunk.indices(len(logits_nC)))) for chunk in chunks):
         raise ValueError(f"images: got {len(logits_nC)} in {len(chunks)} chunks, allowed: at least one a chunk")
+    return _over_chunks([_chunk_score(logits_nC[chunk]) for chunk in chunks])
+
+
+def inception_score_of_rows(pool: Rows, logits: Callable[[Tensor], Tensor], chunk: int = ADM_CHUNK) -> Score:
+    """`inception_score` in chunks of a fixed random order, of which one is in memory at a time.
+
+    The ADM evaluator takes chunks in file order, which for a file in random order is the same up to noise and for one
+    sorted by class is no Inception Score.
+
+    Args:
+        pool: pool features.
+        logits: of some of them, without the bias.
+        chunk: images of a chunk.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not len(pool):
+        raise ValueError("images: got 0, allowed: at least 1")
+    order = torch.from_numpy(np.random.RandomState(ORDER_SEED).permutation(len(pool)))
+    return _over_chunks([_chunk_score(logits(pool.take(order[part]))) for part in chunks_of(len(pool), chunk)])
+
+
+def _chunk_score(logits_nC: Tensor) -> float:
     log_p = logits_nC.double().log_softmax(dim=1)
-    scores = []
-    for chunk in chunks:
-        part = log_p[chunk]
-        marginal = part.exp().mean(dim=0, keepdim=True).log()
-        scores.append((part.exp() * (part - marginal)).sum(dim=1).mean().exp())
-    stacked = torch.stack(scores)
-    return Score(float(stacked.mean()), float(stacked.std(correction=0)))
+    marginal = log_p.exp().mean(dim=0, keepdim=True).log()
+    return float((log_p.exp() * (log_p - marginal)).sum(dim=1).mean().exp())
+
+
+def _over_chunks(scores: list[float]) -> Score:
+    return Score(float(np.mean(scores)), float(np.std(scores)))
 
 
 def chunks_of(count: int, size: int = ADM_CHUNK) -> list[slice]:
@@ -64,7 +92,9 @@ def chunks_in(count: int, number: int = 10) -> list[slice]:
     return [slice(i * count // number, (i + 1) * count // number) for i in range(number)]
 
 
-def published_kid(real_nD: Tensor, generated_mD: Tensor, subsets: int = 100, size: int = 1000) -> Score:
+def published_kid(
+    real_nD: Rows | Tensor, generated_mD: Rows | Tensor, subsets: int = KID_SUBSETS, size: int = KID_SIZE
+) -> Score:
     """KID as torch-fidelity prints it: unbiased MMD^2 of random subsets, kernel (x.y / D + 1)^3.
 
     Args:
@@ -75,13 +105,13 @@ def published_kid(real_nD: Tensor, generated_mD: Tensor, subsets: int = 100, siz
     Raises:
         ValueError: sets smaller than a subset.
     """
-    if min(len(real_nD), len(generated_mD)) < size:
-        got = min(len(real_nD), len(generated_mD))
+    sets = as_rows(real_nD), as_rows(generated_mD)
+    if (got := min(map(len, sets))) < size:
         raise ValueError(f"images: got {got}, allowed: at least {size}, the size of a subset")
     draw = np.random.RandomState(KID_SEED)  # the published generator, so that the published number comes out
     values = []
     for _ in range(subsets):
-        x, y = (s[torch.from_numpy(draw.choice(len(s), size, replace=False))] for s in (real_nD, generated_mD))
+        x, y = (s.take(torch.from_numpy(draw.choice(len(s), size, replace=False))) for s in sets)
         values.append(_unbiased_mmd2(x.double(), y.double()))
     return Score(float(np.mean(values)), float(np.std(values)))
 
@@ -105,36 +135,53 @@ class PrecisionRecall:
     recall: float  #: of the real
 
 
-def precision_recall(real_nD: Tensor, generated_mD: Tensor, neighbours: int = NEIGHBOURS) -> PrecisionRecall:
+def precision_recall(
+    real_nD: Rows | Tensor, generated_mD: Rows | Tensor, neighbours: int = NEIGHBOURS
+) -> PrecisionRecall:
     """Precision and recall by balls around each image up to its k-th nearest other image of its set.
 
-    The ADM evaluator compares float16 distances, so its figures differ by about 1e-3.
+    Blocks of distances are in memory, never a whole set. The ADM evaluator compares float16 distances, so its figures
+    differ by about 1e-3.
 
     Raises:
         ValueError: a set of at most ``neighbours`` images.
     """
-    if min(len(real_nD), len(generated_mD)) <= neighbours:
-        raise ValueError(f"images: got {min(len(real_nD), len(generated_mD))}, allowed: more than {neighbours}")
-    real, generated = real_nD.float(), generated_mD.float()
+    real, generated = as_rows(real_nD), as_rows(generated_mD)
+    if min(len(real), len(generated)) <= neighbours:
+        raise ValueError(f"images: got {min(len(real), len(generated))}, allowed: more than {neighbours}")
     return PrecisionRecall(
         precision=_covered(generated, real, _radii(real, neighbours)),
         recall=_covered(real, generated, _radii(generated, neighbours)),
     )
 
 
-def _squared_distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Squared distances [up to ROWS, m] of runs of rows of x to all of y."""
-    norms = y.double().square().sum(dim=1)
-    for rows in x.double().split(ROWS):
-        yield (rows.square().sum(dim=1, keepdim=True) + norms - 2 * rows @ y.double().T).clamp(min=0)
+def _squared_distances(rows_nD: Tensor, support: Rows) -> Iterator[Tensor]:
+    """Squared distances [n, up to COLUMNS] of some rows to all of a set, block by block."""
+    x = rows_nD.double()
+    norms = x.square().sum(dim=1, keepdim=True)
+    for block in blocks(support, COLUMNS):
+        y = block.double()
+        yield (norms + y.square().sum(dim=1) - 2 * x @ y.T).clamp(min=0)
 
 
-def _radii(x: Tensor, neighbours: int) -> Tensor:
+def _radii(x: Rows, neighbours: int) -> Tensor:
     """Squared distance [n] of each image to its k-th nearest other one."""
-    # The nearest of all is the image itself, at distance 0.
-    return torch.cat([d.kthvalue(neighbours + 1, dim=1).values for d in _squared_distances(x, x)])
+    found = []
+    for rows in blocks(x, ROWS):
+        nearest = torch.full((len(rows), 0), torch.inf, dtype=torch.float64)
+        for distances in _squared_distances(rows, x):
+            both = torch.cat([nearest, distances], dim=1)
+            # The nearest of all is the image itself, at distance 0.
+            nearest = both.topk(min(neighbours + 1, both.shape[1]), largest=False, dim=1).values
+        found.append(nearest[:, neighbours])
+    return torch.cat(found)
 
 
-def _covered(x: Tensor, support: Tensor, radii: Tensor) -> float:
-    inside = [(d <= radii).any(dim=1) for d in _squared_distances(x, support)]
-    return float(torch.cat(inside).double().mean())
+def _covered(x: Rows, support: Rows, radii: Tensor) -> float:
+    inside = 0
+    for rows in blocks(x, ROWS):
+        hit = torch.zeros(len(rows), dtype=torch.bool)
+        for distances, limits in zip(_squared_distances(rows, support), radii.split(COLUMNS), strict=True):
+            hit |= (distances <= limits).any(dim=1)
+        inside += int(hit.sum())
+    return inside / len(x)
