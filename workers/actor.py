@@ -16,10 +16,11 @@ import ray
 import torch
 
 from workers.engine import Engine
-from workers.machine import describe_platform
+from workers.machine import describe_platform, memory_now
 from workers.memory import told_apart
+from workers.metrics import GPU_MEMORY, HOST_MEMORY, STAGE_SECONDS, STORE_RETRIES, Meter, Waiting
 from workers.place import DRIVER, find_sign, leave_sign
-from workers.records import ShardTask, WorkerSettings
+from workers.records import CommitRecord, ShardTask, WorkerSettings
 from workers.shard import commit_shard, committed, worker_name
 from workers.store import Store
 
@@ -43,6 +44,9 @@ class Worker:
         self._load_seconds = 0.0
         self._room = threading.BoundedSemaphore(settings.in_flight)
         self._device = threading.Lock()
+        self._meter, self._waiting = Meter(settings.name), Waiting()
+        self._retries = 0  # of the store, that are counted
+        self._watched = False
 
     def _loaded(self) -> Engine:
         # Not in the constructor: there an error would reach the driver as a dead actor instead of as itself.
@@ -69,6 +73,9 @@ class Worker:
         if self._settings.run:
             find_sign(self._store, self._settings.run, DRIVER, f"the worker {worker_name()}")
             leave_sign(self._store, self._settings.run, worker_name())
+        if not self._watched:
+            self._watched = True
+            self._meter.watch(self._look)
         return {
             "name": worker_name(),
             "platform": describe_platform(self._settings.device),
@@ -88,21 +95,39 @@ class Worker:
             StoreError: the output cannot be read or written.
             UnequalCommit: another attempt committed the shard first, with other bytes.
         """
-        record = committed(self._store, self._settings, task.shard)
-        if record is None:
-            with self._room:
-                with self._device, told_apart(self._settings.batch, torch.device(self._settings.device)):
-                    engine = self._loaded()
-                    shard = engine.decode(task)
-                result = engine.encode(shard)
-                record = commit_shard(self._store, self._settings, task, result)
-                if result.measured:
-                    from workers.quality import keep
-
-                    keep(self._store, result.measured, record.files[0].sha256)
-        else:
-            logger.info("shard %d is committed already, by %s", task.shard, record.worker)
+        with self._waiting:
+            record = committed(self._store, self._settings, task.shard)
+            if record is None:
+                record = self._make(task)
+            else:
+                logger.info("shard %d is committed already, by %s", task.shard, record.worker)
         return record.model_dump(mode="json")
+
+    def _make(self, task: ShardTask) -> CommitRecord:
+        with self._room:
+            with self._device, told_apart(self._settings.batch, torch.device(self._settings.device)):
+                engine = self._loaded()
+                shard = engine.decode(task)
+            result = engine.encode(shard)
+            record = commit_shard(self._store, self._settings, task, result)
+            if result.measured:
+                from workers.quality import keep
+
+                keep(self._store, result.measured, record.files[0].sha256)
+        if record.worker == worker_name():
+            self._meter.add_shard(record)
+        return record
+
+    def _look(self) -> None:
+        """Records what does not wait for the end of a shard."""
+        held = memory_now(torch.device(self._settings.device))
+        self._meter.set(HOST_MEMORY, held["host"])
+        if "device" in held:
+            self._meter.set(GPU_MEMORY, held["device"])
+        self._meter.add(STAGE_SECONDS, self._waiting.taken(), stage="waiting")
+        retries = self._store.retries
+        self._meter.add(STORE_RETRIES, retries - self._retries)
+        self._retries = retries
 
 
 def _cores_per_gpu() -> int:

@@ -18,11 +18,22 @@ def usable_cpus() -> int:
 
 def peak_memory(device: torch.device) -> dict[str, int]:
     """Most bytes that this process has held: ``host`` (resident; 0 if the kernel does not say), on a GPU ``device``."""
-    status = Path("/proc/self/status")
     # Not getrusage, which counts the parent's memory before exec.
+    held = {"host": _own_status("VmHWM")}
+    return {**held, **({"device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})}
+
+
+def memory_now(device: torch.device) -> dict[str, int]:
+    """Bytes that this process holds: ``host``, on a GPU ``device``, blocks that PyTorch keeps for later included."""
+    held = {"host": _own_status("VmRSS")}
+    return {**held, **({"device": torch.cuda.memory_reserved(device)} if device.type == "cuda" else {})}
+
+
+def _own_status(name: str) -> int:
+    """A size in bytes that the kernel tells of this process; 0: it does not."""
+    status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
-    host = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
-    return {"host": host, **({"device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})}
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
 
 
 def describe_machine() -> str:

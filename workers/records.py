@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -57,6 +58,7 @@ class QualitySettings(Settings):
 class WorkerSettings(PairSettings):
     """What every worker of a job needs to know; the same object for all of them."""
 
+    name: str = Field("", description="of the dataset, a label of the metrics")
     output: str = Field(description="fsspec URL of the output")
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the fsspec file system")
     method: Method
@@ -81,6 +83,16 @@ class WorkerSettings(PairSettings):
     def in_flight(self) -> int:
         """Shards that a worker holds at once, at most: one decoded, one encoded, one uploaded."""
         return 3 if self.overlaps else 1
+
+
+def stages_of(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by span put together by stage: what a worker does at a time may be in different stages.
+
+    Returns:
+        ``decode`` (with codec and features), ``encode``, ``upload``.
+    """
+    beside = {name: seconds.get(name, 0.0) for name in ("encode", "upload")}
+    return {"decode": sum(seconds.values()) - sum(beside.values()), **beside}
 
 
 class ShardTask(Settings):
@@ -149,6 +161,11 @@ class CommitRecord(Settings):
     images_by_label: tuple[int, ...]
     agreeing_by_label: tuple[int, ...] | None = Field(description="images the label classifier agrees with")
     sha256: str = Field("", description="over the record without this field, see `workers.sealed`")
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds at work by stage of the worker, see `stages_of`."""
+        return stages_of(self.seconds)
 
 
 class VoidRecord(Settings):

@@ -138,6 +138,7 @@ class Store:
     def __init__(self, url: str, storage_options: dict[str, Any] | None = None, known: bool = False) -> None:
         # A worker's current folder is not the driver's.
         self.url = url if "://" in url or "::" in url else str(Path(url).expanduser().absolute())
+        self.retries = 0  #: operations of this object that were tried once more
         self._options = dict(storage_options or {})
         hide(self._options)
         if known:
@@ -205,6 +206,7 @@ class Store:
 
         def log(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
+            self.retries += 1
             logger.warning("%s; trying again", self._failure(action, path, error or OSError("unknown")))
 
         def is_over(state: RetryCallState) -> bool:

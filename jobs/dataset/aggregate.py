@@ -21,12 +21,15 @@ from spd_core.accept.certificate import bounds
 from spd_core.law import Guarantee
 from workers import layout
 from workers.parquet import FEATURE_DIMS
+from workers.records import stages_of
 from workers.store import Store
 
 #: Images the distances are computed on, at most: the number published figures use, and what fits into memory.
 QUALITY_IMAGES = 50_000
 #: Fewer say nothing about a distribution of 1280 features.
 MIN_QUALITY_IMAGES = 50
+#: What the report calls a stage, where that is not its name.
+_AT_WORK = {"decode": "decoder"}
 Json = dict[str, Any]
 
 
@@ -42,12 +45,6 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _stages(seconds: dict[str, float]) -> dict[str, float]:
-    """Seconds at work of each stage of a worker; stages overlap where a worker holds several shards."""
-    beside = {name: seconds.get(name, 0.0) for name in ("encode", "upload")}
-    return {"decoder": sum(seconds.values()) - sum(beside.values()), **beside}
-
-
 def throughput(plan: Plan, totals: Totals) -> Json:
     """Images per second in total, per worker and per GPU, the idle and warm-up time, and the time split.
 
@@ -59,6 +56,7 @@ def throughput(plan: Plan, totals: Totals) -> Json:
     gpus = when.workers * plan.spec.workers.num_gpus
     started = datetime.datetime.fromisoformat(plan.created).timestamp()
     paid = when.workers * when.active_seconds
+    stages = {_AT_WORK.get(stage, stage): seconds for stage, seconds in stages_of(totals.seconds).items()}
     split = {**totals.seconds, "other": max(0.0, when.worker_seconds - sum(totals.seconds.values()))}
     return {
         "images_per_s": _ratio(images, when.active_seconds),
@@ -71,7 +69,7 @@ def throughput(plan: Plan, totals: Totals) -> Json:
         "idle_seconds": max(0.0, paid - when.worker_seconds),
         "idle_share": _ratio(max(0.0, paid - when.worker_seconds), paid),
         "seconds": dict(sorted(split.items(), key=lambda item: -item[1])),
-        "at_work": {name: _ratio(seconds, when.worker_seconds) for name, seconds in _stages(totals.seconds).items()},
+        "at_work": {name: _ratio(seconds, when.worker_seconds) for name, seconds in stages.items()},
         "peak_memory": totals.memory,
         "by_worker": [
             {

@@ -85,6 +85,13 @@ class Workers(Settings):
     )
     max_attempts: int = Field(5, ge=1, le=1000, description="tries at one shard before the job fails")
     price_per_hour: float | None = Field(None, ge=0, le=1e6, description="of one actor, for the cost in the report")
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="of a Ray that this job starts itself: port on 127.0.0.1 where Prometheus finds the metrics; "
+        "0: a free one",
+    )
 
     @property
     def device(self) -> str:

@@ -146,6 +146,9 @@ def _start(ray: Any, workers: Workers, folder: str, options: dict[str, Any]) -> 
     if wanted > (have := usable_cpus()):
         logger.warning("%d CPUs are asked for and this machine has %d: workers share them", wanted, have)
     _stay_on_loopback()
+    if workers.metrics_port:
+        _check_port(workers.metrics_port)
+        logger.info("metrics for Prometheus: http://%s:%d/metrics", _LOOPBACK, workers.metrics_port)
     ray.init(
         address="local",
         _node_ip_address=_LOOPBACK,
@@ -153,8 +156,23 @@ def _start(ray: Any, workers: Workers, folder: str, options: dict[str, Any]) -> 
         num_cpus=max(usable_cpus(), wanted),
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
+        _metrics_export_port=workers.metrics_port or None,
         **options,
     )
+
+
+def _check_port(port: int) -> None:
+    """Ray itself would start and serve no metrics.
+
+    Raises:
+        SpecError: somebody else listens there.
+    """
+    try:
+        socket.create_server((_LOOPBACK, port)).close()
+    except OSError as error:
+        raise SpecError(
+            f"workers.metrics_port: got {port}, allowed: a free port ({error.strerror or error}), or 0"
+        ) from error
 
 
 def worker_count(ray: Any, workers: Workers) -> int:

@@ -42,6 +42,7 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 def _settings(spec: FixedSpec, plan: Plan, store: Store, run: str, asked: Asked | None) -> WorkerSettings:
     return WorkerSettings(
+        name=spec.name,
         output=store.url,  # absolute: a worker's current folder is not the driver's
         storage_options=spec.storage_options,
         pair=spec.pair,

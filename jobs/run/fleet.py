@@ -25,6 +25,7 @@ from jobs.job.plan import Plan
 from jobs.job.requests import Tasks
 from jobs.job.spec import Workers
 from jobs.run.cluster import cut_off, draining_nodes, no_room, reserved, worker_count
+from jobs.run.gauges import Gauges
 from jobs.words.errors import JobError, SpecError
 from jobs.words.progress import Pulse, duration
 from spd_core.pairs.pair import PairError
@@ -32,6 +33,7 @@ from spd_core.quality.files import QualityError
 from workers import layout
 from workers.actor import Worker
 from workers.memory import OutOfMemory
+from workers.metrics import SHARD_FAILURES, SHARD_RETRIES, WORKER_FAILURES, Meter
 from workers.place import PlaceError, find_sign
 from workers.records import CommitRecord, WorkerSettings
 from workers.sealed import UnknownVersion
@@ -119,6 +121,7 @@ class Fleet:
     ) -> None:
         self._ray, self._store, self._plan, self._settings, self._workers = ray, store, plan, settings, workers
         self._tasks = Tasks(store, plan)
+        self._gauges = Gauges(Meter(settings.name), store, plan)
         self._failed_starts = 0
         self._failures: Counter[int] = Counter()  # of this run, by shard
         self._outages: Counter[int] = Counter()  # those of them in which the store failed
@@ -150,10 +153,14 @@ class Fleet:
         """Actors that may be given shards."""
         return sum(slot.up for slot in self._slots)
 
+    @property
+    def in_flight(self) -> int:
+        """Shards that actors have begun."""
+        return len({job.shard for slot in self._slots for job in self._begun(slot)})
+
     def in_words(self) -> str:
         """Actors that are up and shards that they have begun."""
-        begun = {job.shard for slot in self._slots for job in self._begun(slot)}
-        return f"workers up: {self.up} of {self.size}, shards in progress: {len(begun)}"
+        return f"workers up: {self.up} of {self.size}, shards in progress: {self.in_flight}"
 
     @property
     def platforms(self) -> frozenset[str]:
@@ -172,6 +179,7 @@ class Fleet:
         while not self.up:
             if pulse.due():
                 logger.info("workers up: 0 of %d after %s", self.size, duration(pulse.seconds))
+            self._gauges.set_workers(self.up, self.size)
             self._look_around(pending)
             self._wait_once(pending)
             self._drop_late(pending)
@@ -191,6 +199,8 @@ class Fleet:
             self._todo = len(self._missing)
             self._look_around(pending)
             self._hand_out(pending)
+            self._gauges.set_workers(self.up, self.size)
+            self._gauges.set_shards(self._missing, self.in_flight)
             records = self._wait_once(pending) + self._drop_late(pending)
             new = [record for record in records if record.shard in self._missing]
             self._missing.difference_update(record.shard for record in new)
@@ -261,6 +271,7 @@ class Fleet:
             waited = now - slot.since
             if slot.starting is not None and waited > limits.start_timeout_s:
                 late += 1
+                self._gauges.count(WORKER_FAILURES, "start")
                 self._drop(slot)
             elif slot.queue and waited > limits.shard_timeout_s:
                 records += self._lose(slot, f"no answer for {waited:.0f} s (workers.shard_timeout_s)", pending)
@@ -295,6 +306,7 @@ class Fleet:
                 if job is None:
                     continue
                 logger.info("shard %d is slow; an idle worker makes it too", job.shard)
+                self._gauges.count(SHARD_RETRIES, "slow")
                 self._give(slot, job.shard, job.attempt + 1)
 
     def _bears(self, slot: _Slot, shard: int) -> bool:
@@ -368,6 +380,7 @@ class Fleet:
         if isinstance(cause, PlaceError) and not self._made:
             raise cause  # later it is a node that is not like the others
         self._failed_starts += 1
+        self._gauges.count(WORKER_FAILURES, "start")
         if self._failed_starts >= self._workers.max_attempts:
             if not any(slot.up for slot in self._slots):
                 raise JobError(f"{self._failed_starts} workers in a row failed: {reason_of(error)}") from error
@@ -386,7 +399,7 @@ class Fleet:
                 logger.warning("%s", reason_of(error))
             if type(cause) is StoreError:
                 self._count_outage(job.shard, cause)
-            return self._judge(job, reason_of(error), pending)
+            return self._judge(job, reason_of(error), pending, "error")
         except self._ray.exceptions.RayError as error:
             # A node that the cloud took back says nothing about the shard.
             blame = not (getattr(error, "preempted", False) or slot.draining)
@@ -414,15 +427,25 @@ class Fleet:
         except DamagedCommit:
             return None
 
-    def _judge(self, job: _Job, reason: str, pending: _Pending, blame: bool = True) -> list[CommitRecord]:
-        """A failed attempt whose shard is committed all the same has succeeded; any other is tried again."""
+    def _judge(self, job: _Job, reason: str, pending: _Pending, kind: str, blame: bool = True) -> list[CommitRecord]:
+        """A failed attempt whose shard is committed all the same has succeeded; any other is tried again.
+
+        Args:
+            job: the attempt.
+            reason: of the failure, in words.
+            pending: shards to hand out.
+            kind: of the failure, ``error`` or ``lost``.
+            blame: it counts against the shard.
+        """
         record = self._committed(job.shard)
         if record is not None:
             return [record]
+        self._gauges.count(SHARD_FAILURES)
         self._failures[job.shard] += blame
         if self._failures[job.shard] >= self._workers.max_attempts:
             raise JobError(f"shard {job.shard} failed {self._workers.max_attempts} times, the most allowed: {reason}")
         logger.warning("shard %d, attempt %d: %s; trying again", job.shard, job.attempt, reason)
+        self._gauges.count(SHARD_RETRIES, kind)
         if not self._copies(job.shard):
             pending.appendleft((job.shard, job.attempt + 1))
         return []
@@ -430,12 +453,14 @@ class Fleet:
     def _lose(self, slot: _Slot, reason: str, pending: _Pending, blame: bool = True) -> list[CommitRecord]:
         """Drops an actor. A shard that was the only one begun there has failed; of several nobody knows which did."""
         begun, waiting = self._begun(slot), list(slot.queue)[self._held :]
+        self._gauges.count(WORKER_FAILURES, "lost")
         self._drop(slot)
         if len(begun) == 1:
-            records = self._judge(begun[0], reason, pending, blame)
+            records = self._judge(begun[0], reason, pending, "lost", blame)
         else:
             logger.warning("%d shards are made again, each alone: %s", len(begun), reason)
             self._alone.update(job.shard for job in begun)
+            self._gauges.count(SHARD_RETRIES, "lost", len(begun))
             again = (_Job(None, job.shard, job.attempt + 1) for job in reversed(begun))
             records = [record for job in again for record in self._return(job, pending, first=True)]
         return records + [record for job in waiting for record in self._return(job, pending)]

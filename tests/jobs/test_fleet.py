@@ -14,17 +14,21 @@ import pytest
 from jobs.job.plan import Plan, make_plan
 from jobs.job.spec import Spec, Workers
 from jobs.run import fleet as fleet_module
+from jobs.run import gauges as gauges_module
 from jobs.run.cluster import _fits
 from jobs.run.fleet import Fleet
 from jobs.words.errors import JobError, SpecError
 from spd_core.pairs.pair import PairError
 from tests.jobs.tree import tree_spec, worker_settings
+from tests.recorded import recorded
 from workers.engine import Engine
 from workers.memory import OutOfMemory
 from workers.place import PlaceError
 from workers.records import ShardTask
 from workers.shard import UnequalCommit, commit_shard, read_commit
 from workers.store import Store, StoreError
+
+__all__ = ["recorded"]
 
 
 class RayError(Exception):
@@ -459,3 +463,21 @@ def test_a_fleet_says_what_is_in_progress(job):
     made = fleet.run(dict.fromkeys(range(5), 0))
     said = {fleet.in_words() for _ in itertools.islice(made, 5)}
     assert "workers up: 2 of 2, shards in progress: 2" in said
+
+
+def test_what_goes_wrong_and_how_far_the_dataset_is_is_recorded(job, recorded, monkeypatch):
+    monkeypatch.setattr(gauges_module, "_EVERY_S", 0.0)
+
+    def script(actor: int, call: str, n: int) -> Any:
+        failed = {(0, "run", 0): RayTaskError(OSError("disk")), (0, "run", 1): ActorDied("gone")}
+        return failed.get((actor, call, n), "ok")
+
+    assert job.run(FakeRay(job.make, script), count=1) == list(range(5))
+    assert recorded.datasets == {"fashion"}
+    assert recorded["spd_shard_failures_total"] == 2
+    assert (recorded["spd_shard_retries_total", "error"], recorded["spd_shard_retries_total", "lost"]) == (1, 1)
+    assert recorded["spd_worker_failures_total", "lost"] == 1
+    shards = [recorded["spd_shards", state] for state in ("committed", "in_flight", "waiting")]
+    assert sum(shards) == 5 and shards[0] == 4, "as of the last look, before the last shard came"
+    assert recorded["spd_dataset_images", "committed"] + recorded["spd_dataset_images", "left"] == 20
+    assert (recorded["spd_workers", "up"], recorded["spd_workers", "missing"]) == (1, 0)

@@ -25,6 +25,7 @@ def tree_spec(folder: Path, **fields: object) -> Spec:
 
 def worker_settings(spec: Spec, plan: Plan) -> WorkerSettings:
     return WorkerSettings(
+        name=spec.name,
         output=spec.output,
         storage_options=spec.storage_options,
         pair=spec.pair,
