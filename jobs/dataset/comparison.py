@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jobs.dataset.commits import DamagedPart, Kept, read_part
 from jobs.job.quality import Quality
-from jobs.words.console import Steps
+from jobs.words.progress import Progress
 from spd_core.quality.comparison import PUBLISHED_IMAGES, Gathered, figures
 from spd_core.quality.extractors import FeatureMeasurer, Measurer, batch_of, key_of, load_extractor
 from spd_core.quality.files import bundled_references
@@ -39,7 +39,6 @@ from workers.store import Store
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
-_SAID_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -90,14 +89,16 @@ class Asked:
         if before is not None and {name: before.get(name) for name in about} == about:
             return False
         gathered = Gathered(self.extractor)
-        steps = Steps(len(used), _SAID_S)
-        for shard in used:
-            rows = rows_of(store, shard, self.extractor)
-            room = PUBLISHED_IMAGES - len(gathered)
-            gathered.add({name: values[:room] for name, values in rows.items()})
-            steps.done(f"{len(gathered)} images measured by {self.extractor.name}")
-            if each is not None:
-                each()
+        images = min(sum(shard.rows for shard in used), PUBLISHED_IMAGES)
+        with Progress(images, "images", note=f"measuring by {self.extractor.name}") as progress:
+            for shard in used:
+                rows = rows_of(store, shard, self.extractor)
+                room = images - len(gathered)
+                gathered.add({name: values[:room] for name, values in rows.items()})
+                progress.add(min(room, shard.rows))
+                progress.tick()
+                if each is not None:
+                    each()
         made: Json = {"skipped": f"{len(gathered)} images are too few"}
         if len(gathered) > 1:
             made = figures(gathered, self.reference)
