@@ -44,16 +44,22 @@ def _overrides(args: argparse.Namespace) -> list[str]:
 def _generate(args: argparse.Namespace) -> int:
     from jobs.job.spec import load_spec
     from jobs.run.driver import generate
+    from jobs.words.gained import gained_lines
     from jobs.words.phrases import counted
     from jobs.words.progress import duration
     from workers import layout
+    from workers.store import Store
 
-    done = generate(load_spec(args.spec, _overrides(args)))
+    spec = load_spec(args.spec, _overrides(args))
+    done = generate(spec)
     images, shards = counted(done["images"], "image", "images"), counted(done["shards"], "shard", "shards")
     say(
         f"{done['output']}: {images} in {shards}, "
         f"{done['made']} of them made in this run of {duration(done['seconds'])}"
     )
+    report = json.loads(Store(spec.output, spec.storage_options).read(layout.REPORT_JSON))
+    for line in gained_lines(report):
+        say(line)
     say(f"report: {done['output']}/{layout.REPORT_HTML}")
     return _OK
 

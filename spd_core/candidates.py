@@ -27,7 +27,8 @@ def admissible(
         windows: of head self-speculation, the best first; None: the pair's own.
         law: what is sampled; None: any that the pair can be sampled at.
     """
-    offered = card.of.offered(card, auto, windows or card.windows)
+    ways = card.of.likely if auto.candidates == "few" else card.of.offered
+    offered = ways(card, auto, windows or card.windows)
     possible = [method for method in offered if law is None or card.of.refused_at(law, method) is None]
     return tuple(method for method in possible if auto.guarantee.admits(method.guarantee))
 

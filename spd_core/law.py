@@ -377,11 +377,15 @@ class Auto(Settings):
     radius: float = Field(
         0.0, ge=0.0, le=1e6, description="guarantee w_inf or none: coupled acceptance at this radius too; 0: without it"
     )
+    candidates: Literal["all", "few"] = Field(
+        "all", description="few: plain decoding and the methods that are most often the fastest; all: every method"
+    )
     seconds: float = Field(
         120.0,
-        gt=0.0,
+        ge=0.0,
         le=86_400.0,
-        description="about how long the measurement takes; a large batch on a slow device needs more",
+        description="about how long the measurement takes; a large batch on a slow device needs more; 0: nothing is "
+        "measured, the pair's own exact method is taken",
     )
 
     @model_validator(mode="after")

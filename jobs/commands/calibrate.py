@@ -1,4 +1,7 @@
-"""``spd calibrate``: what method auto would choose, measured in this process, and whether that was right."""
+"""``spd calibrate``: what method auto would choose, measured in this process, and whether that was right.
+
+Of a spec with a method by name: how that method compares with plain decoding.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job.calibration import Calibration, CalibrationRow, Measure, TrialFailed, calibrate, most_turns
-from jobs.job.spec import FixedSpec, Spec, load_spec
-from jobs.run.auto import budget, ceilings_of, choices_of, shard_rows, told, trial_rows, trial_settings, trial_task
+from jobs.job.plan import utc_now
+from jobs.job.spec import UNNAMED, FixedSpec, Spec, load_spec
+from jobs.run.auto import (
+    budget,
+    ceilings_of,
+    choices_of,
+    is_brief,
+    shard_rows,
+    told,
+    trial_rows,
+    trial_settings,
+    trial_task,
+)
 from jobs.run.remembered import remember
 from jobs.words.console import say
 from jobs.words.errors import JobError, SpecError
@@ -20,7 +34,7 @@ from jobs.words.files import check_file
 from jobs.words.phrases import method_in_words, number
 from jobs.words.progress import Steps
 from spd_core.decode.trial import Trial
-from spd_core.law import Choice
+from spd_core.law import Choice, Null, Plain
 from spd_core.pairs.pair import PairCard, load_card
 from workers.trial import Trier
 
@@ -32,7 +46,7 @@ def _measure(trier: Trier, spec: Spec, card: PairCard, whole: bool) -> Measure:
     """Trials in this process, of the few images of the knock-out or of whole shards."""
 
     def measure(choice: Choice, lap: int, limit_s: float) -> Trial:
-        size = shard_rows(spec) if whole else trial_rows(spec, choice)
+        size = shard_rows(spec) if whole else trial_rows(spec, choice, limit_s)
         try:
             return trier.run(trial_task(spec, card, choice, size, lap, limit_s))
         except (RuntimeError, MemoryError) as error:
@@ -66,12 +80,18 @@ def table(rows: Sequence[CalibrationRow], whole: Sequence[float | None], family:
 
 def _spec(args: argparse.Namespace) -> Spec:
     spec = load_spec(args.spec, args.set)
-    if isinstance(spec, FixedSpec):
-        raise SpecError(f"method: got {spec.method.name!r}, allowed: auto")
+    if isinstance(spec.method, Null) or spec.method == Plain():
+        raise SpecError(f"method: got {spec.method.name!r}, allowed: auto, or a method to hold against plain decoding")
     if args.check < 0:
         raise SpecError(f"--check: got {args.check}, allowed: 0 or more")
     check_file("--json", args.json)
     return spec
+
+
+def _choices(spec: Spec, card: PairCard, machine: dict[str, str]) -> tuple[Choice, ...]:
+    if isinstance(spec, FixedSpec):
+        return tuple(Choice(method=method, batch=spec.batch) for method in (Plain(), spec.method))
+    return choices_of(spec, card, ceilings_of(machine))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,15 +105,17 @@ def run(args: argparse.Namespace) -> int:
     card = load_card(spec.pair)
     trier = Trier(trial_settings(spec, card))
     machine = trier.ready()
-    choices = choices_of(spec, card, ceilings_of(machine))
+    choices = _choices(spec, card, machine)
     try:
-        with Steps(most_turns(len(choices))) as steps:
+        with Steps(most_turns(len(choices), is_brief(spec))) as steps:
             measure = told(_measure(trier, spec, card, whole=False), steps)
-            best, rows, seconds = calibrate(choices, measure, budget(spec))
+            best, rows, seconds = calibrate(choices, measure, budget(spec) or UNNAMED.seconds, is_brief(spec))
     except TrialFailed as error:
         raise JobError(f"method auto: {error}") from error
-    asked = {"method": spec.method, "batch": spec.batch}
-    remember(spec, card, Calibration.model_validate({**asked, "rows": rows, "machine": machine, "seconds": seconds}))
+    if not isinstance(spec, FixedSpec):
+        asked = {"method": spec.method, "batch": spec.batch, "made": utc_now()}
+        found = {**asked, "rows": rows, "machine": machine, "seconds": seconds}
+        remember(spec, card, Calibration.model_validate(found))
     whole = None
     if args.check:
         with Steps(args.check * len(choices)) as steps:

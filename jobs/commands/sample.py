@@ -22,7 +22,7 @@ from jobs.words.files import check_file
 from spd_core.decode import decode
 from spd_core.draws import Draws
 from spd_core.law import Null
-from spd_core.pairs.pair import load_pair
+from spd_core.pairs.pair import load_card, load_pair
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +64,15 @@ def run(
 ) -> None:
     """Decodes ``n`` images and writes ``out``.
 
-    The images are those of a job with the same seed: request i has the id and the random numbers it has there.
+    The images are those of a job with the same seed and method: request i has the id and the random numbers it has
+    there. Nothing is measured: without a method it is the pair's own.
 
     Args:
         pair: bundled name or folder; None: the spec's default.
         n: how many.
         label: of every image, number or class name; None: all classes in turn.
         seed: the job's seed.
-        method: plain, cspd or speculative; None: that of the pair's family.
+        method: plain, cspd or speculative; None: the pair's own, see `Family.default_method`.
         overrides: ``field=value`` for any other field of the spec.
         out: ``.png`` (a grid, one column per class) or ``.npz`` (``images`` uint8 [n, H, W, C], ``labels`` int64 [n],
             ``tokens`` float32 [n, N, D]).
@@ -102,25 +103,27 @@ class Samples:
 def samples(spec: Spec) -> Samples:
     """Decodes the images of a spec in this process, on its GPU if it has one.
 
-    The images are those of a job with the same spec: request i has the id and the random numbers it has there.
+    The images are those of a job with the same spec, if it names its method: request i has the id and the random
+    numbers it has there. Nothing is measured: without a method it is the pair's own.
 
     Raises:
         SpecError: a method that makes no tokens, or has to be measured first; a request file.
         PairError: unreadable or corrupt weights.
     """
-    if isinstance(spec.method, Null):
-        raise SpecError("method: got 'null', allowed: a method that makes tokens")
-    if not isinstance(spec, FixedSpec):
+    fixed = spec.unmeasured(load_card(spec.pair)) if "method" in spec.open_fields else spec
+    if not isinstance(fixed, FixedSpec):
         raise SpecError("method: got 'auto', allowed: a method by name; only `spd generate` measures")
+    if isinstance(fixed.method, Null):
+        raise SpecError("method: got 'null', allowed: a method that makes tokens")
     if spec.requests.file is not None:
         raise SpecError("requests.file: got a file, allowed: none; only `spd generate` reads one")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_pair(spec.pair, device, draft=spec.method.uses_draft)
+    loaded = load_pair(fixed.pair, device, draft=fixed.method.uses_draft)
     classes = len(loaded.card.class_names)
-    asked = requests_of(range(spec.requests.count), spec.requests.labels, classes, spec.seed)
+    asked = requests_of(range(fixed.requests.count), fixed.requests.labels, classes, fixed.seed)
     labels, seeds = (torch.tensor(column, device=device) for column in (asked.labels, asked.seeds))
     began = time.perf_counter()
-    tokens = decode(loaded, spec.law, spec.method, labels, Draws(seeds), spec.batch).tokens
-    images = loaded.to_images(tokens, spec.law.dtype).numpy()
+    tokens = decode(loaded, fixed.law, fixed.method, labels, Draws(seeds), fixed.batch).tokens
+    images = loaded.to_images(tokens, fixed.law.dtype).numpy()
     log.info("%d images in %.1f s", len(images), time.perf_counter() - began)
     return Samples(images, labels.cpu().numpy(), tokens.cpu().numpy(), classes)

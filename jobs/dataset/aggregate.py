@@ -206,6 +206,12 @@ def _comparison(store: Store, shards: Sequence[Kept]) -> Json | None:
     return kept_comparison(store, shards)
 
 
+def _against_plain(plan: Plan) -> Json | None:
+    """What the method gains over plain decoding, as measured before the job; None: that was not measured."""
+    found = plan.calibration.comparison if plan.calibration else None
+    return found.model_dump(mode="json") if found else None
+
+
 def aggregate(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals) -> Json:
     """Everything the report shows except the images.
 
@@ -235,6 +241,7 @@ def aggregate(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals) 
         "law": spec.law.model_dump(mode="json"),
         "method": spec.method.model_dump(mode="json"),
         "guarantee": plan.guarantee,
+        "against_plain": _against_plain(plan),
         "calibration": plan.calibration.model_dump(mode="json") if plan.calibration else None,
         "seed": spec.seed,
         "pair": {**plan.pair.model_dump(), "family": plan.family, "sha256": plan.pair_sha256},

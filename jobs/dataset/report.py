@@ -18,6 +18,7 @@ from jobs.dataset.commits import Kept, read_part
 from jobs.dataset.totals import Totals
 from jobs.job.plan import Plan
 from jobs.words import phrases as words
+from jobs.words.gained import speed_in_words
 from jobs.words.progress import duration
 from workers import layout
 from workers.sealed import canonical_json
@@ -87,6 +88,7 @@ def render(report: Json, grid: dict[int, list[str]]) -> str:
         ),
         compared=words.comparison_in_words(report.get("comparison")),
         certified=words.certificate_in_words(report.get("certificate")),
+        gained=speed_in_words(report),
         split=_time_split(report),
         calibrated=_fastest_first(report["calibration"]),
     )

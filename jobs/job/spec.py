@@ -32,8 +32,10 @@ _LONGEST_S = 30 * 86_400.0  #: longest time that anything may be waited for
 UNFIXED = frozenset({"workers", "output", "storage_options", "pair", "requirements", "quality"})
 
 
+#: What a spec without a method asks for: the fastest of the few likely exact ones, as one worker finds in a moment.
+UNNAMED = Auto(candidates="few", seconds=10.0)
 #: Fields whose default is another one on a GPU or in another version: a resume takes those not given from the plan.
-_OPEN = ("batch", "shard_size", "image.effort")
+_OPEN = ("method", "batch", "shard_size", "image.effort")
 _ON_GPU = {"batch": 256, "shard_size": 512}
 #: Fields newer than the first plans, with the value that stands for what was done before: plans that know them not
 #: have the same fingerprint as plans with this value.
@@ -118,8 +120,9 @@ class Spec(Settings):
     requests: Requests = Requests()
     law: SamplerLaw = Field(description="what is sampled; missing fields are those of the pair's card")
     method: MethodRequest = Field(
+        UNNAMED,
         description="how it is decoded: plain, cspd, speculative or null; auto: the fastest, measured before the plan; "
-        "default: cspd for a MAR pair, speculative with the pair's windows for a causal one"
+        "default: the fastest of a few exact ones, measured in about ten seconds",
     )
     batch: int | Literal["auto"] = Field(
         32,
@@ -186,6 +189,15 @@ class Spec(Settings):
         given = {name: getattr(self, name) for name in Spec.model_fields}
         fixed = FixedSpec(**{**given, "method": choice.method, "batch": choice.batch})
         fixed._open, fixed._file_classes = self._open, self._file_classes
+        return fixed
+
+    def unmeasured(self, card: PairCard) -> FixedSpec:
+        """This spec without a measurement: its pair's own method, and the default batch where it asks for auto."""
+        batch = self.batch
+        if batch == "auto":
+            batch = _ON_GPU["batch"] if self.workers.num_gpus > 0 else Spec.model_fields["batch"].default
+        fixed = self.decided(Choice(method=card.of.default_method(card), batch=batch))
+        fixed._open |= {"batch"} if self.batch == "auto" else set()
         return fixed
 
     def with_open(self, values: dict[str, Any]) -> Self:
@@ -352,7 +364,8 @@ def make_spec(raw: dict[str, Any]) -> Spec:
             raw = {**raw, "requests": {**asked, "labels": _labels(asked["labels"], card)}}
         method = raw.get("method", {})
         if isinstance(method, dict) and "name" not in method:
-            raw = {**raw, "method": {**card.of.default_method(card).model_dump(), **method}}
+            raw = {**raw, "method": {**_meant(method, card).model_dump(), **method}}
+            raw = raw if method else {key: value for key, value in raw.items() if key != "method"}
         if complaint := refuse_switches(raw, Spec):
             raise SpecError(complaint)
         spec = Spec.model_validate(raw)
@@ -375,6 +388,13 @@ def make_spec(raw: dict[str, Any]) -> Spec:
     if isinstance(spec.method, Auto) or spec.batch == "auto":
         return spec
     return spec.decided(Choice(method=spec.method, batch=spec.batch))
+
+
+def _meant(fields: dict[str, Any], card: PairCard) -> Method | Auto:
+    """The method that fields without a name belong to: the default, or the first of the pair's that has them all."""
+    own = card.of.default_method(card)
+    known = [UNNAMED, own, *card.of.offered(card, Auto(guarantee=Guarantee.NONE), card.windows)]
+    return next((method for method in known if fields.keys() <= type(method).model_fields.keys()), own)
 
 
 def _given(raw: dict[str, Any], path: str) -> bool:

@@ -16,7 +16,7 @@ _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusive
 _METHODS = (
     "# Methods and their fields; `method: plain` is short for one with its defaults.",
     "# A method that is named takes the values below for what is not given.",
-    "# A spec that names none takes its pair's method, whose values, above, may be others.",
+    "# A spec that names none measures a few for a moment: its values, above, are others than those of auto below.",
 )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from jobs.job.calibration import Calibration, Measure, TrialFailed, calibrate, most_turns
-from jobs.job.plan import changed, parse_plan, refusal, requests_of
+from jobs.job.plan import changed, parse_plan, refusal, requests_of, utc_now
 from jobs.job.spec import FixedSpec, Spec, options_of
 from jobs.run.cluster import no_room, reserved
 from jobs.run.fleet import raise_if_hopeless, reason_of
@@ -18,7 +19,7 @@ from jobs.words.progress import Steps, duration
 from spd_core.candidates import all_choices, choices
 from spd_core.decode.ceilings import Ceilings
 from spd_core.decode.trial import Trial
-from spd_core.law import Auto, Choice
+from spd_core.law import Auto, Choice, Guarantee
 from spd_core.pairs.pair import PairCard, load_card
 from workers import layout
 from workers.records import PairSettings, TrialTask
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: Images of a trial, at least, if a shard has them: one alone says little of how often drafts are accepted.
 FEWEST_IMAGES = 8
+#: Where few choices are measured: share of the time that the first turn may take, a batch or the first part of one.
+_FIRST_TURN = 0.5
 #: Actors that may be lost under one choice before it is left out.
 _ACTORS = 2
 
@@ -67,16 +70,32 @@ def decided_before(spec: Spec, store: Store) -> Decided | None:
         return spec, None
     stored = parse_plan(store.read(layout.PLAN)) if store.exists(layout.PLAN) else None
     if stored is None:
-        return _of_commits(spec, store)
-    asked = {name: spec.model_dump(mode="json")[name] for name in ("method", "batch")}
+        return _of_commits(spec, store) or _unmeasured(spec)
     kept = stored.calibration
     before = kept.model_dump(mode="json", include={"method", "batch"}) if kept else stored.stored_spec
+    asked = {name: spec.model_dump(mode="json")[name] for name in _asked(spec)}
     if found := changed({name: before[name] for name in asked}, asked):
         raise refusal(found)
+    if kept is None:
+        logger.info("no method is asked for: going on with that of the stored plan, %s", _named(stored.choice, spec))
     measured_on = kept.machine.get("device", "cpu") if kept else "cpu"
     if kept and kept.rows and spec.workers.device == "cuda" and measured_on == "cpu":
         logger.warning("method auto: the stored choice was measured on a CPU; another output is measured on a GPU")
     return spec.decided(stored.choice), kept
+
+
+def _asked(spec: Spec) -> list[str]:
+    """What a resume must find in the stored plan: of a spec without a method, the batch if it names one."""
+    if "method" not in spec.open_fields:
+        return ["method", "batch"]
+    return [] if spec.batch == "auto" else ["batch"]
+
+
+def _unmeasured(spec: Spec) -> Decided | None:
+    """The pair's own method where no time is given to measure others."""
+    if budget(spec) > 0:
+        return None
+    return spec.unmeasured(load_card(spec.pair)), _calibration(spec, unmeasured="method.seconds is 0")
 
 
 def _of_commits(spec: Spec, store: Store) -> Decided | None:
@@ -87,6 +106,9 @@ def _of_commits(spec: Spec, store: Store) -> Decided | None:
     card = load_card(spec.pair)
     if not isinstance(spec.method, Auto):
         raise TypeError("a spec with a method, expected one with auto")
+    # Earlier versions decoded by others of the pair's methods where none was asked for.
+    ways = [spec.method] if "method" not in spec.open_fields else [spec.method, Auto(guarantee=Guarantee.NONE)]
+    possible = [choice for auto in ways for choice in all_choices(card, auto, spec.batch, shard_rows(spec))]
     for path in sorted(store.list(layout.COMMITS)):
         found = layout.parse_commit(path)
         try:
@@ -95,16 +117,21 @@ def _of_commits(spec: Spec, store: Store) -> Decided | None:
             continue
         if record is None:
             continue
-        for choice in all_choices(card, spec.method, spec.batch, shard_rows(spec)):
+        for choice in possible:
             fixed = spec.decided(choice)
             if fixed.fingerprint(card) == record.fingerprint:
-                return fixed, _calibration(spec, rows=(), machine={}, seconds=0.0)
+                return fixed, _calibration(spec)
         raise SpecError(f"output: {path} belongs to another job, allowed: another output")
     return None
 
 
 def _calibration(spec: Spec, **measured: Any) -> Calibration:
-    return Calibration.model_validate({"method": spec.method, "batch": spec.batch, **measured})
+    nothing: dict[str, Any] = {"rows": (), "machine": {}, "seconds": 0.0}
+    return Calibration.model_validate({"method": spec.method, "batch": spec.batch, **nothing, **measured})
+
+
+class _TooSlow(Exception):
+    """The time for the measurement is too short for this pair on this device."""
 
 
 def decide(ray: Any, spec: Spec) -> Decided:
@@ -125,24 +152,31 @@ def decide(ray: Any, spec: Spec) -> Decided:
         remembered = recall(spec, card, trials.machine)
         if remembered is not None and remembered.chosen is not None:
             best = Choice(method=remembered.chosen.method, batch=remembered.chosen.batch)
-            logger.info("method auto: %s, as measured before on such a device", _named(best, card))
-            return spec.decided(best), remembered
+            logger.info("method auto: %s, as measured before on such a device", _named(best, spec))
+            return spec.decided(best), remembered.model_copy(update={"remembered": True})
         options = choices_of(spec, card, ceilings_of(trials.machine))
         logger.info("method auto: measuring %s", measured_in_words(spec, options))
-        with Steps(most_turns(len(options))) as steps:
-            best, rows, seconds = calibrate(options, told(trials.measure, steps), budget(spec))
+        with Steps(most_turns(len(options), is_brief(spec))) as steps:
+            best, rows, seconds = calibrate(options, told(trials.measure, steps), budget(spec), is_brief(spec))
+    except _TooSlow:
+        fixed, why = spec.unmeasured(card), f"a batch takes more than {duration(_FIRST_TURN * budget(spec))}"
+        logger.warning(
+            "method auto: %s: taking %s unmeasured", why, _named(Choice(method=fixed.method, batch=fixed.batch), spec)
+        )
+        return fixed, _calibration(spec, machine=trials.machine, unmeasured=why)
     except TrialFailed as error:
         raise JobError(f"method auto: {error}") from error
     finally:
         trials.stop()
-    logger.info("method auto: %s, after %s", _named(best, card), duration(seconds))
-    found = _calibration(spec, rows=rows, machine=trials.machine, seconds=seconds)
+    logger.info("method auto: %s, after %s", _named(best, spec), duration(seconds))
+    found = _calibration(spec, rows=rows, machine=trials.machine, seconds=seconds, made=utc_now())
     remember(spec, card, found)
     return spec.decided(best), found
 
 
-def _named(choice: Choice, card: PairCard) -> str:
-    return f"{method_in_words(choice.method.model_dump(), card.family)} at batch {choice.batch}"
+def _named(choice: Choice, spec: Spec) -> str:
+    family = load_card(spec.pair).family
+    return f"{method_in_words(choice.method.model_dump(), family)} at batch {choice.batch}"
 
 
 def told(measure: Measure, steps: Steps) -> Measure:
@@ -163,6 +197,11 @@ def told(measure: Measure, steps: Steps) -> Measure:
 def budget(spec: Spec) -> float:
     """Seconds that the measurement may take, about; 0: there is none."""
     return spec.method.seconds if isinstance(spec.method, Auto) else 0.0
+
+
+def is_brief(spec: Spec) -> bool:
+    """Whether few choices are measured in a moment, a batch each."""
+    return isinstance(spec.method, Auto) and spec.method.candidates == "few"
 
 
 def measured_in_words(spec: Spec, options: Sequence[Choice]) -> str:
@@ -189,9 +228,13 @@ def shard_rows(spec: Spec) -> int:
     return min(spec.shard_size, spec.requests.count)
 
 
-def trial_rows(spec: Spec, choice: Choice) -> int:
-    """Images of a trial: of a shard, as many as show slots being filled again."""
-    return min(shard_rows(spec), max(FEWEST_IMAGES, 4 * choice.batch))
+def trial_rows(spec: Spec, choice: Choice, limit_s: float = 0.0) -> int:
+    """Images of a trial: of a shard, as many as show slots being filled again.
+
+    Of a brief measurement, or where a batch is to be whole, those of a batch.
+    """
+    fills = 1 if is_brief(spec) or math.isinf(limit_s) else 4
+    return min(shard_rows(spec), max(FEWEST_IMAGES, fills * choice.batch))
 
 
 def trial_task(spec: Spec, card: PairCard, choice: Choice, size: int, lap: int, limit_s: float) -> TrialTask:
@@ -241,8 +284,17 @@ class Trials:
 
         Raises:
             TrialFailed: the decoder failed, or took two actors with it.
+            _TooSlow: it is the first turn of all, and there is no time for others.
         """
-        return self.ask(trial_task(self._spec, self._card, choice, trial_rows(self._spec, choice), lap, limit_s))
+        spec = self._spec
+        task = trial_task(spec, self._card, choice, trial_rows(spec, choice, limit_s), lap, limit_s)
+        trial = self.ask(task)
+        if lap == 0 and is_brief(spec):
+            longest = _FIRST_TURN * budget(spec)
+            # A device's first call of all may wait for kernels to be made.
+            if trial.seconds > longest and self.ask(task).seconds > longest:
+                raise _TooSlow
+        return trial
 
     def ask(self, task: TrialTask, whole: bool = False) -> Trial:
         """A trial of some requests; all of them, made into images, if it is to be whole.

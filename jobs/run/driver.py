@@ -17,7 +17,7 @@ from jobs.job.calibration import Calibration
 from jobs.job.plan import Plan, as_planned, check_weights, make_plan, store_plan
 from jobs.job.requests import store_requests
 from jobs.job.spec import FixedSpec, Spec, options_of
-from jobs.run.auto import decide, decided_before
+from jobs.run.auto import Decided, decide, decided_before
 from jobs.run.cluster import running_ray
 from jobs.run.fit import fitted, is_to_be_fitted
 from jobs.run.fleet import Fleet
@@ -160,7 +160,7 @@ def generate(spec: Spec) -> dict[str, Any]:
             check_weights(spec.pair, load_card(spec.pair).sha256)
             logger.info("starting Ray and the worker that measures")
             with running_ray(spec.workers) as ray, stoppable():
-                fixed = decide(ray, spec) if decided is None else (fitted(ray, decided[0]), decided[1])
+                fixed = _measured(ray, spec, store) if decided is None else (fitted(ray, decided[0]), decided[1])
                 plan, made = _generate(*fixed, store, asked)
     return {
         "output": public_url(spec.output),
@@ -169,6 +169,15 @@ def generate(spec: Spec) -> dict[str, Any]:
         "made": made,
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def _measured(ray: Any, spec: Spec, store: Store) -> Decided:
+    """The method that a worker finds to be the fastest, at a batch that fits."""
+    if "method" in spec.open_fields and spec.batch != "auto":
+        fixed = spec.unmeasured(load_card(spec.pair))
+        if is_to_be_fitted(fixed, store):
+            spec = spec.with_open({"batch": fitted(ray, fixed).batch})
+    return decide(ray, spec)
 
 
 def _refuse_a_lost_folder(spec: Spec) -> None:

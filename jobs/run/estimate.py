@@ -45,7 +45,9 @@ class Estimate(Settings):
     seconds: float | None = Field(description="without the start of the workers")
     cost: float | None = Field(description="at workers.price_per_hour")
     encoded_per_s: float = Field(description="images that a worker encodes a second, as measured here")
-    memory: BatchMemory | None = Field(description="of a batch; None while the method is still to be measured")
+    memory: BatchMemory | None = Field(
+        description="of a batch; where no method is asked for, by the pair's own; None with auto"
+    )
 
     @property
     def waits_for_encoding(self) -> bool:
@@ -115,9 +117,11 @@ def estimate(card: PairCard, spec: Spec) -> Estimate:
     height, width, channels = card.image_shape
     per_image = height * width * channels + (_FEATURE_BYTES if spec.features else 0)
     workers = _workers(spec)
-    rate = measured_rate(card, spec) if isinstance(spec, FixedSpec) else None
+    fixed = [spec] if isinstance(spec, FixedSpec) else [spec.decided(choice) for choice in choices_of(spec, card)]
+    rate = max((found for each in fixed if (found := measured_rate(card, each))), default=None)
     at = assumed_device(spec) if rate is None else None
     rate, without_windows = _predicted(card, spec, at) if at else (rate, False)
+    own = spec.unmeasured(card) if "method" in spec.open_fields else spec
     rows = spec.requests.count
     seconds = rows / (rate * workers) if rate else None
     price = spec.workers.price_per_hour
@@ -134,7 +138,7 @@ def estimate(card: PairCard, spec: Spec) -> Estimate:
         seconds=seconds,
         cost=cost,
         encoded_per_s=_encoders(spec) / encoding_cost(card.image_shape, spec.image).seconds,
-        memory=batch_memory(card, spec.law, spec.method, spec.batch) if isinstance(spec, FixedSpec) else None,
+        memory=batch_memory(card, spec.law, own.method, own.batch) if isinstance(own, FixedSpec) else None,
     )
 
 

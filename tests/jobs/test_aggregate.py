@@ -49,7 +49,8 @@ def record(shard: int, start: float, wall: float, worker: str = "a", **fields: o
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
     pair = str(make_tiny_pair(tmp_path_factory.mktemp("pairs") / "tiny"))
-    spec = make_spec({"pair": pair, "requests": {"count": 30}, "shard_size": 10, "workers": {"price_per_hour": 36.0}})
+    raw = {"pair": pair, "method": "cspd", "requests": {"count": 30}, "workers": {"price_per_hour": 36.0}}
+    spec = make_spec({**raw, "shard_size": 10})
     return make_plan(spec).model_copy(update={"created": (EPOCH - datetime.timedelta(seconds=5)).isoformat()})
 
 

@@ -43,7 +43,7 @@ def test_importing_it_loads_nothing():
 
 def test_samples_are_the_images_of_a_job(pair, tmp_path, monkeypatch):
     spec = {"pair": pair, "output": str(tmp_path / "out"), "requests": {"count": 5}, "features": False}
-    spec |= {"seed": 3, "workers": {"count": 1}}
+    spec |= {"seed": 3, "workers": {"count": 1}, "method": "plain"}
     monkeypatch.setattr("jobs.run.driver.running_ray", inline_ray)
     assert spd.generate(spec)["images"] == 5
     made = spd.sample(spec)

@@ -16,7 +16,7 @@ from jobs.run.auto import choices_of, decide, decided_before, trial_rows
 from jobs.run.remembered import folder
 from jobs.words.errors import JobError, SpecError
 from spd_core.decode.trial import Trial
-from spd_core.law import Auto, Choice, Plain
+from spd_core.law import Auto, Choice, Guarantee, Plain
 from spd_core.pairs.pair import PairError, TunedWindows, load_card
 from spd_core.train.bundle import record_windows
 from tests.jobs.test_fleet import ActorDied, GetTimeoutError, RayError, RayTaskError, Ref
@@ -171,6 +171,77 @@ def test_commit_records_of_another_job_are_refused_before_anything_is_measured(p
         decided_before(spec, store)
 
 
+def unnamed_spec(pair: str, output: Path, **fields: object) -> Spec:
+    """A spec that names no method."""
+    raw: dict[str, Any] = {"pair": pair, "output": str(output), "features": False, "shard_size": 4}
+    return make_spec({**raw, "requests": {"count": 10}, **fields})
+
+
+@pytest.mark.parametrize("name", ["fashion-ar", "fashion-mar", "fashion-vq"])
+def test_a_spec_without_a_method_measures_few_exact_ones_in_seconds(name, tmp_path):
+    spec, card = unnamed_spec(name, tmp_path), load_card(name)
+    found = choices_of(spec, card)
+    assert found[0].method == Plain() and 1 < len(found) <= 5 and {choice.batch for choice in found} == {spec.batch}
+    assert {choice.method.guarantee for choice in found} == {Guarantee.EXACT}
+    assert spec.method.seconds <= 10
+    assert card.of.default_method(card).guarantee is Guarantee.EXACT
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "meant"),
+    [
+        ("fashion-ar", {"seconds": 3}, {"name": "auto", "candidates": "few", "seconds": 3.0}),
+        ("fashion-ar", {"guarantee": "tv", "delta": 4}, {"name": "auto", "candidates": "few", "delta": 4.0}),
+        ("fashion-ar", {"gamma": 3}, {"name": "speculative", "gamma": 3, "stride": 15}),
+        ("fashion-ar", {"head_window": [4]}, {"name": "plain", "head_window": [4]}),
+        ("fashion-mar", {"aligned": False}, {"name": "cspd", "gamma": 8, "aligned": False, "head_window": []}),
+        ("fashion-vq", {"gamma": 6}, {"name": "speculative", "gamma": 6, "drafter": "draft"}),
+    ],
+)
+def test_fields_without_a_name_are_those_of_the_method_that_has_them(name, fields, meant, tmp_path):
+    method = unnamed_spec(name, tmp_path, method=fields).method.model_dump(mode="json")
+    assert {key: method[key] for key in meant} == meant
+    if "gamma" in fields and name == "fashion-ar":
+        assert tuple(method["head_window"]) == load_card(name).windows[0]
+
+
+#: What versions that measured nothing took where no method was named.
+FORMER = {"name": "cspd", "gamma": 8}
+
+
+def test_an_output_that_an_earlier_version_began_goes_on_as_it_was_begun(pair, tmp_path, caplog):
+    former = unnamed_spec(pair, tmp_path / "out", method=FORMER)
+    store, plan = Store(former.output), make_plan(former)
+    store_plan(store, plan)
+    caplog.set_level("INFO")
+    fixed, calibration = decided_before(unnamed_spec(pair, tmp_path / "out"), store)
+    assert (fixed.method.name, calibration) == ("cspd", None)
+    assert make_plan(fixed, calibration).fingerprint == plan.fingerprint
+    assert "no method is asked for: going on with that of the stored plan, cspd (variant released" in caplog.text
+    with pytest.raises(SpecError, match="batch: got 2, stored 32; allowed: the stored value, or another output"):
+        decided_before(unnamed_spec(pair, tmp_path / "out", batch=2), store)
+    with pytest.raises(SpecError, match=r"method\.name: got 'auto', stored 'cspd'"):
+        decided_before(unnamed_spec(pair, tmp_path / "out", method="auto"), store)
+
+
+def test_commit_records_tell_what_an_earlier_version_began(pair, tmp_path):
+    former = unnamed_spec(pair, tmp_path / "out", method=FORMER, batch=2)
+    store, plan = Store(former.output), make_plan(former)
+    make_shards(store, former, plan)
+    fixed, _ = decided_before(unnamed_spec(pair, tmp_path / "out", batch=2), store)
+    assert make_plan(fixed).fingerprint == plan.fingerprint
+
+
+def test_without_time_the_pairs_own_method_is_taken_and_a_resume_finds_it(pair, tmp_path):
+    spec = unnamed_spec(pair, tmp_path / "out", method={"seconds": 0}, batch="auto")
+    fixed, calibration = decided_before(spec, Store(spec.output))
+    assert (fixed.method, fixed.batch) == (load_card(pair).of.default_method(load_card(pair)), 32)
+    assert "batch" in fixed.open_fields, "on a GPU it is halved until it fits"
+    assert (calibration.unmeasured, calibration.rows) == ("method.seconds is 0", ())
+    store_plan(Store(spec.output), make_plan(fixed, calibration))
+    assert decided_before(spec, Store(spec.output))[0].method == fixed.method
+
+
 class FakeRay:
     """Actors that answer at once, as a script says; only what the measurement uses of Ray."""
 
@@ -304,13 +375,39 @@ def test_a_worker_that_does_not_come_up_ends_the_job(pair, tmp_path, ready, erro
 GPU = {**FACTS, "device": "NVIDIA H100 80GB HBM3", "cuda": "13.0", "flops": "7.98e+14", "bytes_per_s": "3e+12"}
 
 
+def test_where_the_first_turn_takes_too_long_the_pairs_own_method_is_taken(pair, tmp_path, caplog):
+    ray = FakeRay(lambda *_: Trial(1.0, 6.0))
+    spec = unnamed_spec(pair, tmp_path)
+    fixed, calibration = decide(ray, spec)
+    assert fixed.method == load_card(pair).of.default_method(load_card(pair)) and fixed.batch == spec.batch
+    assert calibration.unmeasured == "a batch takes more than 5.0 s" and calibration.rows == ()
+    assert len(ray.tasks) == 2, "the first call of all may wait for kernels, so there was a second"
+    assert "taking plain (head_window 4) at batch 32 unmeasured" in caplog.text
+    assert not list(folder().glob("auto-*.json"))
+    patient = FakeRay(lambda *_: Trial(1.0, 6.0))
+    assert decide(patient, auto_spec(pair, tmp_path))[1].rows, "who asks for auto waits"
+
+
+def test_a_choice_says_what_it_gains_over_plain_decoding_measured_in_turns(pair, tmp_path):
+    ray = FakeRay(lambda task, _: Trial(2.0, 1.0 if windowed(task) else 4.0))
+    _, calibration = decide(ray, unnamed_spec(pair, tmp_path))
+    found = calibration.comparison
+    assert found.ratio == 4.0 and found.batch == 32 and set(found.method) == {2.0} and set(found.plain) == {0.5}
+    assert found.made == calibration.made and found.made.startswith("20")
+    last = [windowed(task) for task in ray.tasks[-2:]]
+    assert sorted(last) == [False, True], "they take turns"
+    assert {len(task.seeds) for task in ray.tasks} == {4}, "a batch, of a shard of four"
+    _, calibration = decide(FakeRay(lambda *_: Trial(1.0, 1.0)), unnamed_spec(pair, tmp_path, seed=1, batch=3))
+    assert calibration.chosen.method == Plain() and calibration.comparison is None
+
+
 def test_what_was_measured_is_remembered(pair, tmp_path):
     first, second = FakeRay(faster_with_windows), FakeRay(faster_with_windows)
     fixed, measured = decide(first, auto_spec(pair, tmp_path / "a"))
     again, remembered = decide(second, auto_spec(pair, tmp_path / "b", seed=3))
     assert first.tasks and not second.tasks
     assert (again.method, again.batch) == (fixed.method, fixed.batch)
-    assert remembered == measured
+    assert not measured.remembered and remembered == measured.model_copy(update={"remembered": True})
     assert second.killed == 1, "the worker that said what it is goes"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from itertools import pairwise
@@ -37,6 +38,8 @@ class Machine:
     def measure(self, choice: Choice, lap: int, limit_s: float) -> Trial:
         place = CHOICES.index(choice)
         self.asked.append((place, lap, limit_s))
+        if math.isinf(limit_s):  # a whole batch
+            limit_s = choice.batch / self.rates[place]
         rate = self.disturb(place, len(self.asked), self.rates[place])
         if rate < 0:
             raise TrialFailed("no memory")
@@ -53,8 +56,9 @@ def test_the_fastest_is_chosen_and_every_choice_has_a_row():
     assert [(row.method, row.batch) for row in rows] == [(choice.method, choice.batch) for choice in CHOICES]
     assert [row.images_per_s for row in rows] == pytest.approx(RATES)
     assert [row.chosen for row in rows] == [place == 7 for place in range(10)]
-    assert {place for place, row in enumerate(rows) if len(row.trials) == LAPS} == {6, 7, 8}
-    assert all(len(row.trials) == 1 for place, row in enumerate(rows) if place not in (6, 7, 8))
+    # The fastest three, and plain decoding at the batch of the fastest.
+    assert {place for place, row in enumerate(rows) if len(row.trials) == LAPS} == {5, 6, 7, 8}
+    assert all(len(row.trials) == 1 for place, row in enumerate(rows) if place not in (5, 6, 7, 8))
     assert all(row.guarantee is Guarantee.EXACT and not row.problem for row in rows)
     assert seconds == pytest.approx(120.0)
 
@@ -72,8 +76,8 @@ def test_a_clear_winner_is_found_in_a_fraction_of_the_time():
     best, rows, seconds = calibrate(CHOICES, machine.measure, 120.0)
     assert best == CHOICES[7]
     assert len(rows[7].trials) == 1
-    # The first rounds' third, and one of the two laps in which only the winner and the second take turns.
-    assert [place for place, _, _ in machine.asked[-2:]] == [7, 8]
+    # The first rounds' third, and one of the laps in which only the winner, the second and plain decoding take turns.
+    assert [place for place, _, _ in machine.asked[-3:]] == [7, 8, 5]
     assert seconds <= 120 * (1 / 3 + 1 / 3) + 1e-6
 
 
@@ -103,17 +107,17 @@ def test_one_lucky_turn_does_not_win():
 
 
 def test_a_machine_that_slows_down_slows_all_finalists():
-    # The best comes last into the last round, which loses 2 % a turn: one finalist after the other, in place of in
-    # turn, would cost it 11 %, more than its lead.
+    # The best comes last into the last round, which loses 1 % a turn: one finalist after the other, in place of in
+    # turn, would cost it more than its lead.
     rates = [1.0] * 7 + [2.0, 2.1, 2.0]
 
     def disturb(place: int, turn: int, rate: float) -> float:
         early = turn <= 1 + len(CHOICES)
-        return (1.9 if place == 8 else rate) if early else rate * 0.98 ** (turn - 11)
+        return (1.9 if place == 8 else rate) if early else rate * 0.99 ** (turn - 11)
 
     machine = Machine(rates, disturb)
     assert calibrate(CHOICES, machine.measure, 60.0)[0] == CHOICES[8]
-    assert [place for place, _, _ in machine.asked[-FINALISTS:]][-1] == 8
+    assert [place for place, _, _ in machine.asked[-FINALISTS - 1 :]] == [7, 9, 5, 8]
 
 
 def test_with_noise_the_choice_is_near_the_best():
@@ -161,6 +165,35 @@ def test_nothing_left_is_an_error():
         calibrate(CHOICES, Machine([-1.0] * 10).measure, 60.0)
 
 
+@pytest.mark.parametrize(
+    ("batch_s", "laps"), [((1.0, 1.0), 3), ((10.0, 12.0), 2), ((23.0, 24.0), 1), ((60.0, 61.0), 2)]
+)
+def test_a_brief_last_round_is_of_whole_batches_unless_they_take_much_too_long(batch_s, laps):
+    found = last_round(batch_s, 60.0, brief=True)
+    assert (found.size, found.laps, math.isinf(found.limit_s)) == (2, laps, laps == 1)
+
+
+def test_a_brief_measurement_meets_the_best_and_plain_decoding_again():
+    choices, machine = CHOICES[5:], Machine(RATES)
+    best, rows, _ = calibrate(choices, machine.measure, 10.0, brief=True)
+    assert best == CHOICES[7]
+    assert [place for place, _, _ in machine.asked] == [5, 5, 6, 7, 8, 9, *[7, 5] * (len(rows[0].trials))]
+    # Cut-off turns flatter the windows; whole batches show that plain decoding is as fast.
+    flattered = Machine(RATES, lambda place, turn, rate: 3.0 if place == 7 and turn > 6 else rate)
+    assert calibrate(choices, flattered.measure, 10.0, brief=True)[0] == CHOICES[5]
+
+
+def test_the_gain_is_the_median_over_pairs_of_turns():
+    rates = [1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 1.0, 1.0]
+    _, rows, seconds = calibrate(CHOICES, Machine(rates).measure, 60.0)
+    raw = {"method": Auto(), "batch": "auto", "machine": {}, "seconds": seconds, "made": "today"}
+    found = Calibration(**raw, rows=rows).comparison
+    assert (found.ratio, found.batch, found.made) == (2.0, 4, "today")
+    uneven = [row.model_copy(update={"trials": row.trials[:1]}) if row.chosen else row for row in rows]
+    assert Calibration(**raw, rows=uneven).comparison is None, "they did not take turns"
+    assert Calibration(**raw, rows=()).comparison is None
+
+
 @pytest.mark.parametrize("count", [*range(1, 14), 28, 100])
 def test_early_rounds_share_their_time(count):
     found = early_rounds(count, 90.0)
@@ -193,7 +226,9 @@ def test_finalists_have_the_time_for_a_batch_in_every_turn_where_they_can(batch_
     assert found.limit_s * found.size * found.laps == pytest.approx(90.0)
 
 
-@pytest.mark.parametrize(("slower", "finalists", "turns"), [(1, (6, 7, 8), 3), (9, (6, 7, 8), 2), (40, (7, 8), 2)])
+@pytest.mark.parametrize(
+    ("slower", "finalists", "turns"), [(1, (5, 6, 7, 8), 3), (9, (5, 7, 8), 2), (40, (5, 7, 8), 2)]
+)
 def test_slow_choices_have_fewer_and_longer_turns(slower, finalists, turns):
     _, rows, seconds = calibrate(CHOICES, Machine([rate / slower for rate in RATES]).measure, 90.0)
     assert {place: len(row.trials) for place, row in enumerate(rows) if len(row.trials) > 1} == dict.fromkeys(
@@ -213,7 +248,7 @@ def test_the_last_round_gets_what_the_first_left():
     machine = Quick(RATES)
     calibrate(CHOICES, machine.measure, 90.0)
     assert machine.asked[1][2] == pytest.approx(30.0 / len(CHOICES))
-    assert machine.asked[-1][2] == pytest.approx((90.0 - 0.1 * len(CHOICES)) / (FINALISTS * LAPS))
+    assert machine.asked[-1][2] == pytest.approx((90.0 - 0.1 * len(CHOICES)) / ((FINALISTS + 1) * LAPS))
 
 
 def test_a_calibration_has_one_chosen_row():

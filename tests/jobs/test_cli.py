@@ -54,7 +54,7 @@ def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
             "method={name: auto, guarantee: sure}",
             "method.guarantee: got 'sure', allowed: exact, tv, w_inf, none",
         ),
-        ("method={name: auto, seconds: 0}", "method.seconds: got 0, allowed: a number, above 0"),
+        ("method={name: auto, seconds: -1}", "method.seconds: got -1, allowed: a number from 0 to 86,400"),
         ("method={name: auto, gamma: 4}", "method.gamma: unknown field, got 4"),
         ("method={name: auto, delta: 2}", "allowed: delta belongs to guarantee tv or none, got 2 with exact"),
         (
@@ -159,7 +159,7 @@ def test_status_and_report_print_where_things_are(tmp_path, capsys):
 def test_plan_writes_nothing_and_prices_what_is_known(pair, tmp_path, capsys):
     out = tmp_path / "out"
     given = ["plan", "--set", f"pair={pair}", "--set", "requests.count=1000", "--output", str(out)]
-    assert main([*given, "--set", "workers.price_per_hour=1"]) == 0
+    assert main([*given, "--set", "workers.price_per_hour=1", "--set", "method=cspd"]) == 0
     text = capsys.readouterr().out
     assert "1,000 of 3 classes, 16 shards" in text
     assert "unknown: the pair's card has no figures at this law and method" in text
@@ -183,7 +183,8 @@ def test_plan_of_auto_says_what_will_be_measured_and_invents_no_figure(pair, tmp
 
 
 def test_estimate_takes_the_nearest_measured_batch(pair):
-    spec = make_spec({"pair": pair, "requests": {"count": 100}, "workers": {"count": 2, "price_per_hour": 36.0}})
+    workers = {"count": 2, "price_per_hour": 36.0}
+    spec = make_spec({"pair": pair, "method": "cspd", "requests": {"count": 100}, "workers": workers})
     settings = spec.method.model_dump(mode="json", exclude={"name"})
     row = {"method": "cspd", "settings": settings, "law": spec.law.model_dump(), "batch": 1, "images_per_s": 1.0}
     others = [{**row, "batch": 24, "images_per_s": 5.0}, {**row, "method": "plain", "images_per_s": 9.0}]
@@ -193,6 +194,13 @@ def test_estimate_takes_the_nearest_measured_batch(pair):
     assert guess.seconds == pytest.approx(10.0)
     assert guess.cost == pytest.approx(36.0 * 2 * 10 / 3600)
     assert any("about 10.0 s" in line for line in estimate_lines(card, spec, guess))
+    unnamed = make_spec({"pair": pair, "batch": 1})
+    plain = {**row, "method": "plain"}
+    others = [{**plain, "settings": {"head_window": [*w]}, "images_per_s": 3.0 + sum(w)} for w in ((), (8,))]
+    card = card.model_copy(update={"figures": {"bench": {"rows": [row, *others]}}})
+    assert estimate(card, unnamed).images_per_s_per_worker == 11.0, (
+        "of the exact methods that may be taken, the fastest"
+    )
 
 
 def test_a_plan_says_on_which_machine_the_speed_behind_its_time_was_measured():
@@ -228,7 +236,9 @@ def test_what_cannot_be_predicted_stays_unknown_on_gpus(pair):
 def test_spec_text_is_the_default_spec():
     text = spec_as_yaml()
     raw = yaml.safe_load(text)
-    assert raw["method"]["name"] == "speculative"
+    assert raw["method"] == {
+        "name": "auto", "guarantee": "exact", "candidates": "few", "seconds": 10.0, "delta": 1.0, "radius": 0.0
+    }  # fmt: skip
     assert "# method auto, guarantee at least exact: The fastest" in text and "#   seconds: 120.0" in text
     assert "# images decoded together (1 to 65536)" in text
     assert "# images of the dataset (>= 1, <= 10000000000)" in text and "(one of paper, released)" in text
@@ -244,8 +254,8 @@ def test_the_fields_of_each_method_in_the_spec_text_are_yaml_that_makes_it():
 
 
 def test_the_spec_text_says_why_the_default_method_has_other_values_than_the_method_alone():
-    assert make_spec({}).method != make_spec({"method": "speculative"}).method
-    assert "A spec that names none takes its pair's method, whose values, above, may be others." in spec_as_yaml()
+    assert make_spec({}).method != make_spec({"method": "auto"}).method
+    assert "A spec that names none measures a few for a moment: its values, above, are others" in spec_as_yaml()
 
 
 def test_shorthands_and_yaml_null_method(pair, tmp_path):

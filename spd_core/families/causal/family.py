@@ -68,15 +68,22 @@ class CausalFamily(HeadFamily):
             raise TypeError(f"config: got {type(config).__name__}, allowed: CausalConfig")
         return Causal(config)
 
-    def default_method(self, card: PairCard) -> Plain | Speculative:
-        return Plain() if card.draft is None else Speculative(gamma=4, head_window=card.windows[0])
+    def default_method(self, card: PairCard) -> Plain:
+        return Plain(head_window=card.windows[-1])
 
     def offered(self, card: PairCard, auto: Auto, windows: Sequence[HeadWindow]) -> Iterator[Method]:
         yield from super().offered(card, auto, windows)
         if card.draft is None:
             return
         for gamma, stride in SPECULATION:
+            for rule in (Acceptance(), *self.relaxed(auto)):
+                yield Speculative(gamma=gamma, stride=stride, acceptance=rule, head_window=windows[0])
             yield Speculative(gamma=gamma, stride=stride)
+
+    def likely(self, card: PairCard, auto: Auto, windows: Sequence[HeadWindow]) -> Iterator[Method]:
+        yield from super().likely(card, auto, windows)
+        if card.draft is not None:
+            gamma, stride = SPECULATION[0]
             for rule in (Acceptance(), *self.relaxed(auto)):
                 yield Speculative(gamma=gamma, stride=stride, acceptance=rule, head_window=windows[0])
 

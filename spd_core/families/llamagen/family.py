@@ -87,6 +87,11 @@ class LlamaGenFamily(Family):
         for gamma, drafter, rule in itertools.product(GAMMAS, card.drafters, (Acceptance(), *self.relaxed(auto))):
             yield Speculative(gamma=gamma, drafter=drafter, acceptance=rule)
 
+    def likely(self, card: PairCard, auto: Auto, windows: Sequence[HeadWindow]) -> Iterator[Method]:
+        yield from super().likely(card, auto, windows)
+        for gamma, drafter, rule in itertools.product(GAMMAS, card.drafters[:1], (Acceptance(), *self.relaxed(auto))):
+            yield Speculative(gamma=gamma, drafter=drafter, acceptance=rule)
+
     def law_in_words(self, law: SamplerLaw) -> str:
         late = f" up to code {law.cfg_interval + 2}" if law.cfg_interval >= 0 and law.cfg != 1 else ""
         kept = f"top-k {law.top_k or 'off'}, top-p {law.top_p:g}"

@@ -71,8 +71,8 @@ class MarFamily(HeadFamily):
             raise TypeError(f"config: got {type(config).__name__}, allowed: MarConfig")
         return Mar(config)
 
-    def default_method(self, card: PairCard) -> Plain | Cspd:
-        return Plain() if card.draft is None else Cspd()
+    def default_method(self, card: PairCard) -> Plain:
+        return Plain(head_window=card.windows[-1])
 
     def offered(self, card: PairCard, auto: Auto, windows: Sequence[HeadWindow]) -> Iterator[Method]:
         yield from super().offered(card, auto, windows)
@@ -80,6 +80,11 @@ class MarFamily(HeadFamily):
             for gamma in GAMMAS:
                 yield Cspd(gamma=gamma)
                 yield Cspd(gamma=gamma, head_window=windows[0])
+
+    def likely(self, card: PairCard, auto: Auto, windows: Sequence[HeadWindow]) -> Iterator[Method]:
+        yield from super().likely(card, auto, windows)
+        if card.draft is not None:
+            yield Cspd(gamma=GAMMAS[-1])
 
     def law_in_words(self, law: SamplerLaw) -> str:
         made = f"{law.num_iter} iterations, {path_in_words(law)}"

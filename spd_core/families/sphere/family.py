@@ -90,6 +90,12 @@ class SphereFamily(HeadFamily):
             for rule in (Acceptance(), *self.relaxed(auto)):
                 yield Speculative(gamma=gamma, stride=STRIDE, acceptance=rule, head_window=windows[0])
 
+    def likely(self, card: PairCard, auto: Auto, windows: Sequence[HeadWindow]) -> Iterator[Method]:
+        yield from super().likely(card, auto, windows)
+        if card.draft is not None:
+            for rule in (Acceptance(), *self.relaxed(auto)):
+                yield Speculative(gamma=GAMMAS[0], stride=STRIDE, acceptance=rule, head_window=windows[0])
+
     def refused_at(self, law: SamplerLaw, method: Method) -> str | None:
         return refused_without_handoff(law, method)
 
