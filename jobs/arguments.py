@@ -45,6 +45,28 @@ def _report(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _reference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        help="folder of images, Parquet file or folder, .npz with arr_0, or URL or folder of a dataset of spd",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE.npz", help="the statistics")
+    parser.add_argument("--extractor", choices=("efficientnet", "inception"), default="efficientnet")
+    parser.add_argument("--weights", metavar="FILE", help="path or URL of the weights of inception")
+    parser.add_argument(
+        "--features",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep the features of N images too, for precision, recall and KID; published ones use 10,000",
+    )
+    parser.add_argument("--column", default="image", help="of the encoded images in Parquet; default: image")
+    parser.add_argument(
+        "--storage-option", action="append", default=[], metavar="KEY=VALUE", help="of the file system of IMAGES"
+    )
+
+
 def _export(parser: argparse.ArgumentParser) -> None:
     _output(parser)
     parser.add_argument("destination", metavar="DEST", help="URL or folder to export to: empty, or an export begun")
@@ -332,6 +354,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 #: By command, in the order of ``spd --help``; ``spec`` has none.
 ADD = {
     "generate": _spec, "plan": _spec, "status": _output, "validate": _output, "report": _report,
+    "reference": _reference,
     "nightly": _nightly, "compare": _compare, "export": _export, "sample": _sample,
     "bench": _bench, "calibrate": _calibrate, "overhead": _overhead, "train": _train, "convert": _convert,
 }  # fmt: skip

@@ -123,6 +123,13 @@ def _report(args: argparse.Namespace) -> int:
     return _OK
 
 
+def _reference(args: argparse.Namespace) -> int:
+    from jobs.commands.reference import run
+
+    args.options = _storage_options(args.storage_option)
+    return run(args)
+
+
 def _export(args: argparse.Namespace) -> int:
     from jobs.export.command import run
 
@@ -162,6 +169,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "status": ("how far a job is, from the store alone", _status),
     "validate": ("re-read a dataset and name every damaged file", _validate),
     "report": ("write report.html and report.json from what is committed", _report),
+    "reference": ("statistics of real images, to hold generated ones against", _reference),
     "nightly": (
         "tonight's dataset or one that is there, a record of it, trend pages, and a verdict: 3 if worse",
         _nightly,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -28,9 +27,8 @@ from spd_core.quality.extractors import FeatureMeasurer, Measurer, batch_of, key
 from spd_core.quality.files import bundled_references
 from spd_core.quality.statistics import Statistics, check_made_by, load_statistics
 from workers import layout
-from workers.encode import decode_image
+from workers.decoding import in_batches, rgb
 from workers.fetched import local_file
-from workers.machine import usable_cpus
 from workers.quality import keep, kept
 from workers.records import QualityFile, QualitySettings
 from workers.redact import public_url
@@ -148,34 +146,26 @@ def rows_of(store: Store, shard: Kept, measurer: Measurer) -> dict[str, Tensor]:
     digest = shard.digests[0].hex()
     found = kept(store, measurer, digest, shard.rows)
     if found is None:
-        batches = [measurer(images) for images in _images(shard.paths[0], read_part(store, shard, layout.DATA))]
+        batches = [measurer(images) for images in images_of(shard.paths[0], read_part(store, shard, layout.DATA))]
         found = {name: torch.cat([batch[name] for batch in batches]) for name in measurer.rows}
         keep(store, {key_of(measurer): found}, digest)
     return found
 
 
-def _images(path: str, data: bytes) -> Iterator[list[Tensor]]:
-    """The images of a data file, a pass of a network at a time; the next are decoded meanwhile.
+def images_of(path: str, data: bytes) -> Iterator[list[Tensor]]:
+    """The images of a data file, uint8 [H, W, 3], a pass of a network at a time.
 
     Raises:
         DamagedPart: an image does not decode.
     """
-
-    def decoded(raw: bytes) -> Tensor:
-        return torch.from_numpy(decode_image(raw, channels=3).copy())
-
     file = pq.ParquetFile(pa.BufferReader(data))
-    ahead: deque[list[Future[Tensor]]] = deque()
-    with ThreadPoolExecutor(usable_cpus()) as pool:
-        try:
-            for batch in file.iter_batches(batch_of(own_device()), columns=["image"]):
-                ahead.append([pool.submit(decoded, image["bytes"]) for image in batch["image"].to_pylist()])
-                if len(ahead) > 1:
-                    yield [future.result() for future in ahead.popleft()]
-            while ahead:
-                yield [future.result() for future in ahead.popleft()]
-        except ValueError as error:
-            raise DamagedPart(f"{path}: {error}") from error
+    at_once = batch_of(own_device())
+    batches = file.iter_batches(at_once, columns=["image"])
+    encoded = (image["bytes"] for batch in batches for image in batch["image"].to_pylist())
+    try:
+        yield from in_batches((partial(rgb, each) for each in encoded), at_once)
+    except ValueError as error:
+        raise DamagedPart(f"{path}: {error}") from error
 
 
 def _used(shards: Sequence[Kept]) -> list[Kept]:

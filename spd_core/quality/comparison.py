@@ -193,7 +193,9 @@ def _said(made: Mapping[str, Any]) -> list[Told | tuple[str, str]]:
     if made.get("frechet") is not None:
         rows.append(("not called FID", made["why_not_fid"]))
     if made.get("no_features"):
-        rows.append(("precision, recall, KID", f"not computed: {made['no_features']} (`spd reference --features`)"))
+        rows.append(
+            ("precision, recall, KID", f"not computed: {made['no_features']} (`spd reference --features N` keeps them)")
+        )
     elif made["reference"] and not made.get("kid"):
         rows.append(("KID", f"not computed: it needs {KID_SIZE:,} images on either side"))
     rows.append(("features", f"{made['extractor']}, {made['resize']}; weights sha256 {made['weights_sha256']}"))

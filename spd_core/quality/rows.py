@@ -108,15 +108,33 @@ def blocks(rows: Rows, size: int = BLOCK) -> Iterator[Tensor]:
         yield rows.read(start, min(start + size, len(rows)))
 
 
-def moments(rows: Rows) -> Moments:
-    """Moments of all rows; two D x D matrices and a block of rows are held."""
-    total = Moments(0, torch.zeros(rows.dims, dtype=torch.float64), torch.zeros(rows.dims, rows.dims).double())
-    for block in blocks(rows):
-        x = block.double()
+class RunningMoments:
+    """Moments of rows that pass by; one D x D matrix is held."""
+
+    def __init__(self, dims: int) -> None:
+        self._count = 0
+        self._sum = torch.zeros(dims, dtype=torch.float64)
+        self._outer = torch.zeros(dims, dims, dtype=torch.float64)
+
+    def add(self, rows_nD: Tensor) -> None:
+        """Takes in some rows."""
+        x = rows_nD.double()
+        self._count += len(x)
+        self._sum += x.sum(dim=0)
         # In place: a new D x D matrix for every block would cost more than its sums.
-        total.outer.addmm_(x.T, x)
-        total = Moments(total.count + len(x), total.sum + x.sum(dim=0), total.outer)
-    return total
+        self._outer.addmm_(x.T, x)
+
+    def moments(self) -> Moments:
+        """Of the rows so far; they must not be added to afterwards."""
+        return Moments(self._count, self._sum, self._outer)
+
+
+def moments(rows: Rows) -> Moments:
+    """Moments of all rows, block by block."""
+    total = RunningMoments(rows.dims)
+    for block in blocks(rows):
+        total.add(block)
+    return total.moments()
 
 
 def frechet_of_rows(rows: Rows, reference: Moments) -> float:

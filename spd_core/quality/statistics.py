@@ -50,7 +50,7 @@ class MadeBy(Settings):
     extractor: str
     weights_sha256: str
     resize: str
-    images: int = Field(ge=2, description="behind mean and covariance")
+    images: int | None = Field(ge=2, description="behind mean and covariance; None: the file they are of does not say")
     source: str = Field("", description="what they were read from")
     program: str = Field("", description="and its version")
 
@@ -106,7 +106,7 @@ def _read(name: str, path: Path) -> Statistics:
             if POOL not in kinds:
                 raise refused("has no mu and sigma")
             made_by = _made_by(archive) if "made_by" in members else None
-            count = made_by.images if made_by else 2
+            count = (made_by.images if made_by else None) or 2
             moments = {kind: _gaussian(archive, count, *ARRAYS[kind]) for kind in kinds}
             features = _features(archive, len(moments[POOL].sum)) if "features" in members and made_by else None
     except QualityError:

@@ -98,8 +98,8 @@ def test_a_stopped_report_goes_on_where_it_was(output: Path, files: Path, monkey
     damaged.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     (output / layout.COMPARISON).unlink()
     untouched, read = kept.stat().st_mtime_ns, []
-    images = comparison._images
-    monkeypatch.setattr(comparison, "_images", lambda path, data: read.append(path) or images(path, data))
+    images = comparison.images_of
+    monkeypatch.setattr(comparison, "images_of", lambda path, data: read.append(path) or images(path, data))
     assert main(["report", str(output), *asking(files)]) == 0
     assert compared(output) == before and len(read) == 2 and kept.stat().st_mtime_ns == untouched
 
@@ -107,7 +107,7 @@ def test_a_stopped_report_goes_on_where_it_was(output: Path, files: Path, monkey
 @pytest.mark.usefixtures("public")
 def test_a_job_measures_while_it_runs(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     in_process(monkeypatch)
-    monkeypatch.setattr(comparison, "_images", None)  # nothing is left to measure for the driver
+    monkeypatch.setattr(comparison, "images_of", None)  # nothing is left to measure for the driver
     block = {"extractor": "inception", "weights": str(files / "w.pth"), "reference": str(files / "adm.npz")}
     spec = job(str(make_tiny_pair(tmp_path / "pair")), requests={"count": 5}, quality=block)
     assert run(spec) is None
@@ -141,7 +141,7 @@ def test_jpeg_images_are_measured_as_their_files_hold_them(files: Path, tmp_path
     commit_shard(store, settings, task_of(plan, 0, 0), result)
     ((_, data),) = [(path, store.read(path)) for path in store.list(layout.DATA)]
     asked = comparison.resolve(parse_quality(asking(files)[1::2]), spec.output, {})
-    (images,) = comparison._images("data", data)
+    (images,) = comparison.images_of("data", data)
     assert torch.allclose(asked.extractor(images)["pool"], rows["pool"], atol=1e-4)
 
 
