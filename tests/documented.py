@@ -1,8 +1,9 @@
-"""The worked examples of docs/architecture.md, which tests hold against the code that they run."""
+"""What docs show that tests run: the worked examples of docs/architecture.md, and the commands of a page."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -19,3 +20,32 @@ def shown_under(heading: str) -> str:
 def code_of(module: ModuleType) -> str:
     """A module's text without its docstring."""
     return Path(str(module.__file__)).read_text().partition("\n\n")[2].strip()
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The words of every ``spd`` command in a page's bash blocks, in their order, without ``spd``.
+
+    Args:
+        page: markdown; of several sections or of one.
+
+    Raises:
+        ValueError: a command of another program, which the caller could not run.
+    """
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            program, *words = shlex.split(line, comments=True) or [""]
+            if program not in ("", "spd"):
+                raise ValueError(f"command: got {program}, allowed: spd")
+            found += [words] if program else []
+    return found
+
+
+def section_of(page: str, heading: str) -> str:
+    """A section of a page, up to the next heading of its level."""
+    return page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+def shown_by(page: str) -> list[str]:
+    """The lines of a page's text blocks: what its commands print, among other lines."""
+    return [line for block in re.findall(r"```text\n(.*?)```", page, flags=re.DOTALL) for line in block.splitlines()]

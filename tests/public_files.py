@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -38,22 +39,21 @@ def shapes_of(make: Callable[[], nn.Module], prefix: str = "") -> dict[str, list
         return {prefix + key: list(value.shape) for key, value in make().state_dict().items()}
 
 
-def random_weights(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
-    """Weights with which every layer passes on about what it gets."""
-    generator = torch.Generator().manual_seed(seed)
-    return {key: _random(key, shape, generator) for key, shape in shapes.items()}
+def random_weights(shapes: Shapes) -> dict[str, Tensor]:
+    """Weights with which every layer passes on about what it gets; those of a key depend on the key alone."""
+    return {key: _random(key, shape) for key, shape in shapes.items()}
 
 
-def _random(key: str, shape: list[int], generator: torch.Generator) -> Tensor:
+def _random(key: str, shape: list[int]) -> Tensor:
     if key.endswith("freqs_cis"):  # a table of the grid, the only one in a public file that is no weight
         cells, pairs, _ = shape
         side = math.isqrt(cells)
-        return rotary_table(cells - side * side, side, 2 * pairs).view(shape)
+        return torch.view_as_real(rotary_table(cells - side * side, side, 2 * pairs))
     if key.endswith("codebook_used"):
         return torch.zeros(shape)
     if len(shape) == 1:
         return torch.full(shape, 1.0 if key.endswith("weight") else 0.0)
-    return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+    return torch.empty(shape).normal_(0.0, 0.02, generator=torch.Generator().manual_seed(crc32(key.encode())))
 
 
 def _last(averaged: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,11 +87,13 @@ def _sphere_vae(state: dict[str, Tensor]) -> dict[str, Any]:
     return {"model": state, "model_disc": {"weight": torch.zeros(1)}, "epochs": 50}
 
 
-#: By the name that a file is downloaded under: its model in `KEYS`, and what holds the weights.
+#: By the path that a file is downloaded to: its model in `KEYS`, and what holds the weights.
 PACKED: dict[str, tuple[str, Callable[[dict[str, Tensor]], dict[str, Any]]]] = {
-    "checkpoint-last.pth": ("mar_base", _mar),
+    "mar_base/checkpoint-last.pth": ("mar_base", _mar),
+    "mar_huge/checkpoint-last.pth": ("mar_huge", _mar),
     "kl16.ckpt": ("mar_vae_kl16", _model),
     "c2i_B_256.pt": ("llamagen_gpt_b_c2i", _llamagen),
+    "c2i_L_256.pt": ("llamagen_gpt_l_c2i", _llamagen),
     "vq_ds16_c2i.pt": ("llamagen_vq16", _model),
     "SphereAR_B.pt": ("sphere_b", _sphere),
     "SphereAR_L.pt": ("sphere_l", _sphere),
@@ -101,7 +103,7 @@ PACKED: dict[str, tuple[str, Callable[[dict[str, Tensor]], dict[str, Any]]]] = {
 
 
 def write(folder: Path, name: str, shapes: Shapes | None = None) -> Path:
-    """Writes a file under its public name.
+    """Writes a file to its public path below a folder.
 
     Args:
         folder: where.
@@ -109,7 +111,7 @@ def write(folder: Path, name: str, shapes: Shapes | None = None) -> Path:
         shapes: by key; None: the public model's.
     """
     model, packed = PACKED[name]
-    # The autoencoder inside a model's file is the one of its own file.
-    state = random_weights(shapes or public_shapes(model))
-    torch.save(packed(state), folder / name)
-    return folder / name
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(packed(random_weights(shapes or public_shapes(model))), path)
+    return path
