@@ -14,7 +14,7 @@ from jobs.run.cluster import no_room, reserved
 from jobs.run.fleet import raise_if_hopeless, reason_of
 from jobs.run.remembered import recall, remember
 from jobs.words.errors import JobError, SpecError
-from jobs.words.phrases import method_in_words
+from jobs.words.phrases import counted, method_in_words
 from jobs.words.progress import Steps, duration
 from spd_core.candidates import all_choices, choices
 from spd_core.decode.ceilings import Ceilings
@@ -208,7 +208,7 @@ def measured_in_words(spec: Spec, options: Sequence[Choice]) -> str:
     """How much is measured, and in what time."""
     methods, batches = (len({getattr(choice, name) for choice in options}) for name in ("method", "batch"))
     sizes = f"{batches} batch sizes" if batches > 1 else f"batch {options[0].batch}"
-    return f"{methods} methods at {sizes}, about {duration(budget(spec))}"
+    return f"{counted(methods, 'method', 'methods')} at {sizes}, about {duration(budget(spec))}"
 
 
 def trial_settings(spec: Spec, card: PairCard) -> PairSettings:

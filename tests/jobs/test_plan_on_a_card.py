@@ -60,8 +60,9 @@ def test_a_card_that_is_not_listed_is_not_taken_for_another(pair):
 
 
 def test_windows_that_were_not_tuned_for_the_pair_are_left_out_and_said_so(tmp_path):
-    told = planned(str(make_tiny_sphere_pair(tmp_path / "spheres")), {"accelerator_type": "H100"})
-    assert "head_window" in told["method"]
+    method = {"name": "plain", "head_window": [3, 2]}
+    told = planned(str(make_tiny_sphere_pair(tmp_path / "spheres")), {"accelerator_type": "H100"}, method=method)
+    assert "head_window 3/2" in told["method"]
     assert told["time"].endswith(
         ", from speeds seen on one, without head self-speculation, whose gain here is not known"
     )
