@@ -67,6 +67,28 @@ def _reference(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.5 <= seconds <= 3600:  # which no other text is, and neither is nan
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: 0.5 to 3600 seconds, after OUTPUT")
+    return seconds
+
+
+def _status(parser: argparse.ArgumentParser) -> None:
+    _output(parser)
+    parser.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=5.0,
+        metavar="SECONDS",
+        help="look again every so often, default 5, until the job is finished",
+    )
+
+
 def _export(parser: argparse.ArgumentParser) -> None:
     _output(parser)
     parser.add_argument("destination", metavar="DEST", help="URL or folder to export to: empty, or an export begun")
@@ -353,7 +375,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 
 #: By command, in the order of ``spd --help``; ``spec`` has none.
 ADD = {
-    "generate": _spec, "plan": _spec, "status": _output, "validate": _output, "report": _report,
+    "generate": _spec, "plan": _spec, "status": _status, "validate": _output, "report": _report,
     "reference": _reference,
     "nightly": _nightly, "compare": _compare, "export": _export, "sample": _sample,
     "bench": _bench, "calibrate": _calibrate, "overhead": _overhead, "train": _train, "convert": _convert,

@@ -90,9 +90,14 @@ def _output(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from jobs.dataset.status import status
+    from jobs.dataset.status import Watched
 
-    say("\n".join(status(*_output(args)).lines()))
+    watched = Watched(*_output(args))
+    if args.watch is not None:
+        from jobs.commands.watch import watch
+
+        return watch(watched.look, args.watch)
+    say("\n".join(watched.look().lines()))
     return _OK
 
 

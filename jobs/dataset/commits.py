@@ -162,13 +162,17 @@ def last_generations(paths: Iterable[str], plan: Plan) -> dict[int, int]:
     return dict(sorted(last.items()))
 
 
-def read_committed(store: Store, plan: Plan, each: Callable[[CommitRecord], None] | None = None) -> Committed:
+def read_committed(
+    store: Store, plan: Plan, each: Callable[[CommitRecord], None] | None = None, known: Committed | None = None
+) -> Committed:
     """The record that holds for every shard of the job; one that cannot be believed is damaged.
 
     Args:
         store: the output.
         plan: of the job.
-        each: called with every sound commit record, in the order of the shards; it is then forgotten.
+        each: called with every sound commit record that is read, in the order of the shards; it is then forgotten.
+        known: of an earlier look. A record never changes, so those that were sound then are not read again, and do
+            not count for the platforms.
 
     Raises:
         SpecError: a record is another job's.
@@ -177,8 +181,11 @@ def read_committed(store: Store, plan: Plan, each: Callable[[CommitRecord], None
     """
     listed = store.list(layout.COMMITS)
     last = last_generations(listed, plan)
-    shards = list(last)
     result = Committed()
+    if known is not None:
+        same = {shard: kept for shard, kept in known.records.items() if last.get(shard) == kept.generation}
+        result.records.update(same)
+    shards = [shard for shard in last if shard not in result.records]
     for start in range(0, len(shards), _RECORDS):
         paths = {shard: layout.commit(shard, last[shard]) for shard in shards[start : start + _RECORDS]}
         found = store.read_many({path: listed[path] for path in paths.values()})
@@ -196,6 +203,7 @@ def read_committed(store: Store, plan: Plan, each: Callable[[CommitRecord], None
                 result.platforms[chain.commit.platform] += 1
                 if each is not None:
                     each(chain.commit)
+    result.records = dict(sorted(result.records.items()))
     return result
 
 
