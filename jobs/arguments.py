@@ -89,6 +89,25 @@ def _status(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _validate(parser: argparse.ArgumentParser) -> None:
+    _output(parser)
+    parser.add_argument(
+        "--redecode",
+        type=int,
+        default=0,
+        metavar="N",
+        help="then decode N of its images again, at another batch size and in this process; the report tells how many "
+        "have the same bytes",
+    )
+    parser.add_argument(
+        "--redecode-batch",
+        type=int,
+        default=0,
+        metavar="B",
+        help="that batch size; default 1, or 8 where the job's is 1",
+    )
+
+
 def _export(parser: argparse.ArgumentParser) -> None:
     _output(parser)
     parser.add_argument("destination", metavar="DEST", help="URL or folder to export to: empty, or an export begun")
@@ -375,7 +394,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 
 #: By command, in the order of ``spd --help``; ``spec`` has none.
 ADD = {
-    "generate": _spec, "plan": _spec, "status": _status, "validate": _output, "report": _report,
+    "generate": _spec, "plan": _spec, "status": _status, "validate": _validate, "report": _report,
     "reference": _reference,
     "nightly": _nightly, "compare": _compare, "export": _export, "sample": _sample,
     "bench": _bench, "calibrate": _calibrate, "overhead": _overhead, "train": _train, "convert": _convert,

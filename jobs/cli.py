@@ -103,14 +103,25 @@ def _status(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     from jobs.dataset.validate import validate
-    from jobs.words.phrases import counted
+    from jobs.job.checks import Checks
+    from jobs.words.errors import SpecError
+    from jobs.words.phrases import counted, redecoded_in_words
 
+    for flag, value, most in (("--redecode", args.redecode, 10_000), ("--redecode-batch", args.redecode_batch, 65_536)):
+        if not 0 <= value <= most:
+            raise SpecError(f"{flag}: got {value}, allowed: a whole number from 0 to {most:,}")
+    checks = Checks(batch_invariance=args.redecode, batch=args.redecode_batch)
     found = validate(*_output(args))
     for problem in found.problems:
         say(problem)
     verdict = "ok" if found.ok else counted(len(found.problems), "problem", "problems")
     images, shards = counted(found.rows, "image", "images"), counted(found.shards, "shard", "shards")
     say(f"{verdict}: {images}, {shards}, {counted(found.files, 'file', 'files')}, {found.bytes} bytes")
+    if found.ok and checks.batch_invariance:
+        from jobs.run.redecode import redecode_here
+
+        again = redecode_here(*_output(args), checks).model_dump(mode="json")
+        say("\n".join(f"{name}: {value}" for name, value in redecoded_in_words(again)))
     return _OK if found.ok else _FAILED
 
 

@@ -21,6 +21,8 @@ PARTS = (DATA, ACCEPTANCE, FEATURES)
 #: What is measured of the images for a `quality` block: kept beside the dataset, no part of it.
 QUALITY = "_quality"
 COMPARISON = f"{QUALITY}/comparison.json"
+#: What became of images that were decoded again: kept beside the dataset, no part of it.
+REDECODED = "_run/batch_invariance.json"
 
 _GENERATION = r"(?:\.r([1-9]\d*))?"
 _PART = re.compile(rf"({'|'.join(PARTS)})/part-(\d{{5,}})-of-(\d{{5,}}){_GENERATION}\.parquet")

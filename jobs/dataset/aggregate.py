@@ -14,6 +14,7 @@ from pyarrow import BufferReader
 from torch import Tensor
 
 from jobs.dataset.commits import Kept, read_part
+from jobs.dataset.redecoded import redecoded_json
 from jobs.dataset.totals import Totals
 from jobs.job.plan import Plan, package_version
 from jobs.words.progress import Progress, following
@@ -251,6 +252,8 @@ def aggregate(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals) 
     if not totals.shards:
         return report
     speed = throughput(plan, totals)
+    if again := redecoded_json(store, plan, shards):
+        report["batch_invariance"] = again
     if comparison := _comparison(store, shards):
         report["comparison"] = comparison
     return report | {

@@ -55,6 +55,7 @@ def _figures(report: Json) -> list[str]:
         rows += words.certificate_in_words(report["certificate"])
     rows += words.quality_in_words(report["quality"])
     rows += words.comparison_in_words(report.get("comparison"))
+    rows += words.redecoded_in_words(report.get("batch_invariance"))
     return ["| figure | value |", "|---|---|", *(f"| {_line(name)} | {_line(value)} |" for name, value in rows)]
 
 

@@ -87,6 +87,7 @@ def render(report: Json, grid: dict[int, list[str]]) -> str:
             report["guarantee"], report["law"]["dtype"], report["pair"]["sha256"].get("target", "")
         ),
         compared=words.comparison_in_words(report.get("comparison")),
+        redecoded=words.redecoded_in_words(report.get("batch_invariance")),
         certified=words.certificate_in_words(report.get("certificate")),
         gained=speed_in_words(report),
         split=_time_split(report),

@@ -11,6 +11,7 @@ from fsspec.utils import get_protocol
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from jobs.job.checks import Checks
 from jobs.job.labels import alike, allowed_labels, label_of
 from jobs.job.quality import Quality, check_quality
 from jobs.job.request_file import RequestFile, RequestFileError
@@ -29,7 +30,7 @@ from workers.records import ImageFormat
 _LONGEST_S = 30 * 86_400.0  #: longest time that anything may be waited for
 
 #: Fields that decide no byte of the dataset; the hashes of its weights stand for the pair's name.
-UNFIXED = frozenset({"workers", "output", "storage_options", "pair", "requirements", "quality"})
+UNFIXED = frozenset({"workers", "output", "storage_options", "pair", "requirements", "quality", "checks"})
 
 
 #: What a spec without a method asks for: the fastest of the few likely exact ones, as one worker finds in a moment.
@@ -140,6 +141,9 @@ class Spec(Settings):
     workers: Workers = Workers()
     quality: Quality = Field(
         Quality(), exclude=True, description="further figures of the images, by a network and a reference of yours"
+    )
+    checks: Checks = Field(
+        Checks(), exclude=True, description="what is tried on the images of the finished dataset, for the report"
     )
     requirements: Requirements = Field(
         Requirements(), exclude=True, description="what `spd nightly` and `spd compare` ask of the figures"

@@ -21,6 +21,7 @@ from jobs.run.auto import Decided, decide, decided_before
 from jobs.run.cluster import running_ray
 from jobs.run.fit import fitted, is_to_be_fitted
 from jobs.run.fleet import Fleet
+from jobs.run.redecode import check_batches
 from jobs.run.signals import resumable, stoppable
 from jobs.run.state import Case, State, find_state, is_unfinished, missing_shards, refuse_foreign_files
 from jobs.words.errors import JobError, SpecError
@@ -152,7 +153,8 @@ def generate(spec: Spec) -> dict[str, Any]:
         spec = as_planned(spec, store)
         decided = decided_before(spec, store)
         if decided is not None and not is_to_be_fitted(decided[0], store):
-            plan, made = _generate(*decided, store, asked)
+            fixed = decided
+            plan, made = _generate(*fixed, store, asked)
         else:
             # What would stop the job later must not cost a measurement first.
             refuse_foreign_files(store)
@@ -162,6 +164,7 @@ def generate(spec: Spec) -> dict[str, Any]:
             with running_ray(spec.workers) as ray, stoppable():
                 fixed = _measured(ray, spec, store) if decided is None else (fitted(ray, decided[0]), decided[1])
                 plan, made = _generate(*fixed, store, asked)
+        check_batches(fixed[0], plan, store)
     return {
         "output": public_url(spec.output),
         "images": plan.rows,

@@ -137,6 +137,28 @@ def certificate_in_words(certificate: dict[str, Any] | None) -> list[tuple[str, 
     ]
 
 
+def redecoded_in_words(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Name and value of a report's batch invariance; none if it was not asked for."""
+    if found is None:
+        return []
+    images, equal = found["images"], found["equal"]
+    batches = f"at batch {found['again_batch']} in place of {found['batch']} and in other company"
+    elsewhere = found["elsewhere"]
+    where = "all on another machine" if elsewhere == images else f"{elsewhere:,} of them on another machine"
+    platforms = sorted({*found["platforms"], *found["again_platforms"]})
+    texts = [
+        f"{equal:,} of {counted(images, 'image', 'images')} decoded again {batches} have the same bytes",
+        where if elsewhere else "by another process of the same machine",
+        f"platforms: {'; '.join(platforms)}",
+    ]
+    if equal < images:
+        texts[1:1] = [
+            f"the others differ by at most {found['largest_difference']} of 255 in a pixel, "
+            f"in {percent(found['differing_share'])} of all pixels (first: {', '.join(found['differing'][:3])})"
+        ]
+    return [("batch invariance", ", ".join(texts[:-1]) + f"; {texts[-1]}")]
+
+
 def law_in_words(law: dict[str, Any], family: str) -> str:
     """One line for a dumped `SamplerLaw` of a pair of a family; laws of older versions may lack newer fields."""
     known = {name: law[name] for name in SamplerLaw.model_fields if name in law}
