@@ -111,8 +111,8 @@ def test_corrupt_classifier_is_one_clear_line(tmp_path):
 
 def test_recipe_learns_stores_and_repeats(tmp_path, real):
     images, labels = (part.repeat(3, *[1] * (part.dim() - 1)) for part in real)
-    first = train_classifier(images, labels, *real, tmp_path / "a", seed=3, epochs=8, width=8)
-    second = train_classifier(images, labels, *real, tmp_path / "b", seed=3, epochs=8, width=8)
+    first = train_classifier(images, labels, *real, tmp_path / "a", seed=3, epochs=5, width=8)
+    second = train_classifier(images, labels, *real, tmp_path / "b", seed=3, epochs=5, width=8)
     assert first == second
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
     assert first > 0.3
