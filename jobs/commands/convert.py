@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.words.console import say
+from jobs.words.progress import following
 from spd_core.families.family import Family, Files
 from spd_core.families.registry import FAMILIES
 from spd_core.pairs.checkpoint import Take
@@ -24,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
         raise PairError(f"heads: got {len(args.heads)} numbers, allowed: one for the target and one for the draft")
     take = Take(args.weights, heads[0], heads[1], _class_names(args.class_names))
     files = Files(target, Path(args.draft) if args.draft else None, _options(args, family))
-    card = family.convert(files, out, args.name, take)
+    with following("writing"):
+        card = family.convert(files, out, args.name, take)
     for part, source in card.training.items():
         say(f"{part}: {source['weights']} of {source['file']}")
     say(f"{args.out}: pair {card.name} with {', '.join(sorted(card.sha256))}")

@@ -19,6 +19,7 @@ from jobs.job.plan import requests_of
 from jobs.job.spec import FixedSpec, Spec, load_spec
 from jobs.words.errors import SpecError
 from jobs.words.files import check_file
+from jobs.words.progress import following
 from spd_core.decode import decode
 from spd_core.draws import Draws
 from spd_core.law import Null
@@ -123,7 +124,8 @@ def samples(spec: Spec) -> Samples:
     asked = requests_of(range(fixed.requests.count), fixed.requests.labels, classes, fixed.seed)
     labels, seeds = (torch.tensor(column, device=device) for column in (asked.labels, asked.seeds))
     began = time.perf_counter()
-    tokens = decode(loaded, fixed.law, fixed.method, labels, Draws(seeds), fixed.batch).tokens
+    with following():
+        tokens = decode(loaded, fixed.law, fixed.method, labels, Draws(seeds), fixed.batch).tokens
     images = loaded.to_images(tokens, fixed.law.dtype).numpy()
     log.info("%d images in %.1f s", len(images), time.perf_counter() - began)
     return Samples(images, labels.cpu().numpy(), tokens.cpu().numpy(), classes)

@@ -186,7 +186,7 @@ def read_committed(
         same = {shard: kept for shard, kept in known.records.items() if last.get(shard) == kept.generation}
         result.records.update(same)
     shards = [shard for shard in last if shard not in result.records]
-    for start in range(0, len(shards), _RECORDS):
+    for start in _begun(range(0, len(shards), _RECORDS), len(shards)):
         paths = {shard: layout.commit(shard, last[shard]) for shard in shards[start : start + _RECORDS]}
         found = store.read_many({path: listed[path] for path in paths.values()})
         for shard, path in paths.items():
@@ -205,6 +205,18 @@ def read_committed(
                     each(chain.commit)
     result.records = dict(sorted(result.records.items()))
     return result
+
+
+def _begun(starts: range, records: int) -> Iterator[int]:
+    """Places of the records to read next; of more than are read at once it is shown how far the reading is."""
+    if len(starts) < 2:
+        yield from starts
+        return
+    with Progress(records, "commit records", note="reading") as progress:
+        for start in starts:
+            yield start
+            progress.add(min(starts.step, records - start))
+            progress.tick()
 
 
 def list_parts(store: Store) -> dict[str, int]:

@@ -8,7 +8,6 @@ on with, and are put into the zip from front to back at the end.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import shutil
 import tempfile
@@ -27,12 +26,13 @@ from jobs.export.format import Exported, Format, Job, Written
 from jobs.export.records import FileFacts, PieceRecord
 from jobs.export.source import Piece, Row
 from jobs.words.errors import JobError, SpecError
+from jobs.words.progress import Progress
 from workers.encode import Pixels
 
-logger = logging.getLogger(__name__)
 PATH = "images.npz"
 _LABEL = np.dtype("<i8")
-_COPIED = 1 << 23  #: bytes at a time
+_MB = 1_000_000
+_COPIED = 8 * _MB  #: bytes at a time
 
 
 class Npz(Format):
@@ -116,14 +116,18 @@ class Npz(Format):
     def finish(self, records: list[PieceRecord]) -> tuple[FileFacts, ...]:
         del records
         file = self._work / PATH
-        logger.info("putting %s together, %.1f MB", PATH, self._images.stat().st_size / 1e6)
         file.unlink(missing_ok=True)  # of an earlier run, and perhaps the destination's by another name
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        blocks = sum(-(-array.stat().st_size // _COPIED) for array in (self._images, self._labels))
+        progress = Progress(blocks * _COPIED // _MB, "MB", note=f"putting {PATH} together")
+        with progress, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for array in (self._images, self._labels):
                 # A fixed date, and sizes of 64 bits whatever they are, so that the same images give the same file.
                 member = zipfile.ZipInfo(array.name, (1980, 1, 1, 0, 0, 0))
                 with archive.open(member, "w", force_zip64=True) as to, array.open("rb") as source:
-                    shutil.copyfileobj(source, to, _COPIED)
+                    while block := source.read(_COPIED):
+                        to.write(block)
+                        progress.add(_COPIED // _MB)
+                        progress.tick()
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         facts = FileFacts(path=PATH, bytes=file.stat().st_size, sha256=digest)

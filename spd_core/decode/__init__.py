@@ -11,6 +11,7 @@ from spd_core.decode.log import Decoded
 from spd_core.draws import Draws
 from spd_core.law import Cspd, Plain, SamplerLaw, Speculative
 from spd_core.precision import arithmetic
+from spd_core.progress import told
 
 if TYPE_CHECKING:
     from spd_core.pairs.pair import Pair, PairError
@@ -64,7 +65,7 @@ def _decoded(
     family = pair.card.of
     if isinstance(method, Speculative) or slots is None:
         return family.decode(pair, law, method, labels_B, draws, slots or len(labels_B))
-    batches = zip(labels_B.split(slots), draws.seeds.split(slots), strict=True)
+    batches = told(list(zip(labels_B.split(slots), draws.seeds.split(slots), strict=True)), "batches")
     return Decoded.concatenate(
         [family.decode(pair, law, method, labels, Draws(seeds), slots) for labels, seeds in batches]
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from spd_core import capture
 from spd_core.decode.log import Decoded, Meter, TestLog
+from spd_core.progress import tell
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ class SlotDecoding(ABC):
 
     def run_rounds(self) -> None:
         """Rounds until every image has all of its tokens."""
+        tell(0, self.slots.total, "images")
         while self.slots.working:
             self._round()
             change = self.slots.change()
@@ -174,6 +176,7 @@ class SlotDecoding(ABC):
                 for part in self.parts:
                     part.change(change, self.labels[change.newcomers])
                 self._refill(change)
+                tell(self.slots.started - len(self.slots.working), self.slots.total, "images")
 
     def decoded(self, tokens: Tensor, likeliest: Tensor | None = None) -> Decoded:
         """The result; arguments as the fields of `Decoded`."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spd_core.pairs.contents import Weights
 from spd_core.pairs.pair import PairCard, PairError
 from spd_core.pairs.pickles import one_line
+from spd_core.progress import told
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def write_pair(out: Path, weights: Mapping[str, Mapping[str, Tensor]], card: Pai
     digests = {}
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        for part, state in weights.items():
+        for part, state in told(list(weights.items()), "models"):
             path = out / f"{part}.safetensors"
             save_file({name: value.contiguous() for name, value in state.items()}, path)
             path.chmod(0o644)  # safetensors leaves it readable by its owner alone; workers may run as another user
