@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import math
 import os
@@ -12,7 +13,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 _SOCKET_PATH, _SESSION_PATH = 107, 1 + len("session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 #: Room for logs and the socket folder; the object store lies in shared memory.
 _SESSION_BYTES = 64 * 1024 * 1024
+#: Names of session folders, and of a file in each on which its driver holds a lock.
+_PREFIX, _HELD = "spd-", "driver"
 _ADDRESS = re.compile(r"auto|(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 
 _CONNECT_S = 10.0  #: longest wait for the first sign of a cluster
@@ -66,7 +69,8 @@ def session_folder() -> Iterator[str]:
     """A folder for a local Ray that no other user can enter: who can write to it can take the place of a worker.
 
     It lies where there is room and the paths of sockets stay short enough, whatever TMPDIR is, and goes when Ray has
-    ended. Below RAY_TMPDIR, for those who set it, it stays with its logs.
+    ended; that of a driver that was killed goes when the next one starts. Below RAY_TMPDIR, for those who set it, it
+    stays with its logs.
 
     Raises:
         SpecError: there is no such place.
@@ -83,11 +87,24 @@ def session_folder() -> Iterator[str]:
     if folder is None:
         name = "RAY_TMPDIR" if asked else "TMPDIR"
         raise SpecError(f"{name}: no room for Ray ({'; '.join(problems)}), allowed: a short path with 64 MiB to write")
-    try:
-        yield str(folder)
-    finally:
-        if not asked:
-            shutil.rmtree(folder, ignore_errors=True)
+    if not asked:
+        _remove_abandoned(folder.parent)
+    with (folder / "new").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # until this process ends, however that is
+        (folder / "new").rename(folder / _HELD)  # nobody sees it without its lock
+        try:
+            yield str(folder)
+        finally:
+            if not asked:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Removes our folders whose drivers are gone; their Rays ended with them."""
+    for held in place.glob(f"{_PREFIX}*/{_HELD}"):
+        with suppress(OSError), held.open("a") as file:  # of another user, or gone meanwhile
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(held.parent, ignore_errors=True)
 
 
 def _private_folder(place: Path) -> Path:
@@ -98,7 +115,7 @@ def _private_folder(place: Path) -> Path:
     """
     if shutil.disk_usage(place).free < _SESSION_BYTES:
         raise OSError("less than 64 MiB are free")
-    folder = Path(tempfile.mkdtemp(prefix="spd-", dir=place)).absolute()  # mkdtemp's are 0700
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place)).absolute()  # mkdtemp's are 0700
     if len(os.fsencode(folder)) + _SESSION_PATH > _SOCKET_PATH:
         folder.rmdir()
         raise OSError(f"its path leaves less than the {_SESSION_PATH} characters that Ray's sockets need")

@@ -109,6 +109,25 @@ def test_an_address_that_is_none_is_named(monkeypatch, address):
         pytest.fail("joined")
 
 
+def test_the_folder_of_a_killed_driver_goes_when_the_next_one_starts(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    code = "from jobs.run.cluster import session_folder as s\nwith s() as f:\n    print(f, flush=True)\n    input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        left = Path(driver.stdout.readline().strip())
+        with session_folder():
+            assert left.is_dir(), "its driver lives"
+        driver.kill()
+        driver.wait()
+        assert left.is_dir()
+        (tmp_path / "spd-mine").mkdir()
+        with session_folder() as folder:
+            assert not left.exists() and Path(folder).is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["spd-mine"], "a folder without a driver's lock is not ours"
+
+
 def test_the_session_folder_is_private_short_and_gone_afterwards(monkeypatch, tmp_path):
     long = tmp_path / ("x" * 119)
     long.mkdir()
