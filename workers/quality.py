@@ -10,13 +10,17 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from fsspec.utils import get_protocol
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from spd_core.quality.classifiers import load_classifier_file
 from spd_core.quality.extractors import Measurer, key_of, load_extractor
 from spd_core.quality.files import QualityError
 from workers import layout
@@ -38,10 +42,23 @@ def load_measurers(settings: QualitySettings, device: torch.device) -> list[Meas
     found: list[Measurer] = []
     if settings.extractor:
         weights = settings.weights
-        path = local_file("quality.weights", weights.place, settings.options) if weights else None
+        path = _local("quality.weights", weights, settings) if weights else None
         found.append(load_extractor(settings.extractor, path, device))
         _check("quality.weights", weights, found[-1])
+    if settings.classifier:
+        path = _local("quality.classifier", settings.classifier, settings)
+        found.append(load_classifier_file(path, device))
+        _check("quality.classifier", settings.classifier, found[-1])
     return found
+
+
+def options_for(place: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Of the file system of a file: those of the output, if it is of the same protocol."""
+    return options if get_protocol(place) == get_protocol(output) else {}
+
+
+def _local(field: str, file: QualityFile, settings: QualitySettings) -> Path:
+    return local_file(field, file.place, options_for(file.place, settings.output, settings.options))
 
 
 def _check(field: str, file: QualityFile | None, loaded: Measurer) -> None:

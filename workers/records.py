@@ -52,7 +52,9 @@ class QualitySettings(Settings):
 
     extractor: ExtractorName | None = Field(None, description="of features; None: none")
     weights: QualityFile | None = Field(None, description="of the extractor; None: it brings its own")
-    options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the files' file system")
+    classifier: QualityFile | None = Field(None, description="None: none")
+    options: dict[str, Any] = Field(default_factory=dict, repr=False, description="of the output's file system")
+    output: str = Field("", description="its options open files of the same protocol")
 
 
 class WorkerSettings(PairSettings):

@@ -11,32 +11,37 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from fsspec.utils import get_protocol
 from torch import Tensor
 
 from jobs.dataset.commits import DamagedPart, Kept, read_part
+from jobs.job.plan import Plan
 from jobs.job.quality import Quality
+from jobs.job.requests import Tasks
 from jobs.words.progress import Progress
-from spd_core.quality.comparison import PUBLISHED_IMAGES, Gathered, figures
+from spd_core.quality.classifiers import PREDICTED, Classifier, load_classifier_file
+from spd_core.quality.comparison import PUBLISHED_IMAGES, Agreement, Gathered, figures
 from spd_core.quality.extractors import FeatureMeasurer, Measurer, batch_of, key_of, load_extractor
-from spd_core.quality.files import bundled_references
+from spd_core.quality.files import QualityError, bundled_references
 from spd_core.quality.statistics import Statistics, check_made_by, load_statistics
 from workers import layout
 from workers.decoding import in_batches, rgb
 from workers.fetched import local_file
-from workers.quality import keep, kept
+from workers.quality import keep, kept, options_for
 from workers.records import QualityFile, QualitySettings
 from workers.redact import public_url
 from workers.sealed import canonical_json, seal, unseal
+from workers.staged import Measured, joined
 from workers.store import Store
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
+_VERSION = 1  #: of the kept figures; others are computed anew
 
 
 @dataclass(frozen=True)
@@ -44,33 +49,43 @@ class Asked:
     """A quality block whose files have been read and fit each other."""
 
     quality: Quality
-    options: dict[str, Any]  #: of the file system of the weights
-    extractor: FeatureMeasurer
+    output: str  #: URL
+    options: dict[str, Any]  #: of the output's file system
+    extractor: FeatureMeasurer | None
     reference: Statistics | None
+    classifier: Classifier | None
 
     def for_workers(self) -> QualitySettings:
         """What the workers measure."""
-        weights = None
-        if self.quality.weights:
-            place = self.quality.weights
-            if "://" not in place:
-                place = str(local_file("quality.weights", place))  # a worker's current folder is not the driver's
-            weights = QualityFile(place=place, sha256=self.extractor.sha256)
-        return QualitySettings(extractor=self.quality.extractor, weights=weights, options=self.options)
+        return QualitySettings(
+            extractor=self.quality.extractor if self.extractor else None,
+            weights=self._file("weights", self.extractor) if self.quality.weights else None,
+            classifier=self._file("classifier", self.classifier) if self.classifier else None,
+            options=self.options,
+            output=self.output,
+        )
+
+    def _file(self, field: str, loaded: Measurer | None) -> QualityFile | None:
+        place = str(getattr(self.quality, field))
+        if "://" not in place:
+            place = str(Path(place).expanduser().absolute())  # a worker's current folder is not the driver's
+        return QualityFile(place=place, sha256=loaded.sha256) if loaded else None
 
     @property
     def of(self) -> Json:
         """What decides the figures, besides the images."""
         return {
-            "extractor": key_of(self.extractor),
+            "extractor": key_of(self.extractor) if self.extractor else None,
             "reference": self.reference.sha256 if self.reference else None,
+            "classifier": key_of(self.classifier) if self.classifier else None,
         }
 
-    def compare(self, store: Store, shards: Sequence[Kept], each: Callable[[], None] | None = None) -> bool:
+    def compare(self, store: Store, plan: Plan, shards: Sequence[Kept], each: Callable[[], None] | None = None) -> bool:
         """Measures what is not measured yet, and keeps the figures for reports to show.
 
         Args:
             store: the output.
+            plan: of the job.
             shards: that are committed, ascending.
             each: called after every shard.
 
@@ -82,24 +97,33 @@ class Asked:
             StoreError: the store cannot be read or written.
         """
         used = _used(shards)
-        about = {"version": 1, "data": _digest(used), "of": self.of}
+        about = {"version": _VERSION, "data": _digest(used), "of": self.of}
         before = _read(store)
         if before is not None and {name: before.get(name) for name in about} == about:
             return False
-        gathered = Gathered(self.extractor)
+        measurers = [each for each in (self.extractor, self.classifier) if each is not None]
+        gathered = Gathered(self.extractor) if self.extractor else None
+        agreement, tasks = Agreement(plan.class_names), Tasks(store, plan)
         images = min(sum(shard.rows for shard in used), PUBLISHED_IMAGES)
-        with Progress(images, "images", note=f"measuring by {self.extractor.name}") as progress:
+        with Progress(images, "images", note=f"measuring by {', '.join(each.name for each in measurers)}") as progress:
             for shard in used:
-                rows = rows_of(store, shard, self.extractor)
-                room = images - len(gathered)
-                gathered.add({name: values[:room] for name, values in rows.items()})
-                progress.add(min(room, shard.rows))
+                taken = min(images - progress.done, shard.rows)
+                rows = rows_of(store, shard, measurers)
+                if gathered is not None:
+                    gathered.add({name: values[:taken] for name, values in rows[0].items()})
+                if self.classifier is not None:
+                    labels = torch.tensor(tasks.task(shard.shard, shard.attempt).labels)
+                    agreement.add(rows[-1][PREDICTED][:taken], labels[:taken])
+                progress.add(taken)
                 progress.tick()
                 if each is not None:
                     each()
-        made: Json = {"skipped": f"{len(gathered)} images are too few"}
-        if len(gathered) > 1:
-            made = figures(gathered, self.reference)
+        made: Json = {}
+        if gathered is not None:
+            few = {"skipped": f"{len(gathered)} images are too few"}
+            made = figures(gathered, self.reference) if len(gathered) > 1 else few
+        if self.classifier is not None:
+            made["label_agreement"] = agreement.figures(self.classifier.name, self.classifier.sha256)
         store.replace(layout.COMPARISON, canonical_json(seal({**about, **made})))
         return True
 
@@ -109,47 +133,60 @@ def own_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resolve(quality: Quality, output: str, storage_options: dict[str, Any]) -> Asked:
+def resolve(quality: Quality, output: str, storage_options: dict[str, Any], class_names: Sequence[str]) -> Asked:
     """Reads the files of a block.
 
     Args:
         quality: checked.
         output: URL of the output; files of the same protocol are opened with its options.
         storage_options: of the output.
+        class_names: of the dataset.
 
     Raises:
-        QualityError: a file is missing or damaged, or does not fit the others.
+        QualityError: a file is missing or damaged, or does not fit the others or the dataset.
     """
 
-    def options(place: str) -> dict[str, Any]:
-        return storage_options if get_protocol(place) == get_protocol(output) else {}
+    def local(field: str) -> Path | None:
+        place = str(getattr(quality, field))
+        found = place and local_file(f"quality.{field}", place, options_for(place, output, storage_options))
+        return found or None
 
-    weights = local_file("quality.weights", quality.weights, options(quality.weights)) if quality.weights else None
-    extractor = load_extractor(quality.extractor, weights, own_device())
-    reference = None
-    if quality.reference:
+    extractor, reference, classifier = None, None, None
+    if quality.compares:
+        extractor = load_extractor(quality.extractor, local("weights"), own_device())
+    if extractor is not None and quality.reference:
         bundled = quality.reference in bundled_references()
-        path = None if bundled else local_file("quality.reference", quality.reference, options(quality.reference))
         name = quality.reference if bundled else public_url(quality.reference).rstrip("/").rpartition("/")[2]
-        reference = load_statistics(name, path)
+        reference = load_statistics(name, None if bundled else local("reference"))
         check_made_by(reference, extractor.name, extractor.sha256, extractor.resize)
-    return Asked(quality, options(quality.weights), extractor, reference)
+    if path := local("classifier"):
+        classifier = load_classifier_file(path, own_device())
+        if classifier.classes not in (None, len(class_names)):
+            raise QualityError(
+                f"quality.classifier: got one of {classifier.classes} classes, allowed: {len(class_names)}, those of "
+                "the dataset in their order"
+            )
+    return Asked(quality, output, storage_options, extractor, reference, classifier)
 
 
-def rows_of(store: Store, shard: Kept, measurer: Measurer) -> dict[str, Tensor]:
-    """What a network measures of a shard's images: as it was kept, or now.
+def rows_of(store: Store, shard: Kept, measurers: Sequence[Measurer]) -> list[dict[str, Tensor]]:
+    """What networks measure of a shard's images: as it was kept, or now.
 
     Raises:
         DamagedPart: the data file is gone or not what was committed.
         StoreError: the store cannot be read or written.
     """
     digest = shard.digests[0].hex()
-    found = kept(store, measurer, digest, shard.rows)
-    if found is None:
-        batches = [measurer(images) for images in images_of(shard.paths[0], read_part(store, shard, layout.DATA))]
-        found = {name: torch.cat([batch[name] for batch in batches]) for name in measurer.rows}
-        keep(store, {key_of(measurer): found}, digest)
-    return found
+    found = {key_of(each): kept(store, each, digest, shard.rows) for each in measurers}
+    missing = [each for each in measurers if found[key_of(each)] is None]
+    if missing:
+        batches: list[Measured] = []
+        for images in images_of(shard.paths[0], read_part(store, shard, layout.DATA)):
+            batches.append({key_of(each): each(images) for each in missing})
+        measured = joined(batches)
+        keep(store, measured, digest)
+        found |= measured
+    return [found[key_of(each)] or {} for each in measurers]
 
 
 def images_of(path: str, data: bytes) -> Iterator[list[Tensor]]:
@@ -199,6 +236,6 @@ def kept_comparison(store: Store, shards: Sequence[Kept]) -> Json | None:
         StoreError: the store cannot be read.
     """
     found = _read(store)
-    if found is None or found.get("version") != 1 or found.get("data") != _digest(_used(shards)):
+    if found is None or found.get("version") != _VERSION or found.get("data") != _digest(_used(shards)):
         return None
     return {name: value for name, value in found.items() if name not in ("version", "data", "of", "sha256")}

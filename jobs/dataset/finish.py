@@ -150,9 +150,9 @@ def rewrite_report(url: str, storage_options: dict[str, Any] | None = None, qual
 def _compare(store: Store, plan: Plan, quality: Quality, storage_options: dict[str, Any]) -> None:
     from jobs.dataset.comparison import resolve  # loads what only these figures need
 
-    asked = resolve(quality, store.url, storage_options)
+    asked = resolve(quality, store.url, storage_options, plan.class_names)
     try:
-        asked.compare(store, list(read_committed(store, plan).records.values()))
+        asked.compare(store, plan, list(read_committed(store, plan).records.values()))
     except DamagedPart as error:
         raise _damaged(str(error)) from error
 

@@ -14,7 +14,7 @@ from spd_core.law import Settings
 from spd_core.quality.names import ExtractorName
 
 #: Fields that name a file.
-_FILES = ("weights", "reference")
+_FILES = ("weights", "reference", "classifier")
 
 
 class Quality(Settings):
@@ -31,9 +31,20 @@ class Quality(Settings):
         "reference`), or a bundled name; empty: what needs none",
     )
 
+    classifier: str = Field(
+        "",
+        description="path or fsspec URL of a classifier of the dataset's classes, for label agreement: .pt2 of "
+        "torch.export, or a ResNet's weights; empty: none",
+    )
+
     @property
     def asked(self) -> bool:
         """Whether anything is measured beside what a job measures anyway."""
+        return self.compares or bool(self.classifier)
+
+    @property
+    def compares(self) -> bool:
+        """Whether features are extracted."""
         return self.extractor != "efficientnet" or bool(self.reference)
 
 
@@ -84,5 +95,5 @@ def parse_quality(settings: Sequence[str]) -> Quality:
         raise SpecError(one_line(error, _Block)) from error
     check_quality(found)
     if not found.asked:
-        raise SpecError("quality.extractor: got efficientnet and no reference, allowed: inception, or a reference")
+        raise SpecError("quality.extractor: got efficientnet alone, allowed: inception, a reference or a classifier")
     return found

@@ -203,7 +203,7 @@ def _asked(spec: Spec, store: Store) -> Asked | None:
         return None
     from jobs.dataset.comparison import resolve  # loads what only these figures need
 
-    return resolve(spec.quality, store.url, spec.storage_options)
+    return resolve(spec.quality, store.url, spec.storage_options, load_card(spec.pair).class_names)
 
 
 def _generate(spec: FixedSpec, calibration: Calibration | None, store: Store, asked: Asked | None) -> tuple[Plan, int]:
@@ -211,7 +211,7 @@ def _generate(spec: FixedSpec, calibration: Calibration | None, store: Store, as
     state = find_state(store, make_plan(spec, calibration))
     match state.case:
         case Case.DONE:
-            if asked is not None and _compared(asked, store, state.committed):
+            if asked is not None and _compared(asked, store, state.plan, state.committed):
                 finish(spec.output, spec.storage_options)
             return state.plan, 0
         case Case.TO_FINISH:
@@ -251,14 +251,16 @@ def _committed_now(store: Store, plan: Plan, presence: Presence) -> Committed:
     return committed
 
 
-def _compared(asked: Asked, store: Store, committed: Committed, beat: Callable[[], None] | None = None) -> bool:
+def _compared(
+    asked: Asked, store: Store, plan: Plan, committed: Committed, beat: Callable[[], None] | None = None
+) -> bool:
     """Computes the figures of the quality block; whether they are new.
 
     Raises:
         JobError: a file that is read is not what was committed.
     """
     try:
-        return asked.compare(store, list(committed.records.values()), beat)
+        return asked.compare(store, plan, list(committed.records.values()), beat)
     except DamagedPart as error:
         raise JobError(f"output: the dataset is not whole ({error}); the same command resumes") from error
 
@@ -267,7 +269,7 @@ def _finish(
     spec: FixedSpec, store: Store, plan: Plan, committed: Committed, presence: Presence, asked: Asked | None
 ) -> None:
     presence.beat()
-    new = asked is not None and _compared(asked, store, committed, presence.beat)
+    new = asked is not None and _compared(asked, store, plan, committed, presence.beat)
     # Another driver may have finished it meanwhile.
     if new or is_unfinished(store, plan, committed):
         finish(spec.output, spec.storage_options)

@@ -108,11 +108,11 @@ def comparison_in_words(comparison: dict[str, Any] | None) -> list[tuple[str, st
     """Name and value of each figure of a report's comparison, and what must be said beside them; none without one."""
     if comparison is None:
         return []
-    if "skipped" in comparison:
-        return [("comparison with a reference", f"not computed: {comparison['skipped']}")]
+    skipped = comparison.get("skipped")
+    few = [("comparison with a reference", f"not computed: {skipped}")] if skipped else []
     from spd_core.quality.comparison import told  # loads what only these figures need
 
-    return [row if isinstance(row, tuple) else (row.name, _figure(row)) for row in told(comparison)]
+    return few + [row if isinstance(row, tuple) else (row.name, _figure(row)) for row in told(comparison)]
 
 
 def acceptance_of(method: dict[str, Any]) -> str:

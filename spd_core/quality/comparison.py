@@ -8,10 +8,11 @@ Shape legend: n generated images, D features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spd_core.quality.extractors import POOL, SPATIAL, FeatureMeasurer, InceptionExtractor
@@ -129,16 +130,34 @@ def _against(gathered: Gathered, reference: Statistics, called: Name) -> Figures
     return made
 
 
-def agreement(agreeing: int, images: int, classifier: str, sha256: str) -> Figures:
-    """Share of the images in which a classifier sees the class asked for."""
-    low, high = wilson(agreeing, images)
-    return {
-        "classifier": classifier,
-        "classifier_sha256": sha256,
-        "images": images,
-        "share": agreeing / images,
-        "interval": [low, high],
-    }
+class Agreement:
+    """Images in which a classifier sees the class that was asked for, counted by class.
+
+    Args:
+        class_names: K of them.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self._names = class_names
+        self._images, self._agreeing = (torch.zeros(len(class_names), dtype=torch.int64) for _ in range(2))
+
+    def add(self, predicted_n: Tensor, labels_n: Tensor) -> None:
+        """Takes in some images."""
+        for count, labels in ((self._images, labels_n), (self._agreeing, labels_n[predicted_n == labels_n])):
+            count += torch.bincount(labels, minlength=len(self._names))
+
+    def figures(self, classifier: str, sha256: str) -> Figures:
+        """The share of all images with its 95 % interval, and the counts by class."""
+        images, agreeing = int(self._images.sum()), int(self._agreeing.sum())
+        by_class = zip(self._names, self._images.tolist(), self._agreeing.tolist(), strict=True)
+        return {
+            "classifier": classifier,
+            "classifier_sha256": sha256,
+            "images": images,
+            "share": agreeing / images if images else None,
+            "interval": list(wilson(agreeing, images)) if images else None,
+            "classes": [{"name": name, "images": n, "agreeing": seen} for name, n, seen in by_class],
+        }
 
 
 def told(made: Mapping[str, Any]) -> list[Told | tuple[str, str]]:
@@ -146,8 +165,9 @@ def told(made: Mapping[str, Any]) -> list[Told | tuple[str, str]]:
     rows: list[Told | tuple[str, str]] = []
     if "extractor" in made:
         rows += _distances(made) + _others(made) + _said(made)
-    if agree := made.get("label_agreement"):
-        name = f"label agreement by {agree['classifier']}, N = {agree['images']:,}"
+    agree = made.get("label_agreement")
+    if agree and agree["share"] is not None:
+        name = f"label agreement by classifier {agree['classifier']}, N = {agree['images']:,}"
         rows.append(Told(name, agree["share"], agree["interval"], share=True))
         rows.append(("weights of the classifier", f"sha256 {agree['classifier_sha256']}"))
     return rows

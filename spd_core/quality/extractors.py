@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -23,12 +23,26 @@ POOL, SPATIAL = "pool", "spatial"
 BATCH_CPU, BATCH_GPU = 32, 256
 
 
+RowKinds = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
 class Measurer(Protocol):
     """A network that gives every image one row of one or more named tensors."""
 
-    name: str  #: of the network and what is done to images before it
-    sha256: str  #: of its weights file
-    rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  #: by name, dtype and shape of an image's row
+    @property
+    def name(self) -> str:
+        """Of the network and what is done to images before it."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights file."""
+        ...
+
+    @property
+    def rows(self) -> RowKinds:
+        """By name, dtype and shape of an image's row."""
+        ...
 
     def __call__(self, images: Sequence[Tensor] | Tensor) -> dict[str, Tensor]:
         """Rows [n, ...] by name, on the CPU.
@@ -59,7 +73,7 @@ def by_size(images: Sequence[Tensor] | Tensor, at_once: int) -> Iterator[tuple[T
             yield torch.tensor(some), torch.stack([images[place] for place in some])
 
 
-def _as_rgb(images_BHWC: Tensor, device: torch.device) -> Tensor:
+def as_rgb(images_BHWC: Tensor, device: torch.device) -> Tensor:
     """uint8 [B, 3, H, W] on a device; grey becomes three equal channels.
 
     Raises:
@@ -86,7 +100,7 @@ class InceptionExtractor:
 
     name = inception.EXTRACTOR
     resize = inception.RESIZE
-    rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] = {
+    rows: ClassVar[RowKinds] = {
         POOL: (torch.float32, (inception.POOL_DIMS,)),
         SPATIAL: (torch.float32, (inception.SPATIAL_DIMS,)),
     }
@@ -105,7 +119,7 @@ class InceptionExtractor:
             # At the network's size, images of all sizes make one batch.
             for index, batch in by_size(images, at_once):
                 places.append(index)
-                ready.append(resize(_as_rgb(batch, self.device).float()))
+                ready.append(resize(as_rgb(batch, self.device).float()))
                 if sum(map(len, places)) >= at_once:
                     self._pass(made, places, ready)
             if places:
@@ -132,7 +146,7 @@ class EfficientNetExtractor:
     name = features.EXTRACTOR
     resize = f"bilinear with antialiasing to {features.SIDE} px, (x - 127) / 128"
     sha256 = features.WEIGHTS_SHA256
-    rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] = {POOL: (torch.float32, (features.DIMS,))}
+    rows: ClassVar[RowKinds] = {POOL: (torch.float32, (features.DIMS,))}
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._extract = features.FeatureExtractor(device)

@@ -109,11 +109,13 @@ def test_a_job_measures_while_it_runs(files: Path, tmp_path: Path, monkeypatch: 
     in_process(monkeypatch)
     monkeypatch.setattr(comparison, "images_of", None)  # nothing is left to measure for the driver
     block = {"extractor": "inception", "weights": str(files / "w.pth"), "reference": str(files / "adm.npz")}
+    block["classifier"] = str(exported(tmp_path / "c.pt2"))
     spec = job(str(make_tiny_pair(tmp_path / "pair")), requests={"count": 5}, quality=block)
     assert run(spec) is None
     store = Store(TARGET["url"], TARGET["options"])
     report = json.loads(store.read(layout.REPORT_JSON))
     assert report["comparison"]["n"] == 5 and report["comparison"]["fid"] > 0
+    assert report["comparison"]["label_agreement"]["share"] == 0.4
     assert "quality" in report["throughput"]["seconds"]
     assert "quality" not in report["spec"] and "quality" not in json.loads(store.read(layout.PLAN))["spec"]
     assert validate(TARGET["url"], TARGET["options"]).ok
@@ -140,9 +142,46 @@ def test_jpeg_images_are_measured_as_their_files_hold_them(files: Path, tmp_path
     (rows,) = result.measured.values()
     commit_shard(store, settings, task_of(plan, 0, 0), result)
     ((_, data),) = [(path, store.read(path)) for path in store.list(layout.DATA)]
-    asked = comparison.resolve(parse_quality(asking(files)[1::2]), spec.output, {})
+    asked = comparison.resolve(parse_quality(asking(files)[1::2]), spec.output, {}, plan.class_names)
     (images,) = comparison.images_of("data", data)
     assert torch.allclose(asked.extractor(images)["pool"], rows["pool"], atol=1e-4)
+
+
+class Brightness(torch.nn.Module):
+    """Sees the first class in every image, or one too many classes."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(1, classes)
+        self.head.weight.data.zero_()
+        self.head.bias.data = -torch.arange(float(classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.mean(dim=(1, 2, 3), keepdim=False)[:, None])
+
+
+def exported(path: Path, classes: int = 3) -> Path:
+    batch = {"x": {0: torch.export.Dim.DYNAMIC}}
+    torch.export.save(torch.export.export(Brightness(classes), (torch.rand(4, 3, 6, 6),), dynamic_shapes=batch), path)
+    return path
+
+
+def test_a_classifier_of_the_users_tells_label_agreement(output: Path, tmp_path: Path):
+    path = exported(tmp_path / "c.pt2")
+    assert main(["report", str(output), "--quality", f"classifier={path}"]) == 0
+    made = compared(output)["label_agreement"]
+    assert (made["images"], made["share"]) == (10, 0.4) and made["interval"][0] < 0.4 < made["interval"][1]
+    assert [(each["images"], each["agreeing"]) for each in made["classes"]] == [(4, 4), (3, 0), (3, 0)]
+    assert "label agreement by classifier exported, N = 10" in (output / layout.CARD).read_text()
+    assert "extractor" not in compared(output)
+    (output / layout.COMPARISON).unlink()
+    assert main(["report", str(output), "--quality", f"classifier={path}"]) == 0
+    assert compared(output)["label_agreement"] == made, "what was predicted is kept"
+
+
+def test_a_classifier_of_other_classes_is_refused(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["report", str(output), "--quality", f"classifier={exported(tmp_path / 'c.pt2', 4)}"]) == 2
+    assert "quality.classifier: got one of 4 classes, allowed: 3" in complaint(capsys)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +257,7 @@ def test_wrong_files_are_one_line(
         (["extractor=vgg"], "quality.extractor: got 'vgg', allowed: efficientnet, inception"),
         (["colour=red"], "quality.colour: unknown field"),
         (["nonsense"], "--quality: got 'nonsense', allowed: FIELD=VALUE"),
-        (["extractor=efficientnet"], "allowed: inception, or a reference"),
+        (["extractor=efficientnet"], "allowed: inception, a reference or a classifier"),
         (["extractor=inception", "extractor=inception"], "given twice"),
     ],
 )
