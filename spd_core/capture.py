@@ -9,7 +9,7 @@ function
 * takes its path through Python from the shapes and the constants of the call alone;
 * draws no random numbers of torch's generators;
 * reads, beside its arguments, only tensors that stay where they are and alive for as long as the `Captured` that holds
-  it: weights, tables kept by the owner, static caches. What it writes in place must be the same if it is run twice.
+  it: weights, tables cached on the owner, static caches. What it writes in place must be the same if it is run twice.
 
 The settings of the first call of a key (TF32, the chosen attention kernels) are recorded with it.
 
@@ -99,22 +99,22 @@ def recorded(device: torch.device) -> bool:
     return device.type in RECORDED
 
 
-class Kept(dict[Hashable, Any]):
+class ModuleCache(dict[Hashable, Any]):
     """What a module keeps for its captured functions; a copy of the module starts without."""
 
-    def __deepcopy__(self, memo: object) -> Kept:
-        return Kept()
+    def __deepcopy__(self, memo: object) -> ModuleCache:
+        return ModuleCache()
 
-    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
-        return Kept, ()
+    def __reduce__(self) -> tuple[type[ModuleCache], tuple[()]]:
+        return ModuleCache, ()
 
 
-def kept_by(owner: nn.Module, key: Hashable, make: Callable[[], Made]) -> Made:
+def cached_on(owner: nn.Module, key: Hashable, make: Callable[[], Made]) -> Made:
     """What ``make`` made for this key the first time, kept as long as the module lives."""
-    kept: Kept = owner.__dict__.setdefault("kept", Kept())
-    if key not in kept:
-        kept[key] = make()
-    made: Made = kept[key]
+    cached: ModuleCache = owner.__dict__.setdefault("cached", ModuleCache())
+    if key not in cached:
+        cached[key] = make()
+    made: Made = cached[key]
     return made
 
 
@@ -155,13 +155,13 @@ def record(name: str, function: Function, inputs: Sequence[Tensor]) -> Replay:
 
 def _run(function: Function, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     # A weight that autocast has cast and keeps would be freed while the graph still reads it.
-    kept = torch.is_autocast_cache_enabled()
+    enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
         with torch.inference_mode():
             return function(*inputs)
     finally:
-        torch.set_autocast_cache_enabled(kept)
+        torch.set_autocast_cache_enabled(enabled)
 
 
 def _copy(goals: Sequence[Tensor], values: Sequence[Tensor]) -> None:

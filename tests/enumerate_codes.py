@@ -181,7 +181,7 @@ class Enumeration:
             of_tests = torch.from_numpy(log_weights(*(column.numpy() for column in logged)))
             of_case = torch.where(walk.tested, of_tests, 0.0).sum(dim=1)
             for row in happens.nonzero()[:, 0].tolist():
-                decided, kept = prefix, int(walk.kept[row])
+                decided, kept = prefix, int(walk.num_accepted[row])
                 for node in walk.path[row, 1 : kept + 1].tolist():
                     decided = decided * toy.codes + int(codes[row, node])
                 after = (chance * happens[row], weight + of_case[row])
@@ -264,8 +264,8 @@ class Enumeration:
     ) -> None:
         """Adds a round's cases to the law of what is undecided after it."""
         toy = self.toy
-        for kept in walk.kept.unique().tolist():
-            rows = (walk.kept == kept).nonzero()[:, 0]
+        for kept in walk.num_accepted.unique().tolist():
+            rows = (walk.num_accepted == kept).nonzero()[:, 0]
             decided = torch.full((len(rows),), prefix)
             for step in range(1, kept + 1):
                 decided = decided * toy.codes + codes[rows].gather(1, walk.path[rows, step, None])[:, 0]

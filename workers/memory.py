@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from spd_core.decode import kept
+from spd_core.decode import workspace
 from spd_core.law import Settings
 
 
@@ -55,7 +55,7 @@ def told_apart(batch: int, device: torch.device) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
-        kept.release()  # what an earlier batch recorded must not take the place of the next, smaller one
+        workspace.release()  # what an earlier batch recorded must not take the place of the next, smaller one
         raise OutOfMemory(_in_words(error, batch, device)) from error
 
 

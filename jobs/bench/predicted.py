@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs.bench.measure import Tally
-from spd_core.decode.cost import CallTimes, Drafting, own_plain, plain, speculative
+from spd_core.decode.cost import CallTimes, Drafting, plain, plain_windowed, speculative
 from spd_core.law import Plain, Speculative
 
 
@@ -28,6 +28,6 @@ def predicted_speedup(
         fills: images that each place in the batch makes.
     """
     if isinstance(method, Plain):
-        return plain(times, tokens) / own_plain(times, tokens)
+        return plain(times, tokens) / plain_windowed(times, tokens)
     drafting = Drafting(tally.acceptance(method.gamma), tally.overlap, method.proposals)
     return fills * plain(times, tokens) / speculative(times, alone, drafting, tokens, batch, fills)

@@ -113,7 +113,7 @@ class Walk:
     """Which drafts of a tree are accepted, of A images."""
 
     path: Tensor  #: int64 [A, 1 + D]: accepted nodes from node 0 on; past the last one it is repeated
-    kept: Tensor  #: int64 [A] drafts accepted
+    num_accepted: Tensor  #: int64 [A] length of the accepted path, node 0 not counted
     law: Tensor  #: [A, V] unnormalised: of the code that follows the last accepted one
     verdict: Verdict  #: of every node but 0, [A, T - 1]
     tested: Tensor  #: bool [A, T - 1]: those whose test the result rests on
@@ -121,8 +121,8 @@ class Walk:
 
 def _without_drafts(p_ATV: Tensor) -> Walk:
     none = p_ATV.new_zeros(len(p_ATV), 0)
-    kept = torch.zeros(len(p_ATV), dtype=torch.int64, device=p_ATV.device)
-    return Walk(kept[:, None], kept, p_ATV[:, 0], Verdict(none.bool(), none, none), none.bool())
+    none_accepted = torch.zeros(len(p_ATV), dtype=torch.int64, device=p_ATV.device)
+    return Walk(none_accepted[:, None], none_accepted, p_ATV[:, 0], Verdict(none.bool(), none, none), none.bool())
 
 
 def walk_tree(

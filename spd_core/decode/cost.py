@@ -25,15 +25,15 @@ import numpy as np
 class CallTimes:
     """Measured seconds of one call for a batch, its random numbers included.
 
-    ``head`` and ``finish`` call the head once for every step, as the base of the comparison does. ``own`` and
-    ``own_finish`` do the same work as the measured method does it: by head self-speculation, if it has windows.
+    ``head`` and ``finish`` call the head once a step, as plain decoding does. ``head_windowed`` and ``finish_windowed``
+    do the same work by head self-speculation; without windows they equal the other two.
     """
 
     context: float  #: one pass of the target's context network, one token of every image
     head: float  #: the target's head down to the hand-off for one token of every image, one head call a step
-    own: float  #: the work of `head`, as the measured method does it
+    head_windowed: float  #: the work of `head`, with the method's windows
     finish: float  #: the target's head below the hand-off, all tokens of every image at once, one head call a step
-    own_finish: float  #: the work of `finish`, as the measured method does it
+    finish_windowed: float  #: the work of `finish`, with the method's windows
     drafted: float = 0.0  #: one drafted token of every image: the draft's context pass and its head calls
     verification: float = 0.0  #: one context pass over gamma drafts and the next token, one head call over all states
     residual: float = 0.0  #: proposals for a refused token of every image, once, and their test
@@ -106,9 +106,9 @@ def plain(times: CallTimes, tokens: int) -> float:
     return tokens * (times.context + times.head) + times.finish
 
 
-def own_plain(times: CallTimes, tokens: int) -> float:
-    """Seconds of a batch decoded plainly as the measured method does it, with its windows."""
-    return tokens * (times.context + times.own) + times.own_finish
+def plain_windowed(times: CallTimes, tokens: int) -> float:
+    """Seconds of a batch decoded plainly, with the method's windows."""
+    return tokens * (times.context + times.head_windowed) + times.finish_windowed
 
 
 def _round(times: CallTimes, drafting: Drafting, slots: int) -> float:
@@ -118,7 +118,7 @@ def _round(times: CallTimes, drafting: Drafting, slots: int) -> float:
     the target's own.
     """
     all_accepted = leading_accepted(drafting.acceptance)[-1]
-    ending = all_accepted * times.own
+    ending = all_accepted * times.head_windowed
     if all_accepted < 1.0:
         ending += (1.0 - all_accepted) * residual_attempts(drafting, slots) * times.residual
     return len(drafting.acceptance) * times.drafted + times.verification + ending
@@ -144,4 +144,4 @@ def speculative(
     per_slot = (every - one) / (slots - 1) if slots > 1 else 0.0
     rounds = rounds_needed(drafting.acceptance, tokens, slots, fills)
     slot_rounds = slots * rounds_needed(drafting.acceptance, tokens, 1, fills)
-    return rounds * (one - per_slot) + slot_rounds * per_slot + fills * times.own_finish
+    return rounds * (one - per_slot) + slot_rounds * per_slot + fills * times.finish_windowed

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spd_core.accept.lemma import accept, first_refusal, residual_acceptance
+from spd_core.accept.lemma import accept, accepted_length, residual_acceptance
 from spd_core.accept.paths import change_noise, reflect
 from spd_core.capture import Captured
 from spd_core.decode.path import PROPOSALS, BoundHead, HeadDraws, LawHead, PathNoise
@@ -192,7 +192,7 @@ def _round(plan: Plan, head: BoundHead, noise: PathNoise, uniform_RS: Tensor, ro
         log_scale = plan.at_law.table.v_scale[k_RL][..., None] * (held_v - true_v)
         result_noise, log_ratio = change_noise(drawn, shift, log_scale)
         accepted = accept(log_ratio, uniform)
-    stands = torch.minimum(first_refusal(accepted), length - 1)
+    stands = torch.minimum(accepted_length(accepted), length - 1)
     end, end_k = (row, stands), k - stands
 
     # 4. The state after the round's last step.

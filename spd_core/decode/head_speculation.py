@@ -25,7 +25,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from spd_core.accept.lemma import accept, first_refusal, sample_residual
+from spd_core.accept.lemma import accept, accepted_length, sample_residual
 from spd_core.accept.paths import change_noise, reflect
 from spd_core.capture import recorded
 from spd_core.decode.head_rounds import Plan, run_rounds
@@ -167,7 +167,7 @@ class _Descent:
         # window's end is never looked at.
         shift = head.shift(k_AL, held_x0, true.x0, held_std if self.learned else None)
         accepted, result_noise, log_scale = self._tested(k_AL, drawn, shift, held_v, true.v)
-        stands_A = torch.minimum(first_refusal(accepted), length_A - 1)
+        stands_A = torch.minimum(accepted_length(accepted), length_A - 1)
         end, end_k = (self.places[: len(row)], stands_A), self.k - stands_A
 
         # 4. The state after the round's last step, the coupling's correction if it was refused, by its noise under the

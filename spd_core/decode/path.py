@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spd_core.capture import Captured, kept_by, recorded
+from spd_core.capture import Captured, cached_on, recorded
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
 from spd_core.models.head import Head, StepModulation
@@ -101,7 +101,7 @@ class LawHead:
         """The head at a law; where functions are recorded always the same one, with what was recorded of it."""
         if not recorded(head.device):
             return cls(head, law)
-        return kept_by(at_precision(head, law.dtype), ("law", law), lambda: cls(head, law))
+        return cached_on(at_precision(head, law.dtype), ("law", law), lambda: cls(head, law))
 
     @cached_property
     def fixed_std_list(self) -> list[float]:

@@ -266,7 +266,7 @@ def test_predictions_of_a_causal_pair(causal_rows):
     *predicted, coupled, naive = rows
     for row in predicted:
         assert row["predicted_speedup"] > 0
-        assert all(row["calls"][name] > 0 for name in ("context", "head", "own", "finish", "own_finish"))
+        assert all(row["calls"][name] > 0 for name in ("context", "head", "head_windowed", "finish", "finish_windowed"))
         drafts = [row["calls"][name] > 0 for name in ("drafted", "verification", "residual")]
         assert drafts == [row["method"] == "speculative"] * 3
     assert coupled["predicted_speedup"] is naive["predicted_speedup"] is None

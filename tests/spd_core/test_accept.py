@@ -16,7 +16,7 @@ from spd_core.accept.cspd import (
     tempered_log_ratio,
     thinning,
 )
-from spd_core.accept.lemma import accept, first_refusal
+from spd_core.accept.lemma import accept, accepted_length
 from spd_core.accept.paths import Gaussian
 
 ROWS = 20_000
@@ -66,7 +66,7 @@ def test_accept_has_probability_min_one_ratio():
 
 def test_first_refusal_counts_leading_acceptances():
     accepted = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
-    assert first_refusal(accepted).tolist() == [2, 0, 4]
+    assert accepted_length(accepted).tolist() == [2, 0, 4]
 
 
 @pytest.mark.parametrize("log_factor", [0.0, 0.4, -0.3])

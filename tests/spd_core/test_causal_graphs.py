@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spd_core.decode import kept
+from spd_core.decode import workspace
 from spd_core.draws import Draws
 from spd_core.families.causal.speculation import decode_speculative
 from spd_core.families.causal.tokens import decode_causal_plain
@@ -30,9 +30,9 @@ def models():
 
 
 @pytest.fixture(autouse=True)
-def _nothing_kept():
+def _no_workspace():
     yield
-    kept.release()
+    workspace.release()
 
 
 def _inputs(count, first=0):

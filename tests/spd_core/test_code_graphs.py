@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spd_core.decode import kept
+from spd_core.decode import workspace
 from spd_core.decode.slots import Slots, moved
 from spd_core.draws import Draws
 from spd_core.families.llamagen.codes import decode_codes_plain
@@ -38,9 +38,9 @@ def models():
 
 
 @pytest.fixture(autouse=True)
-def _nothing_kept():
+def _no_workspace():
     yield
-    kept.release()
+    workspace.release()
 
 
 def _plain(models, law, count, first=0):
@@ -93,15 +93,15 @@ def _tests(drafts):
     return sorted(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def test_one_decoding_is_kept(models):
+def test_one_workspace_is_reused(models):
     with cpu_graphs() as recorded:
         _plain(models, LAW, 3)
         _plain(models, GUIDED, 3)
-        assert len(kept._KEPT) == 1
+        assert len(workspace._WORKSPACE) == 1
         _plain(models, LAW, 3)
     assert _ours(recorded) == ["codes.context", "codes.head"] * 3
     _plain(models, LAW, 3)
-    assert len(kept._KEPT) == 1, "a device that records nothing keeps nothing"
+    assert len(workspace._WORKSPACE) == 1, "a device that records nothing reuses nothing"
 
 
 @pytest.mark.parametrize("reach", [4, 16])

@@ -10,8 +10,8 @@ import pytest
 from spd_core.decode.cost import (
     CallTimes,
     Drafting,
-    own_plain,
     plain,
+    plain_windowed,
     residual_attempts,
     rounds_needed,
     speculative,
@@ -19,8 +19,15 @@ from spd_core.decode.cost import (
 )
 
 TIMES = CallTimes(
-    context=2.0, head=30.0, own=8.0, finish=9.0, own_finish=5.0, drafted=3.0, verification=6.0, residual=9.0
-)
+    context=2.0,
+    head=30.0,
+    head_windowed=8.0,
+    finish=9.0,
+    finish_windowed=5.0,
+    drafted=3.0,
+    verification=6.0,
+    residual=9.0,
+)  # fmt: skip
 TOKENS = 64
 
 
@@ -81,21 +88,21 @@ def test_attempts_are_those_of_a_simulation(batch):
 
 def test_speculation_without_drafts_is_plain_decoding():
     times = dataclasses.replace(TIMES, verification=TIMES.context)
-    assert speculative(times, times, _drafting(0.5, 0), TOKENS, 1) == pytest.approx(own_plain(times, TOKENS))
-    bare = dataclasses.replace(times, own=times.head, own_finish=times.finish)
+    assert speculative(times, times, _drafting(0.5, 0), TOKENS, 1) == pytest.approx(plain_windowed(times, TOKENS))
+    bare = dataclasses.replace(times, head_windowed=times.head, finish_windowed=times.finish)
     assert speculative(bare, bare, _drafting(0.5, 0), TOKENS, 1) == pytest.approx(plain(bare, TOKENS))
 
 
 def test_more_acceptance_never_costs_time():
     seconds = [speculative(TIMES, TIMES, _drafting(acceptance / 10), TOKENS, 1) for acceptance in range(11)]
     assert seconds == sorted(seconds, reverse=True)
-    assert seconds[-1] < own_plain(TIMES, TOKENS) < seconds[0]
+    assert seconds[-1] < plain_windowed(TIMES, TOKENS) < seconds[0]
 
 
 def test_nothing_wins_where_a_verification_costs_its_tokens():
     """Compute-bound: gamma + 1 tokens at once cost as much as one after the other."""
     bound = CallTimes(
-        context=2.0, head=30.0, own=30.0, finish=9.0, own_finish=9.0,
+        context=2.0, head=30.0, head_windowed=30.0, finish=9.0, finish_windowed=9.0,
         drafted=1.0, verification=9 * 32.0, residual=30.0,
     )  # fmt: skip
     for acceptance in (0.5, 0.9, 1.0):
@@ -105,8 +112,8 @@ def test_nothing_wins_where_a_verification_costs_its_tokens():
 def test_a_heavy_context_pass_is_where_speculation_wins():
     heavy = dataclasses.replace(TIMES, context=40.0, verification=44.0)
     drafting = _drafting(0.7)
-    gain = own_plain(heavy, TOKENS) / speculative(heavy, heavy, drafting, TOKENS, 1)
-    assert gain > 1.15 > own_plain(TIMES, TOKENS) / speculative(TIMES, TIMES, drafting, TOKENS, 1)
+    gain = plain_windowed(heavy, TOKENS) / speculative(heavy, heavy, drafting, TOKENS, 1)
+    assert gain > 1.15 > plain_windowed(TIMES, TOKENS) / speculative(TIMES, TIMES, drafting, TOKENS, 1)
 
 
 def test_slots_that_run_empty_save_their_share():

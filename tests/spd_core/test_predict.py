@@ -10,7 +10,7 @@ from spd_core.decode.ceilings import Ceilings, Pass, known_ceilings, measured_ce
 from spd_core.decode.predict import images_per_s, windows_for
 from spd_core.decode.work import effort_of
 from spd_core.families.llamagen.model import PRESETS, LlamaGenConfig
-from spd_core.families.llamagen.predict import kept_bytes, plain_s, speculative_s, work_of
+from spd_core.families.llamagen.predict import kv_bytes, plain_s, speculative_s, work_of
 from spd_core.families.mar.model import Mar, MarConfig, preset
 from spd_core.law import Auto, Choice, Cspd, Plain, SamplerLaw, Speculative
 from spd_core.pairs.pair import PairCard, TunedWindows, load_card
@@ -177,7 +177,7 @@ def test_plain_decoding_of_xl_ends_where_its_keys_and_values_are_read():
     """12 GB an image at 3 TB/s and the weights: about 220 images/s at batch 256."""
     card = xl_card()
     own = card.law.model_copy(update={"dtype": "bfloat16"})
-    total = sum(2 * kept_bytes(card.target, "bfloat16") * position for position in range(256))
+    total = sum(2 * kv_bytes(card.target, "bfloat16") * position for position in range(256))
     assert total == pytest.approx(12e9, rel=0.01)
     assert 200 < images_per_s(card, own, Choice(method=Plain(), batch=256), H100) < 250
 
@@ -195,7 +195,7 @@ def test_speculation_of_codes_reads_them_once_a_round(batch):
 def test_what_xl_reads_by_hand():
     """36 layers, keys and values of 1,280 numbers of two bytes; position p reads p of them in each of two rows."""
     xl, own = xl_card().target, xl_card().law.model_copy(update={"dtype": "bfloat16"})
-    assert kept_bytes(xl, "bfloat16") == 36 * 2 * 1280 * 2 == 184_320
+    assert kv_bytes(xl, "bfloat16") == 36 * 2 * 1280 * 2 == 184_320
     reading = Ceilings("memory", flops=1e30, bytes_per_s=1.0, kernel_s=0.0)
     weights = work_of(xl, "bfloat16").weights
     assert weights == 36 * (4 * 1280**2 + 3 * 1280 * 3584 + 2 * 1280) + 1280 + 1280 * 16384 + 1001 * 1280

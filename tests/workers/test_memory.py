@@ -46,9 +46,9 @@ def test_a_worker_that_runs_out_of_memory_names_its_batch(settings, task, monkey
         Worker(settings).run(task)
 
 
-def test_a_device_that_is_full_gives_back_what_it_kept(monkeypatch):
+def test_a_device_that_is_full_frees_its_workspace(monkeypatch):
     given: list[bool] = []
-    monkeypatch.setattr("spd_core.decode.kept.release", lambda: given.append(True))
+    monkeypatch.setattr("spd_core.decode.workspace.release", lambda: given.append(True))
     with pytest.raises(ValueError, match="other"), told_apart(3, CPU):
         raise ValueError("other")
     assert not given

@@ -31,9 +31,9 @@ from spd_core.families.causal.tokens import (
     PathLaw,
     finish,
     noise_above,
-    own_draws,
     path_above,
     previous_tokens,
+    window_draws,
 )
 from spd_core.families.causal.verification import draft_walk, verify
 from spd_core.law import Plain, SamplerLaw, Speculative
@@ -76,8 +76,11 @@ def measure_calls(
     mean = {name: statistics.fmean(seconds[name] for seconds in places) for name in places[0]}
     mean |= _timed(model.whole(), pair.device)
     noise = mean.pop("noise") / model.ahead
-    own, own_finish = mean.get("own", mean["head"]) + noise, mean.get("own_finish", mean["finish"])
-    return CallTimes(**{**mean, "head": mean["head"] + noise, "own": own, "own_finish": own_finish})
+    windowed = {
+        "head_windowed": mean.get("head_windowed", mean["head"]) + noise,
+        "finish_windowed": mean.get("finish_windowed", mean["finish"]),
+    }
+    return CallTimes(**{**mean, **windowed, "head": mean["head"] + noise})
 
 
 def _now(device: torch.device) -> float:
@@ -145,8 +148,8 @@ class _Decoded:
         def run(windows: tuple[int, ...]) -> Tensor:
             return finish(self.head, self.path, canvas, self.draws, windows, Meter(token.device))
 
-        own: Calls = {"own_finish": partial(run, self.windows)} if self.windows else {}
-        return {"finish": partial(run, ()), **own}
+        windowed: Calls = {"finish_windowed": partial(run, self.windows)} if self.windows else {}
+        return {"finish": partial(run, ()), **windowed}
 
     def at(self, place: int) -> Calls:
         """Calls made for one token of every image, or for a block that begins there."""
@@ -155,10 +158,10 @@ class _Decoded:
         calls: Calls = {
             "noise": lambda: self._noise(path, place, self.ahead),
             "context": lambda: self._read(self.reader, place, 1),
-            "head": lambda: self._own_path(path, place, noise, ()),
+            "head": lambda: self._token_path(path, place, noise, ()),
         }
         if self.windows:
-            calls["own"] = lambda: self._own_path(path, place, noise, self.windows)
+            calls["head_windowed"] = lambda: self._token_path(path, place, noise, self.windows)
         if isinstance(self.method, Speculative):
             calls |= self._of_a_round(path, place, self.method)
         return calls
@@ -217,7 +220,7 @@ class _Decoded:
     def _bind_draft(self, path: PathLaw, image_R: Tensor, token_R: Tensor) -> BoundHead:
         return self._bind(path, self.draft_head, self.draft_z, image_R, token_R)
 
-    def _own_path(self, path: PathLaw, place: int, noise: PathNoise, windows: tuple[int, ...]) -> Path:
+    def _token_path(self, path: PathLaw, place: int, noise: PathNoise, windows: tuple[int, ...]) -> Path:
         image, token = self._block(place, 1)
-        own = own_draws(self.draws, image, token, path.law)
+        own = window_draws(self.draws, image, token, path.law)
         return path_above(self._bind(path, self.head, self.z, image, token), path, noise, own, windows)

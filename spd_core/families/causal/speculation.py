@@ -26,13 +26,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spd_core.accept.lemma import Verdict, first_refusal, sample_residual
+from spd_core.accept.lemma import Verdict, accepted_length, sample_residual
 from spd_core.accept.paths import ROUNDING
 from spd_core.accept.rules import Couplings, Ratios, checked
-from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, Trace
 from spd_core.decode.slots import Change, SlotDecoding, moved
+from spd_core.decode.workspace import workspace
 from spd_core.draws import Draws, Purpose
 from spd_core.families.causal.tokens import (
     MAKING,
@@ -42,9 +42,9 @@ from spd_core.families.causal.tokens import (
     PathLaw,
     finish,
     noise_above,
-    own_draws,
     path_above,
     previous_tokens,
+    window_draws,
 )
 from spd_core.families.causal.verification import draft_walk, verify
 from spd_core.law import SamplerLaw, Speculative
@@ -131,7 +131,7 @@ def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> Tensor:
         int64 [3, A]: how many drafts of each image stand; 1 where the target draws the token after them itself, the
         first rejected one or else the one after the last draft; how many tokens the image advances.
     """
-    kept_A = torch.minimum(first_refusal(accepted_AG), drafted_A)
+    kept_A = torch.minimum(accepted_length(accepted_AG), drafted_A)
     draws_A = (kept_A < room_A).long()
     return torch.stack([kept_A, draws_A, kept_A + draws_A])
 
@@ -188,7 +188,7 @@ class _Decoding(SlotDecoding):
         first = labels[:count]
         models = tuple(at_precision(model, law.dtype) for model in (target, draft))
         key = ("causal, speculative", *models, law, len(first), labels.device)
-        readers = kept(key, labels.device, lambda: [making.reader(model, law, first) for model in models])
+        readers = workspace(key, labels.device, lambda: [making.reader(model, law, first) for model in models])
         self.reader, self.draft_reader = readers
         super().__init__(labels, count, self.length, readers)
         self.head, self.draft_head = LawHead.of(target.head, law), LawHead.of(draft.head, law)
@@ -346,7 +346,7 @@ class _Decoding(SlotDecoding):
         """Steps 2b and 3 with the target's own paths on the drafts' noise."""
         path, row, place = drafted.path, drafted.row, drafted.place
         image, token = self.slots.image[row], self.slots.made[row] + place
-        own = own_draws(self.draws, image, token, path.law)
+        own = window_draws(self.draws, image, token, path.law)
         bound = self._bind(path, z, row, place)
         coupled = path_above(bound, path, noise.of(path, row, place), own, self.method.head_window)
         self.meter.add(target_head_calls=coupled.calls, target_head_rows=coupled.rows * self.reader.copies)

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from spd_core.capture import Captured
 from spd_core.decode.head_speculation import speculate_head
-from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.decode.path import BoundHead, HeadDraws, LawHead, Path, PathNoise, by_steps, walk
 from spd_core.decode.reader import CachedReader
+from spd_core.decode.workspace import workspace
 from spd_core.diffusion import handoff_step, step_table
 from spd_core.draws import Draws, Purpose
 from spd_core.law import SamplerLaw
@@ -134,7 +134,7 @@ def noise_above(draws: Draws, image_R: Tensor, token_R: Tensor, path: PathLaw, d
     return PathNoise(start, step, path.handoff + 1)
 
 
-def own_draws(draws: Draws, image_R: Tensor, token_R: Tensor, law: SamplerLaw) -> HeadDraws:
+def window_draws(draws: Draws, image_R: Tensor, token_R: Tensor, law: SamplerLaw) -> HeadDraws:
     """The random numbers of head self-speculation on the tokens' own paths."""
     return HeadDraws(draws, image_R, token_R, torch.zeros_like(token_R), law.head_steps)
 
@@ -184,7 +184,7 @@ def finish(
             noise = PathNoise(states[rows], step.view(-1, count, dims))
             bound = head.at(own.law).bind(z[:, rows].flatten(0, 1), own.scale(token[rows]))
             if windows:
-                head_draws = own_draws(draws, image[rows], token[rows], own.law)
+                head_draws = window_draws(draws, image[rows], token[rows], own.law)
                 ends, _ = speculate_head(
                     bound, own.handoff, 0, noise, head_draws, windows, x0[rows]
                 )  # fmt: skip
@@ -243,7 +243,7 @@ def decode_causal_plain(
     meter, batch, length = Meter(labels_B.device), len(labels_B), target.config.seq_len
     path, image = making.path(law, length), torch.arange(batch, device=labels_B.device)
     key = ("causal, plain", at_precision(target, law.dtype), law, batch, labels_B.device)
-    reader = kept(key, labels_B.device, lambda: making.reader(target, law, labels_B))
+    reader = workspace(key, labels_B.device, lambda: making.reader(target, law, labels_B))
     reader.start(labels_B)
     head = LawHead.of(target.head, law)
     making.open(Opening([reader], head, range(batch), range(batch), draws, windows, meter), path)
@@ -252,7 +252,7 @@ def decode_causal_plain(
         block = torch.arange(positions.start, positions.stop, device=labels_B.device)
         images, tokens = image.repeat(len(block)), block.repeat_interleave(batch)
         drawn = noise_above(draws, images, tokens, own_path, canvas.x0.shape[-1])
-        own, own_head = own_draws(draws, images, tokens, own_path.law), head.at(own_path.law)
+        own, own_head = window_draws(draws, images, tokens, own_path.law), head.at(own_path.law)
         own = own.ahead() if windows else own
         for place, position in enumerate(positions):
             rows = slice(place * batch, (place + 1) * batch)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from spd_core.accept.codes import pick, probabilities
 from spd_core.capture import Captured
-from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded, DraftRecords, Meter
 from spd_core.decode.reader import CachedReader
+from spd_core.decode.workspace import workspace
 from spd_core.draws import Draws, Purpose
 from spd_core.families.llamagen.model import CodeReader, EagleDraft, LlamaGen
 from spd_core.law import SamplerLaw
@@ -110,7 +110,7 @@ class LawReader(CachedReader):
         return (self.draw(self.distribution(features_GA1d, position_A[:, None])[:, 0], uniform_A),)
 
 
-def own_uniforms(draws: Draws, image_R: Tensor, length: int) -> Tensor:
+def target_uniforms(draws: Draws, image_R: Tensor, length: int) -> Tensor:
     """[R, N] uniforms of the codes that the target draws itself."""
     token = torch.arange(length, device=image_R.device).repeat(len(image_R))
     return draws.fine_uniforms(Purpose.CODE, image_R.repeat_interleave(length), token).view(-1, length)
@@ -127,9 +127,9 @@ def decode_codes_plain(target: LlamaGen, law: SamplerLaw, labels_B: Tensor, draw
     """
     batch, length, meter = len(labels_B), target.config.block_size, Meter(labels_B.device)
     key = ("codes, plain", at_precision(target, law.dtype), law, batch, labels_B.device)
-    reader = kept(key, labels_B.device, lambda: LawReader(target, target, law, labels_B, 1))
+    reader = workspace(key, labels_B.device, lambda: LawReader(target, target, law, labels_B, 1))
     reader.start(labels_B)
-    uniforms = own_uniforms(draws, torch.arange(batch, device=labels_B.device), length)
+    uniforms = target_uniforms(draws, torch.arange(batch, device=labels_B.device), length)
     codes = torch.zeros(batch, length, dtype=torch.int64, device=labels_B.device)
     for position, of_all in enumerate(torch.arange(length, device=labels_B.device)[:, None].expand(-1, batch)):
         with meter.span("context"):

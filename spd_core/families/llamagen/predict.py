@@ -53,7 +53,7 @@ def batch_seconds(card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings)
     return speculative_s(target, draft, law, method, acceptance, choice.batch, at)
 
 
-def kept_bytes(config: LlamaGenConfig, precision: Precision) -> int:
+def kv_bytes(config: LlamaGenConfig, precision: Precision) -> int:
     """Bytes of keys and values of one code of one sequence."""
     return 2 * config.n_layer * config.dim * WEIGHT_BYTES[precision]
 
@@ -61,7 +61,7 @@ def kept_bytes(config: LlamaGenConfig, precision: Precision) -> int:
 def plain_s(config: LlamaGenConfig, law: SamplerLaw, batch: int, at: Ceilings) -> float:
     """Seconds of a batch decoded code after code."""
     work, rows = work_of(config, law.dtype), batch * (1 + (law.cfg != 1.0))
-    each = rows * kept_bytes(config, law.dtype)
+    each = rows * kv_bytes(config, law.dtype)
     return sum(work.seconds(rows, at, extra_bytes=each * position) for position in range(config.seq_len))
 
 
@@ -86,7 +86,7 @@ def speculative_s(
     """
     rows, middle = batch * (1 + (law.cfg != 1.0)), (target.seq_len - 1) / 2
     drafted, verified = (
-        work_of(config, law.dtype).seconds(rows * width, at, extra_bytes=rows * middle * kept_bytes(config, law.dtype))
+        work_of(config, law.dtype).seconds(rows * width, at, extra_bytes=rows * middle * kv_bytes(config, law.dtype))
         for config, width in ((draft, 1), (target, method.gamma + 1))
     )
     return rounds_needed(acceptance, target.seq_len, 1) * (method.gamma * drafted + verified)

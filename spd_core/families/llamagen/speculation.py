@@ -28,11 +28,11 @@ from torch import Tensor
 
 from spd_core.accept.codes import CodeTest, pick, walk_tree, without
 from spd_core.capture import Captured
-from spd_core.decode.kept import kept
 from spd_core.decode.log import Decoded
 from spd_core.decode.slots import Change, SlotDecoding, moved
+from spd_core.decode.workspace import workspace
 from spd_core.draws import Draws, Purpose
-from spd_core.families.llamagen.codes import LawReader, own_uniforms
+from spd_core.families.llamagen.codes import LawReader, target_uniforms
 from spd_core.families.llamagen.drafts import CodeDraft, Eagle, SmallDraft
 from spd_core.families.llamagen.model import EagleDraft, LlamaGen
 from spd_core.law import SamplerLaw, Speculative
@@ -85,7 +85,7 @@ def decode_codes_speculative(
     count, device = min(slots or len(labels_B), len(labels_B)), labels_B.device
     models = tuple(at_precision(model, law.dtype) for model in (target, draft))
     key = ("codes, speculative", *models, vectors_VE, law, method, count, device)
-    work = kept(key, device, lambda: Round(target, draft, vectors_VE, law, method, labels_B[:count]))
+    work = workspace(key, device, lambda: Round(target, draft, vectors_VE, law, method, labels_B[:count]))
     return _Decoding(work, labels_B, draws, count).run()
 
 
@@ -156,10 +156,10 @@ class Round:
         p_ATV = self.reader.distribution(features_GATd, made_A[:, None] + depths(tree, made_A.device))
         room_A = torch.where(made_A < self.draft.earliest, 0, self.length - made_A)
         walk = walk_tree(tree, codes_AT, p_ATV, q_AIV, testing_AT, room_A, self.test)
-        own = self.reader.draw(walk.law, own_AM.gather(1, walk.kept[:, None])[:, 0])
+        own = self.reader.draw(walk.law, own_AM.gather(1, walk.num_accepted[:, None])[:, 0])
         stood = torch.cat([codes_AT.gather(1, walk.path)[:, 1:], own[:, None]], dim=1)
-        codes = stood.scatter(1, walk.kept[:, None], own[:, None])
-        made = (made_A + walk.kept + 1).clamp(max=self.length)
+        codes = stood.scatter(1, walk.num_accepted[:, None], own[:, None])
+        made = (made_A + walk.num_accepted + 1).clamp(max=self.length)
         tests = torch.stack([walk.verdict.log_ratio, walk.verdict.excess, walk.verdict.accepted, walk.tested])
         return walk.path, codes, made, tests
 
@@ -216,7 +216,7 @@ class _Decoding(SlotDecoding):
             self.draws.fine_uniforms(purpose, image, token, nodes).view(len(image_R), self.work.length, nodes)
             for purpose in (Purpose.CODE_DRAFT, Purpose.ACCEPT)
         ]
-        return own_uniforms(self.draws, image_R, self.work.length), torch.stack(both)
+        return target_uniforms(self.draws, image_R, self.work.length), torch.stack(both)
 
     def _of_nodes(self, tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
         """Uniforms [A, M] of the target's own code after each number of drafts kept, [A, T] of drafting and testing."""

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spd_core.capture import Captured, filled, kept_by, recorded
+from spd_core.capture import Captured, cached_on, filled, recorded
 from spd_core.decode.head_speculation import Lookahead, speculate_head
 from spd_core.decode.log import Meter
 from spd_core.decode.path import HeadDraws, PathNoise, by_steps
@@ -251,7 +251,7 @@ def _denoising(head: DiffusionHead, law: SamplerLaw, device: torch.device) -> Ca
         return Captured(partial(_denoise, head=head, law=law, timesteps=timesteps), f"denoise {law.head_steps} steps")
 
     key = (law.head_steps, law.start_level, law.cfg != 1.0, law.temperature, law.dtype)
-    return kept_by(head, ("denoise", device, *key), make)
+    return cached_on(head, ("denoise", device, *key), make)
 
 
 def _denoise(

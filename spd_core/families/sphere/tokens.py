@@ -31,8 +31,8 @@ from spd_core.families.causal.tokens import (
     PathLaw,
     decode_causal_plain,
     noise_above,
-    own_draws,
     path_above,
+    window_draws,
 )
 from spd_core.families.sphere.blocks import on_sphere
 from spd_core.families.sphere.flow import LAST_LEVEL, handoff_step, noise_left
@@ -130,7 +130,7 @@ class SphereMaking(Making):
             z = reader.read(torch.zeros(len(first), 1, dims, device=device), first, 0)[1, slots, 0]
         with opening.meter.span("head"):
             noise = noise_above(opening.draws, images, token, own, dims)
-            draws = own_draws(opening.draws, images, token, own.law)
+            draws = window_draws(opening.draws, images, token, own.law)
             # Both rows of the guided head are the null branch's, so that its weight means nothing.
             bound = head.at(own.law).bind(z.repeat(2, 1), torch.ones(len(images), 1, device=device))
             made = path_above(bound, own, noise, draws, opening.windows)

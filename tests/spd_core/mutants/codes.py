@@ -92,6 +92,10 @@ def _walked(change):
     )
 
 
+def _one_more(walk):
+    return replace(walk, num_accepted=(walk.num_accepted + 1).clamp(max=walk.path.shape[1] - 1))
+
+
 def _ignored(right):
     return lambda self, drafts: replace(right(self, drafts), accepted=torch.ones_like(drafts.code, dtype=torch.bool))
 
@@ -107,7 +111,7 @@ MUTANTS = (
     Mutant(
         "plain: numbers of the position before",
         codes,
-        "own_uniforms",
+        "target_uniforms",
         lambda r: lambda *given: r(*given)[:, :1].expand_as(r(*given)),
         "plain",
     ),
@@ -173,7 +177,11 @@ MUTANTS = (
         "one draft more than accepted",
         code_speculation,
         "walk_tree",
-        _walked(lambda r, *given: (lambda w: replace(w, kept=(w.kept + 1).clamp(max=w.path.shape[1] - 1)))(r(*given))),
+        _walked(
+            lambda r, *given: (lambda w: replace(w, num_accepted=(w.num_accepted + 1).clamp(max=w.path.shape[1] - 1)))(
+                r(*given)
+            )
+        ),
         "chain",
     ),
     Mutant("siblings tested with repetition", accept_codes, "without", lambda r: lambda w, code: w, "tree"),

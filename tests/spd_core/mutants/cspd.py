@@ -206,14 +206,14 @@ MUTANTS = (
     Mutant(
         "drafts accepted beyond the first refusal",
         cspd,
-        "first_refusal",
+        "accepted_length",
         lambda r: lambda accepted: accepted.sum(dim=1),
         "paper",
     ),
     Mutant(
         "one draft less is accepted",
         cspd,
-        "first_refusal",
+        "accepted_length",
         lambda r: lambda accepted: (r(accepted) - 1).clamp(min=0),
         "paper",
     ),

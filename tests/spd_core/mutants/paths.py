@@ -334,7 +334,7 @@ MUTANTS = (
         "certificate",
     ),
     Mutant("no stop after a refusal", speculative, "settle", _nothing_stops, "four tokens"),
-    Mutant("the token after the refused one is drawn", speculative, "first_refusal", _longer, "four tokens"),
+    Mutant("the token after the refused one is drawn", speculative, "accepted_length", _longer, "four tokens"),
     Mutant(
         "the draft's guidance is that of the token after",
         PathLaw,

@@ -167,14 +167,14 @@ MUTANTS = (
     Mutant(
         "a round ends one step after its first refusal",
         head_speculation,
-        "first_refusal",
+        "accepted_length",
         lambda r: lambda accepted: (r(accepted) + 1).clamp(max=accepted.shape[1]),
         "equal",
     ),
     Mutant(
         "refusals are passed over",
         head_speculation,
-        "first_refusal",
+        "accepted_length",
         lambda r: lambda accepted: torch.full_like(r(accepted), accepted.shape[1]),
         "equal",
     ),
