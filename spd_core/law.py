@@ -160,7 +160,7 @@ class Cspd(Settings):
     variant: Literal["paper", "released"] = Field(
         "released",
         description="released: what the public code does, every decision of a block kept; "
-        "paper: stop at the first refusal and discard what follows",
+        "paper: stop at the first rejection and discard what follows",
     )
     gamma: int = Field(8, ge=1, le=4096, description="draft iterations before each target pass")
     aligned: bool = Field(True, description="draft and target share start and step noise of a token")
@@ -171,7 +171,7 @@ class Cspd(Settings):
     head_window: HeadWindow = ()
     unresolved: Literal["target", "zeros"] = Field(
         "target",
-        description="released only, a refused token whose 100 proposals were all dropped: target: its last-step mean, "
+        description="released only, a rejected token whose 100 proposals were all dropped: target: its last-step mean, "
         "zeros: what the public code writes",
     )
 
@@ -305,7 +305,7 @@ class Speculative(Settings):
         4,
         ge=1,
         le=256,
-        description="paths: residual proposals of a refused token made at once; four times as many in each further "
+        description="paths: residual proposals of a rejected token made at once; four times as many in each further "
         "attempt, up to 256",
     )
     acceptance: Acceptance = Acceptance()

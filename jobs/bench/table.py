@@ -46,7 +46,7 @@ class Row(Settings):
     calls: dict[str, float] | None = Field(None, description="seconds, `spd_core.decode.cost.CallTimes`")
     acceptance: float | None = Field(
         description="accepted share: released CSpD's of every draft, of all others of those tested, up to the first "
-        "refusal of a block"
+        "rejection of a block"
     )
     acceptance_by_place: list[float] | None = Field(
         description="by place in the block, where those before were accepted"
@@ -104,7 +104,7 @@ def _table(heads: list[str], lines: list[list[str]]) -> list[str]:
 
 def _tested(row: Row) -> bool:
     """Whether its acceptance is a share of the drafts tested: released CSpD judges every one of a block, the others
-    none behind the first refusal."""
+    none behind the first rejection."""
     return row.method != "cspd" or row.settings["variant"] != "released"
 
 

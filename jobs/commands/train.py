@@ -146,7 +146,7 @@ def following_lines(bands: Sequence[Following]) -> list[str]:
     """One line a band of levels: what the noise explains of a prediction's movement, and what that is worth."""
     return [
         f"levels {of.levels[0]} to {of.levels[1]}: {of.explained:.2f} of the squared movement explained, "
-        f"chance that the next step is refused {of.held:.4f} held, {of.followed:.4f} followed"
+        f"chance that the next step is rejected {of.held:.4f} held, {of.followed:.4f} followed"
         for of in bands
     ]
 

@@ -119,11 +119,11 @@ def acceptance_of(method: dict[str, Any]) -> str:
     """Of which drafts a dumped method's acceptance is a share: two figures that must not be compared.
 
     Released CSpD judges and keeps or replaces every draft of a block. Everything else looks at no draft behind the
-    first refusal, so the share is that of drafts whose predecessors were accepted.
+    first rejection, so the share is that of drafts whose predecessors were accepted.
     """
     if method["name"] == "cspd" and method["variant"] == "released":
         return "of every draft"
-    return "of the drafts tested, up to the first refusal of a block"
+    return "of the drafts tested, up to the first rejection of a block"
 
 
 def certificate_in_words(certificate: dict[str, Any] | None) -> list[tuple[str, str]]:

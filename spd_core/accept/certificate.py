@@ -3,7 +3,7 @@
 Relaxed and lossless decoding draw the same drafts and the same residuals; they differ in how likely each test is to
 accept its draft: f against a = min(1, R). On everything that a decoding draws, the ratio of their laws is therefore
 
-    W = product over the tests of (a / f where the draft was accepted, (1 - a) / (1 - f) where it was refused),
+    W = product over the tests of (a / f where the draft was accepted, (1 - a) / (1 - f) where it was rejected),
 
 and the total variation between the two is the expectation of (1 - W)_+ over relaxed decodings. An image is a function
 of what was drawn, so that bounds the total variation between the laws of the image. `(1 - W)_+` is the image's
@@ -38,11 +38,11 @@ def log_weights(log_ratio_K: Float, accepted_K: NDArray[np.bool_], excess_K: Flo
         excess_K: f - a, which with R says what f was; NaN where no bound exists gives NaN.
     """
     log_ratio, spent = np.minimum(log_ratio_K, 0.0).astype(np.float64), excess_K.astype(np.float64)
-    lossless, refusal = np.exp(log_ratio), -np.expm1(log_ratio)
+    lossless, rejection = np.exp(log_ratio), -np.expm1(log_ratio)
     with np.errstate(divide="ignore", invalid="ignore"):
         taken = np.log(lossless) - np.log(lossless + spent)
-    refused = np.log(np.maximum(refusal, _TINY)) - np.log(np.maximum(refusal - spent, _TINY))
-    changed = np.where(accepted_K, taken, refused)
+    rejected = np.log(np.maximum(rejection, _TINY)) - np.log(np.maximum(rejection - spent, _TINY))
+    changed = np.where(accepted_K, taken, rejected)
     return np.where(spent == 0, 0.0, np.where(np.isnan(spent), np.nan, changed))
 
 

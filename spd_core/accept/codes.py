@@ -1,10 +1,10 @@
 """Acceptance of drafted codes: sampling from tables of probabilities, and the tests along a draft tree.
 
-Rules and their ratios are those of `spd_core.accept.rules`; here is what they test, and in which order.
+Rules and their ratios are those of `spd_core.accept.rules`. This module knows what they test, and in which order.
 
-Several drafts of one token, siblings in a tree, are tested in turn: after a refusal the next one is tested against the
-residual, and is itself drawn from q without those before it. That is exact for the lossless rule (recursive rejection
-sampling, arXiv:2402.14160).
+Several drafts of one token, siblings in a tree, are tested in turn. After a rejection the next is tested against the
+residual; it was itself drawn from q without the siblings before it. That is exact for the lossless rule (recursive
+rejection sampling, arXiv:2402.14160).
 
 Shape legend: A images, I inner nodes of a tree, T all of its nodes, C most children of a node, V codes, k neighbours, R
 rows.
@@ -172,8 +172,8 @@ def walk_tree(
         accepted[:, at], log_ratio[:, at] = stands, verdict.log_ratio
         excess[:, at], tested[:, at] = verdict.excess, real
         # 3. What is left for the next child, or for the code that follows the node.
-        refused = (real & ~stands)[..., None]
-        law = rank.put(law, torch.where(refused, test.rule.residual(p, drawn), p))
+        rejected = (real & ~stands)[..., None]
+        law = rank.put(law, torch.where(rejected, test.rule.residual(p, drawn), p))
         q = rank.put(q, without(drawn, code)) if rank.others else q
     path = [torch.zeros_like(image)]
     for _ in range(max(tree.depth)):

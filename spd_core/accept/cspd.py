@@ -1,4 +1,4 @@
-"""Acceptance of CSpD (Wang et al. 2024, arXiv:2411.11925): its test, and its two samplers of a refused token.
+"""Acceptance of CSpD (Wang et al. 2024, arXiv:2411.11925): its test, and its two samplers of a rejected token.
 
 The test compares two Gaussians, the last steps of the draft's own path and of the target's own path, and multiplies by
 a factor from the step variances. That is no ratio of two densities at one path, so nothing is known about the law of
@@ -41,7 +41,7 @@ class LastSteps(Evidence):
 class Tempered(Rule[LastSteps]):
     """CSpD's test. It belongs to the method `cspd` and is no rule that a spec may choose, so it is not in `RULES`.
 
-    What replaces a refused draft is the variant's: `resample_released` or `resample_modified`.
+    What replaces a rejected draft is the variant's: `resample_released` or `resample_modified`.
     """
 
     name = "tempered"
@@ -128,7 +128,7 @@ def resample_modified(
 ) -> Tensor:
     """A sample [R, D] of the modified distribution Norm[(F p - q)_+] of each row (CSpD, section 3.4), always.
 
-    Acceptance-rejection from p in growing rounds. Should a row refuse all of them, its last round's proposals are
+    Acceptance-rejection from p in growing rounds. Should a row reject all of them, its last round's proposals are
     weighed by their thinning probabilities and one is drawn in proportion (sampling importance resampling). Where every
     weight is zero (F p below q wherever p has mass: the modified distribution has none either) the proposal with the
     largest p/q is taken.
@@ -159,8 +159,8 @@ def resample_modified(
         # First kept proposal of a row; ties of argmax go to the first maximum.
         choice, found = kept.to(torch.uint8).argmax(dim=1), kept.any(dim=1)
         if attempt == len(PROPOSAL_ROUNDS) - 1:
-            # The number that refused proposal 0 draws here as well, so the draw is not independent of that refusal. The
-            # method promises nothing of its law, and images that are already made rest on it.
+            # The number that rejected proposal 0 draws here as well, so the draw depends on that rejection. The method
+            # promises nothing of its law, and images that are already made rest on it.
             share = keep.cumsum(dim=1)
             drawn = torch.searchsorted(share, uniforms[:, :1] * share[:, -1:]).squeeze(1).clamp(max=count - 1)
             likeliest = log_ratio.argmax(dim=1)

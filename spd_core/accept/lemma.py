@@ -1,9 +1,9 @@
 """The lemma of speculative sampling (Leviathan et al. 2022, arXiv:2211.17192), each part of it once.
 
-A draft x of q is accepted with probability min(1, R), R = p(x) / q(x); where it is refused, the token is drawn from the
+A draft x of q is accepted with probability min(1, R), R = p(x) / q(x). If it is rejected, the token is drawn from the
 residual Norm[(p - q)_+]. The token then has the law p. p and q may be laws of a code, of a token's whole denoising path
 or of a single step. A rule of `spd_core.accept.rules` puts a larger ratio in the place of R; what it adds to the
-probability is the draft's excess.
+acceptance probability is the draft's excess.
 
 Shape legend: R tested drafts, B images, K places of a block, M rows still open, P proposals of a row, V codes.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Refused proposals of a row after which `sample_residual` takes the next one.
+#: Rejected proposals of a row after which `sample_residual` takes the next one.
 LAST_RESORT = 2**20
 
 
@@ -41,7 +41,7 @@ def residual_acceptance(log_ratio: Tensor) -> Tensor:
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """Norm[(p - q)_+] [..., V]; p itself where nothing is left, which is where p equals q and no draft is refused."""
+    """Norm[(p - q)_+] [..., V]; p itself where nothing is left, which is where p equals q and no draft is rejected."""
     left = (p - q).clamp(min=0.0)
     total = left.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, left / total, p)
@@ -74,7 +74,7 @@ def judge(log_ratio_R: Tensor, log_relaxed_R: Tensor, uniform_R: Tensor, roundin
         uniform_R: of the test.
         rounding: error of the log ratio; one that is no farther below 0 counts as 0. The law then is off by no more
             than this times the share of drafts with such a ratio. Without it a draft that equals the target but for
-            rounding is refused now and then, and hardly any proposal is ever accepted in its place.
+            rounding is rejected now and then, and hardly any proposal is ever accepted in its place.
     """
     near_one = (log_relaxed_R > -rounding) & (log_relaxed_R < 0)
     accepted = accept(log_relaxed_R.masked_fill(near_one, 0.0) if rounding else log_relaxed_R, uniform_R)
@@ -84,10 +84,10 @@ def judge(log_ratio_R: Tensor, log_relaxed_R: Tensor, uniform_R: Tensor, roundin
 def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """A sample [R, ...] of the residual Norm[(p - q)_+] of each row: propose from p, accept with (1 - q/p)_+.
 
-    Not capped where that could be seen: a capped loop returns p in its place, which puts back what the draft has
-    already given. One draft costs one proposal in expectation (probability of a refusal times proposals until one is
-    accepted). A row that has refused `LAST_RESORT` proposals takes the next: a refusal happens with probability TV(p,
-    q), and so do that many more with less than 1 / (e `LAST_RESORT`) = 4e-7 in all, whatever TV(p, q) is.
+    A draft costs one proposal in expectation: the probability of its rejection, TV(p, q), times the proposals until one
+    is accepted. The loop is not capped where that could be seen, for a capped one returns samples of p instead of the
+    residual. A row that has rejected `LAST_RESORT` proposals takes the next one. The probability that its draft and all
+    of these proposals are rejected is below 1 / (e `LAST_RESORT`) = 4e-7, whatever TV(p, q) is.
 
     Args:
         rows_R: names of the rows, distinct and at least one; `propose` gets those still open.

@@ -1,4 +1,4 @@
-"""Acceptance rules: when a drafted token is accepted, what replaces a refused one, and what that promises.
+"""Acceptance rules: when a drafted token is accepted, what replaces a rejected one, and what that promises.
 
 A rule is a class with its knobs as fields, and one entry of `RULES`. Law, decoders, report, card, bench and command
 line ask the rule and know none of them by name.
@@ -114,7 +114,7 @@ class Rule(Settings, ABC, Generic[E]):
 class RatioRule(Rule[R], Generic[R]):
     """A draft is accepted with probability f = min(1, relaxed ratio), and the relaxed ratio is never below R = p/q.
 
-    A refused draft is replaced by a sample of the lossless residual Norm[(p - q)_+]. That is right for every such f:
+    A rejected draft is replaced by a sample of the lossless residual Norm[(p - q)_+]. That is right for every such f:
     Norm[(p - q f)_+] is the same law, and certificates (`spd_core.accept.certificate`) rest on it. So the residual is
     no choice of a rule: `residual` where p is a table of probabilities, `spd_core.accept.lemma.sample_residual` where p
     can only be sampled.
@@ -130,7 +130,7 @@ class RatioRule(Rule[R], Generic[R]):
 
     @final
     def residual(self, p: Tensor, q: Tensor) -> Tensor:
-        """The law [..., V] of the token in place of a refused draft."""
+        """The law [..., V] of the token in place of a rejected draft."""
         return residual(p, q)
 
 
@@ -174,7 +174,7 @@ class Annealed(RatioRule[Ratios]):
 class Coupled(Rule[Couplings]):
     """Accepts a draft that lies within a radius of the target's own token on the same noise.
 
-    A refused draft is replaced by that token. What is emitted then lies within the radius of a sample of the target's
+    A rejected draft is replaced by that token. What is emitted then lies within the radius of a sample of the target's
     law of the token given those emitted before it. That is no bound on the distance of images: the next token is
     compared with the target's given *this* one, and what is below the hand-off follows from states that differ.
     """
@@ -234,8 +234,8 @@ class _OnNeighbours(RatioRule[CodeRatios]):
 class Lantern(_OnNeighbours):
     """LANTERN (arXiv:2410.03355), with the lossless residual in place of the published one.
 
-    The published residual, that of p with the neighbours' mass moved onto the refused code, is as far from p, but
-    another one for each refused code.
+    The published residual, that of p with the neighbours' mass moved onto the rejected code, is as far from p, but
+    another one for each rejected code.
     """
 
     name = "lantern"

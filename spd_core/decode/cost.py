@@ -9,8 +9,8 @@ Verification evaluates the target at least as often as plain decoding does: on a
 exact method can win, and the model shows it, the verification of gamma tokens then costing as much as gamma tokens
 decoded plainly.
 
-Left out: the bookkeeping of a round, the shorter drafts at an image's end, and the cost of later proposals of a refused
-token above that of the first (they come in larger numbers).
+Left out are the bookkeeping of a round, the shorter blocks at an image's end, and what a residual's later attempts cost
+above its first, which makes fewer proposals.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CallTimes:
     finish_windowed: float  #: the work of `finish`, with the method's windows
     drafted: float = 0.0  #: one drafted token of every image: the draft's context pass and its head calls
     verification: float = 0.0  #: one context pass over gamma drafts and the next token, one head call over all states
-    residual: float = 0.0  #: proposals for a refused token of every image, once, and their test
+    residual: float = 0.0  #: proposals for a rejected token of every image, once, and their test
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Drafting:
     #: By place of the block: share of the drafts accepted, where those before were accepted.
     acceptance: Sequence[float]
     overlap: float  #: mean of min(1, R) over the tested drafts: 1 - total variation, whatever the rule
-    proposals: int  #: residual proposals of a refused token made at once
+    proposals: int  #: residual proposals of a rejected token made at once
 
 
 def leading_accepted(acceptance: Sequence[float]) -> list[float]:
@@ -55,7 +55,7 @@ def leading_accepted(acceptance: Sequence[float]) -> list[float]:
 
 
 def tokens_per_round(acceptance: Sequence[float]) -> float:
-    """Expected tokens of a round: the drafts before the first refusal and the target's own token after them."""
+    """Expected tokens of a round: the drafts before the first rejection and the target's own token after them."""
     return sum(leading_accepted(acceptance))
 
 
@@ -87,15 +87,15 @@ def rounds_needed(acceptance: Sequence[float], tokens: int, slots: int, fills: i
 
 
 def residual_attempts(drafting: Drafting, slots: int) -> float:
-    """Expected attempts until each refused token of a round has an accepted proposal, given that a token was refused.
+    """Expected attempts until each rejected token of a round has an accepted proposal, given that a token was rejected.
 
     A proposal is accepted with a probability of the total variation between draft and target. Each attempt makes four
     times the proposals of the one before.
     """
-    refused = max(1.0, slots * (1.0 - leading_accepted(drafting.acceptance)[-1]))
+    rejected = max(1.0, slots * (1.0 - leading_accepted(drafting.acceptance)[-1]))
     open_share, proposals, attempts = 1.0, drafting.proposals, 0.0
     while open_share > 1e-9:
-        attempts += 1.0 - (1.0 - open_share) ** refused
+        attempts += 1.0 - (1.0 - open_share) ** rejected
         open_share *= drafting.overlap**proposals
         proposals *= 4
     return attempts
@@ -114,7 +114,7 @@ def plain_windowed(times: CallTimes, tokens: int) -> float:
 def _round(times: CallTimes, drafting: Drafting, slots: int) -> float:
     """Seconds of a round in which all slots are at work.
 
-    It drafts gamma tokens, verifies them and ends with a residual token or, where nothing was refused, with a token of
+    It drafts gamma tokens, verifies them and ends with a residual token or, where nothing was rejected, with a token of
     the target's own.
     """
     all_accepted = leading_accepted(drafting.acceptance)[-1]

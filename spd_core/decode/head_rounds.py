@@ -38,7 +38,7 @@ class Rows:
     used: Tensor  #: int64 [R], residual proposals used up
     block: Tensor  #: int64 [R], number of the next block of proposals
     rounds: Tensor  #: int64 [R], rounds in which the row was not done
-    stalled: Tensor  #: bool [R], refused, and none of the held proposals was kept: the row waits for the next block
+    stalled: Tensor  #: bool [R], rejected, and none of the held proposals was kept: the row waits for the next block
     normals: Tensor  #: [R, H, D], held proposals
     keeps: Tensor  #: [R, H], and the uniforms that keep them
 
@@ -198,8 +198,8 @@ def _round(plan: Plan, head: BoundHead, noise: PathNoise, uniform_RS: Tensor, ro
     # 4. The state after the round's last step.
     end_noise, used, stalled = result_noise[end], rows.used, torch.zeros_like(going)
     if plan.learned:
-        refused = ~accepted[end] & (end_k > 0) & going
-        end_noise, used, stalled = _corrected(rows, refused, end_noise, shift[end], log_scale[end], log_ratio[end])
+        rejected = ~accepted[end] & (end_k > 0) & going
+        end_noise, used, stalled = _corrected(rows, rejected, end_noise, shift[end], log_scale[end], log_ratio[end])
         result_noise = result_noise.index_put(end, end_noise)
     moves = going & ~stalled
     end_x0, end_v = true_x0[end], None if true_v is None else true_v[end]
@@ -232,20 +232,20 @@ def _keep(kept: list[Tensor], found: list[Tensor], place_RL: Tensor) -> None:
 
 
 def _corrected(
-    rows: Rows, refused_R: Tensor, noise_RD: Tensor, shift_RD: Tensor, log_scale_RD: Tensor, log_ratio_R: Tensor
+    rows: Rows, rejected_R: Tensor, noise_RD: Tensor, shift_RD: Tensor, log_scale_RD: Tensor, log_ratio_R: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Step 4 where the variance is learned.
 
     Returns:
-        noise [R, D] of every row, from the residual if it was refused; proposals used up [R]; which rows are stalled.
+        noise [R, D] of every row, from the residual if it was rejected; proposals used up [R]; which rows are stalled.
     """
     place, found = _first_kept(rows.normals, rows.keeps, rows.used, shift_RD, log_scale_RD)
     row = torch.arange(len(place), device=place.device)
-    noise_RD = torch.where((refused_R & found)[:, None], rows.normals[row, place], noise_RD)
+    noise_RD = torch.where((rejected_R & found)[:, None], rows.normals[row, place], noise_RD)
     # A ratio that is not a number would keep a row waiting for ever; its state tells the host.
     broken = log_ratio_R.isnan()
     noise_RD = noise_RD.masked_fill(broken[:, None], torch.nan)
-    return noise_RD, torch.where(refused_R & found, place + 1, rows.used), refused_R & ~found & ~broken
+    return noise_RD, torch.where(rejected_R & found, place + 1, rows.used), rejected_R & ~found & ~broken
 
 
 def _first_kept(

@@ -3,9 +3,9 @@
 1. Hold the head's last prediction x0 (and, if learned, its variance) and roll L steps ahead with it. Where the
    posterior variance is known (`spd_core.models.variance`), the held prediction follows the noise that is drawn.
 2. Evaluate the head at all L states in one batch.
-3. Test step by step with a maximal coupling of the held and the true transition; steps before the first refusal are
+3. Test step by step with a maximal coupling of the held and the true transition; steps before the first rejection are
    accepted.
-4. At the refusal take the coupling's correction, a draw from what the held transition leaves over of the true one.
+4. At the rejection take the coupling's correction, a draw from what the held transition leaves over of the true one.
 5. Go on from there with the newest prediction.
 
 Every state then has its transition's own law given the state before, so the path's law is untouched. Equal variances:
@@ -163,21 +163,21 @@ class _Descent:
         true, evaluated = _evaluated(head, row, k_AL, before, length_A)
         self.calls, self.evaluations = self.calls + 1, self.evaluations + evaluated
 
-        # 3. Test; the round ends with the first step that is refused, or with the window's last. What is found past a
+        # 3. Test; the round ends with the first step that is rejected, or with the window's last. What is found past a
         # window's end is never looked at.
         shift = head.shift(k_AL, held_x0, true.x0, held_std if self.learned else None)
         accepted, result_noise, log_scale = self._tested(k_AL, drawn, shift, held_v, true.v)
         stands_A = torch.minimum(accepted_length(accepted), length_A - 1)
         end, end_k = (self.places[: len(row)], stands_A), self.k - stands_A
 
-        # 4. The state after the round's last step, the coupling's correction if it was refused, by its noise under the
+        # 4. The state after the round's last step, the coupling's correction if it was rejected, by its noise under the
         # true prediction. Reflection gives it for either; the noiseless step uses none.
         end_x0, end_v = true.x0[end], None if true.v is None else true.v[end]
         if self.residuals is not None:
-            refused = (~accepted[end] & (end_k > 0)).nonzero()[:, 0]
-            if len(refused):
-                at = (refused, stands_A[refused])
-                result_noise[at] = self.residuals.draw(row[refused], shift[at], log_scale[at])
+            rejected = (~accepted[end] & (end_k > 0)).nonzero()[:, 0]
+            if len(rejected):
+                at = (rejected, stands_A[rejected])
+                result_noise[at] = self.residuals.draw(row[rejected], shift[at], log_scale[at])
         end_noise = result_noise[end]
         self.y = head.mean(end_k, end_x0, before[end]) + head.std(end_k, end_v) * end_noise
 
@@ -278,8 +278,9 @@ def _evaluated(
 class _Residuals:
     """Draws from Norm[(p - q)_+] of single steps with learned variances, as noise of p.
 
-    Both transitions are known Gaussians, so proposals cost no head call. The proposals of a path are one stream: a
-    refusal takes the first that it keeps. Nothing depends on those behind it yet, so the next refusal goes on there.
+    Both transitions are known Gaussians, so proposals cost no head call. The proposals of a path are one stream. The
+    residual of a rejected step takes the first proposal that it accepts. Nothing depends yet on those behind it, so the
+    path's next rejected step goes on there.
 
     Args:
         draws: of the R rows.
@@ -295,7 +296,7 @@ class _Residuals:
         self.block = torch.full_like(draws.salt, uniforms.shape[1] // PROPOSALS)  # [R] the next to draw
 
     def draw(self, row_M: Tensor, shift_MD: Tensor, log_scale_MD: Tensor) -> Tensor:
-        """[M, D] for refused steps of rows ``row_M``.
+        """[M, D] for rejected steps of rows ``row_M``.
 
         Args:
             row_M: distinct rows.

@@ -202,7 +202,7 @@ def card_as_markdown(card: PairCard, parameters: dict[str, int]) -> str:
         lines += [
             "",
             "A posterior variance says how far a prediction that is held over several steps moves with their noise. "
-            "Its loss is the mean chance that the next step is refused, and that of steps from the prior mean on.",
+            "Its loss is the mean chance that the next step is rejected, and that of steps from the prior mean on.",
         ]
     figures = _figure_rows(card) if "bench" in card.figures else []
     if figures:

@@ -7,7 +7,7 @@ the one that is made. From one step to the next its prediction moves, in part wi
 
 with the axes A and the variances v that are learned (`spd_core.models.variance`). What is left over shifts the mean of
 step k - 1 by so many stds, D = |x0(y_{k-1}) - x0(y_k) - A diag(g_k) A^T n| c_x0[k-1] / (T s_{k-1}), and step k - 1 made
-with the followed prediction is refused with probability 1 - 2 Phi(-D / 2) (a learned variance taken for the fixed one).
+with the followed prediction is rejected with probability 1 - 2 Phi(-D / 2), a learned variance taken for the fixed one.
 The loss is the mean of these probabilities: it weighs the steps by what they cost, and it is bounded. Steps after which
 nothing is tested are left out.
 
@@ -123,7 +123,7 @@ class VarianceRecipe(Recipe):
             raise TypeError(f"recipe of a PosteriorVariance, got {type(model).__name__}")
         moved, noise = data_B[:, 1:].unbind(dim=2)
         paths = Paths(given_B, data_B[:, 0, 0], moved, noise)
-        return refusal(shifts(model, self, paths)).mean() + refusal(first_shifts(model, self, paths)).mean()
+        return rejection(shifts(model, self, paths)).mean() + rejection(first_shifts(model, self, paths)).mean()
 
 
 def load_variance(recipe: VarianceRecipe, path: Path) -> PosteriorVariance:
@@ -236,8 +236,8 @@ def first_shifts(model: PosteriorVariance, recipe: VarianceRecipe, paths: Paths)
     return shift_per_x0 * error
 
 
-def refusal(shift: Tensor) -> Tensor:
-    """Chance that a step is refused whose mean is ``shift`` stds off: the total variation of the two Gaussians."""
+def rejection(shift: Tensor) -> Tensor:
+    """Chance that a step is rejected whose mean is ``shift`` stds off: the total variation of the two Gaussians."""
     return torch.erf(shift / math.sqrt(8))
 
 
@@ -247,7 +247,7 @@ class Following:
 
     levels: tuple[int, int]  #: timesteps, first and last
     explained: float  #: share of the predictions' squared movement, in stds of the next step
-    held: float  #: mean chance that the next step is refused if the prediction is held
+    held: float  #: mean chance that the next step is rejected if the prediction is held
     followed: float  #: the same if it follows the noise
 
 
@@ -260,8 +260,8 @@ def followings(model: PosteriorVariance, recipe: VarianceRecipe, paths: Paths, b
         Following(
             levels=(int(at[0]), int(at[-1])),
             explained=1.0 - float(followed.square().mean() / held.square().mean()),
-            held=float(refusal(held).mean()),
-            followed=float(refusal(followed).mean()),
+            held=float(rejection(held).mean()),
+            followed=float(rejection(followed).mean()),
         )
         for at, held, followed in zip(*(column.tensor_split(bands) for column in columns), strict=True)
     ]

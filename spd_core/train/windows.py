@@ -2,7 +2,7 @@
 
 Long windows save sequential calls early on the path, where predictions keep, and waste rows late, where they do not.
 From plain paths comes the probability S[s, l] that the first l steps of a window begun at position s are accepted. A
-round with window L ends after j + 1 steps if step j is the first refused, and after L steps otherwise; so the expected
+round with window L ends after j + 1 steps if step j is the first rejected, and after L steps otherwise; so the expected
 calls and rows of a schedule follow backwards from the path's end, and the schedule that minimises calls + price * rows
 is found slice by slice.
 

@@ -295,8 +295,8 @@ def test_report_of_a_job_without_any_shard(tmp_path):
     ("method", "of"),
     [
         (Cspd(), "of every draft"),
-        (Cspd(variant="paper"), "of the drafts tested, up to the first refusal of a block"),
-        (Speculative(), "of the drafts tested, up to the first refusal of a block"),
+        (Cspd(variant="paper"), "of the drafts tested, up to the first rejection of a block"),
+        (Speculative(), "of the drafts tested, up to the first rejection of a block"),
     ],
 )
 def test_acceptance_says_of_which_drafts_it_is_a_share(method, of):

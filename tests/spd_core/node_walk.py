@@ -32,7 +32,7 @@ class NodeWalk:
         return torch.where(stands_A, child, before_A)
 
     def left_of_target(self, p_AV: Tensor, q_AV: Tensor, code_A: Tensor, others: bool) -> Tensor:
-        """The law of the token once the code is refused; ``others``: siblings are still to be tested."""
+        """The law of the token once the code is rejected; ``others``: siblings are still to be tested."""
         return residual(p_AV, q_AV)
 
     def left_of_draft(self, q_AV: Tensor, code_A: Tensor) -> Tensor:
@@ -80,14 +80,14 @@ class NodeWalk:
 
 
 class QZeroed(NodeWalk):
-    """The refused code is taken from the draft's law, not from the target's."""
+    """The rejected code is taken from the draft's law, not from the target's."""
 
     def left_of_target(self, p_AV, q_AV, code_A, others):
         return residual(p_AV, q_AV.scatter(1, code_A[:, None], 0.0))
 
 
 class NeighboursZeroed(NodeWalk):
-    """The whole neighbourhood of the refused code is taken from the target's law.
+    """The whole neighbourhood of the rejected code is taken from the target's law.
 
     Args:
         vectors: of the codes.
@@ -103,7 +103,7 @@ class NeighboursZeroed(NodeWalk):
 
 
 class NeighboursMoved(NodeWalk):
-    """LANTERN as published: the neighbours' mass is moved onto the refused code.
+    """LANTERN as published: the neighbours' mass is moved onto the rejected code.
 
     Args:
         order: int64 [V, k], each code's neighbours.
@@ -120,8 +120,8 @@ class NeighboursMoved(NodeWalk):
         return residual(moved.scatter(1, code_A[:, None], own + counted.sum(dim=1, keepdim=True)), q_AV)
 
 
-class TargetAfterRefusal(NodeWalk):
-    """The code after a refusal is the target's."""
+class TargetAfterRejection(NodeWalk):
+    """The code after a rejection is the target's."""
 
     def law_after(self, left_ATV, p_ATV):
         return p_ATV
@@ -142,7 +142,7 @@ class WithReplacement(NodeWalk):
 
 
 class NoStop(NodeWalk):
-    """The walk goes on through a refused draft."""
+    """The walk goes on through a rejected draft."""
 
     def next_node(self, stands_A, child, before_A):
         return torch.full_like(before_A, child)

@@ -64,7 +64,7 @@ def test_accept_has_probability_min_one_ratio():
     assert accept(torch.tensor([0.0, 5.0]), torch.tensor([0.999999, 0.5])).all()
 
 
-def test_first_refusal_counts_leading_acceptances():
+def test_accepted_length_counts_leading_acceptances():
     accepted = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
     assert accepted_length(accepted).tolist() == [2, 0, 4]
 

@@ -33,7 +33,7 @@ from tests.spd_core.node_walk import (
     QZeroed,
     SiblingsAfterOneThatStands,
     SiblingsAgainstOneTarget,
-    TargetAfterRefusal,
+    TargetAfterRejection,
     WithReplacement,
 )
 
@@ -187,7 +187,7 @@ def test_annealing_spends_most_on_early_drafts():
 
 
 def test_the_published_residual_of_lantern_is_as_far_from_the_target():
-    """It moves the neighbours' mass onto the refused code: another law for each refused code, the same distance."""
+    """It moves the neighbours' mass onto the rejected code: another law for each rejected code, the same distance."""
     rule, codes = Acceptance(rule="lantern", k=4, delta=0.1), 8
     order = neighbours(_vectors(codes), rule.k)
 
@@ -215,12 +215,12 @@ def test_a_walk_from_node_to_node_is_the_same_walk(rule, branches):
 
 
 WRONG_WALKS = {
-    "q zeroed at the refused code, not p": ((2, 1), QZeroed()),
+    "q zeroed at the rejected code, not p": ((2, 1), QZeroed()),
     "whole neighbourhood zeroed": ((1,), NeighboursZeroed(_vectors(4), 1)),
-    "target after a refusal": ((2, 1), TargetAfterRefusal()),
+    "target after a rejection": ((2, 1), TargetAfterRejection()),
     "siblings tested against the same target": ((2, 1), SiblingsAgainstOneTarget()),
     "drawn without, tested with replacement": ((2, 1), WithReplacement()),
-    "no stop after a refusal": ((1, 1), NoStop()),
+    "no stop after a rejection": ((1, 1), NoStop()),
     "siblings tested after one that stands": ((2, 1), SiblingsAfterOneThatStands()),
 }
 
@@ -233,7 +233,7 @@ def test_wrong_walks_are_caught(name):
     assert _enumerate(toy, branches, walk=wrong).distance(toy) > 5e-3
 
 
-@pytest.mark.parametrize("name", ["q zeroed at the refused code, not p", "whole neighbourhood zeroed"])
+@pytest.mark.parametrize("name", ["q zeroed at the rejected code, not p", "whole neighbourhood zeroed"])
 def test_wrong_residuals_break_the_certificate_too(name):
     rule, toy = Acceptance(rule="lantern++", k=1, lam=1.2), random_toy(4, 1, seed=0, agreement=0.5)
     right, outcome = _enumerate(toy, (1,), rule), _enumerate(toy, (1,), rule, walk=WRONG_WALKS[name][1])
@@ -428,8 +428,8 @@ def test_known_figures_at_a_thousand_codes():
             relaxed = test.rule.log_relaxed(test.ratios(p.expand(1000, 1000), q, codes, torch.zeros_like(codes), q))
             accepted.append(float((q * acceptance_probability(relaxed)).sum()))
             spent = float((q * excess(log_ratio, relaxed)).sum())
-            refused = q * (1 - acceptance_probability(relaxed))
-            law = q - refused + refused.sum() * residual(p, q)
+            rejected = q * (1 - acceptance_probability(relaxed))
+            law = q - rejected + rejected.sum() * residual(p, q)
             assert float((law - p).abs().sum()) / 2 == pytest.approx(spent, abs=1e-10)
             assert accepted[-1] - spent == pytest.approx(1 - 0.382, abs=1e-9)
         mean = sum(accepted) / len(accepted)

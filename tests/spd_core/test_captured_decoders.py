@@ -79,7 +79,7 @@ def test_head_windows_of_fixed_variance_from_graphs():
 
 
 def test_rows_that_need_many_proposals_get_them(mar: Pair, monkeypatch: pytest.MonkeyPatch):
-    """With two proposals a block nearly every refusal waits for the next block."""
+    """With two proposals a block nearly every rejection waits for the next block."""
     for module in (path, head_speculation, head_rounds):
         monkeypatch.setattr(module, "PROPOSALS", 2)
     here = law(mar, head_steps=8, num_iter=4)

@@ -71,18 +71,18 @@ def test_rounds_have_their_limits():
 
 @pytest.mark.parametrize("batch", [1, 6])
 def test_attempts_are_those_of_a_simulation(batch):
-    """One draft a round, always refused but for the share that a proposal must miss."""
+    """One draft a round, always rejected but for the share that a proposal must miss."""
     rng, drafting = np.random.default_rng(0), _drafting(0.8, 1, 2)
-    refused = round(batch * 0.2) or 1
+    rejected = round(batch * 0.2) or 1
     found = []
     for _ in range(5000):
-        attempts, still_open, proposals = 0, refused, 2
+        attempts, still_open, proposals = 0, rejected, 2
         while still_open:
             still_open = int((rng.random((still_open, proposals)) < 0.8).all(axis=1).sum())
             attempts, proposals = attempts + 1, proposals * 4
         found.append(attempts)
     found_mean, error = np.mean(found), np.std(found) / len(found) ** 0.5
-    assert residual_attempts(drafting, refused / 0.2) == pytest.approx(found_mean, abs=4 * error)
+    assert residual_attempts(drafting, rejected / 0.2) == pytest.approx(found_mean, abs=4 * error)
     assert residual_attempts(_drafting(0.0, 1), 1) == 1
 
 
@@ -119,7 +119,7 @@ def test_a_heavy_context_pass_is_where_speculation_wins():
 def test_slots_that_run_empty_save_their_share():
     """Cost in proportion to the slots at work: the batch costs what its images cost one by one."""
     eight = CallTimes(**{name: 8 * seconds for name, seconds in vars(TIMES).items()})
-    sure = Drafting([0.7] * 8, 0.0, 4)  # every refused token keeps its first proposal
+    sure = Drafting([0.7] * 8, 0.0, 4)  # every rejected token keeps its first proposal
     one = speculative(TIMES, TIMES, sure, TOKENS, 1)
     assert speculative(eight, TIMES, sure, TOKENS, 8) == pytest.approx(8 * one)
     assert speculative(TIMES, TIMES, sure, TOKENS, 8) > 1.05 * one, "a round that costs the same whoever is at work"

@@ -65,14 +65,14 @@ def _maximally_coupled(p, q, seed=0, count=2, residual=sample_residual):
     generator = _generator(seed)
     draft = q.mean + q.std * torch.randn(ROWS, 2, generator=generator)
     accepted = accept(p.log_density(draft) - q.log_density(draft), torch.rand(ROWS, generator=generator))
-    refused = (~accepted).nonzero()[:, 0]
+    rejected = (~accepted).nonzero()[:, 0]
 
     def propose(at, attempt):
         wide_p, wide_q = (Gaussian(g.mean[at, None], g.std[at, None]) for g in (p, q))
         y = wide_p.mean + wide_p.std * torch.randn(len(at), count, 2, generator=generator)
         return y, wide_p.log_density(y) - wide_q.log_density(y), torch.rand(len(at), count, generator=generator)
 
-    draft[refused] = residual(refused, propose)
+    draft[rejected] = residual(rejected, propose)
     return accepted, draft
 
 

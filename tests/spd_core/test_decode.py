@@ -144,7 +144,7 @@ def test_released_calls_do_not_depend_on_acceptance(pair):
 
 
 def test_paper_stops_at_the_first_refusal(pair):
-    """Of each image's round at most one test, the last, is a refusal; the places run 0, 1, 2, ... without a gap."""
+    """Of each image's round at most one test, the last, is a rejection; the places run 0, 1, 2, ... without a gap."""
     twin = type(pair)(pair.card, pair.target, pair.target, pair.device)
     method = Cspd(variant="paper", gamma=5, prefill=0.0, inner_temperature=1.0)
     decoded = decode(twin, LAW, method, *_inputs(4))

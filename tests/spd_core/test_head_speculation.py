@@ -116,13 +116,13 @@ def test_a_capped_residual_is_caught():
 
 
 def test_proposals_used_twice_are_caught():
-    """The mutant begins with a path's first proposal again at each refusal."""
+    """The mutant begins with a path's first proposal again at each rejection."""
     residuals = head_speculation._Residuals
     right = residuals.draw
 
-    def from_the_first(self, *refused):
+    def from_the_first(self, *rejected):
         self.used.zero_()
-        return right(self, *refused)
+        return right(self, *rejected)
 
     with patch.object(residuals, "draw", from_the_first):
         path, _ = _windowed(LAW, (12,))

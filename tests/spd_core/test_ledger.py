@@ -104,7 +104,7 @@ def test_every_counter_has_one_role(pairs, name):
     assert len(book.times) > 40
     assert not _faults(name, book)
     if isinstance(DECODERS[name][1], Speculative | Cspd):
-        assert decoded.drafts.accepted.float().mean() < 1, "the test needs refusals"
+        assert decoded.drafts.accepted.float().mean() < 1, "the test needs rejections"
 
 
 def _other(kind, wrong, **fixed):

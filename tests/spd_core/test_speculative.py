@@ -124,7 +124,7 @@ def _each_token_for_itself(accepted, drafted, room):
 MUTANTS = {
     "samples of p as residual": ("sample_residual", _samples_of_p),
     "capped residual": ("sample_residual", _capped),
-    "no stop after a refusal": ("settle", _no_stop),
+    "no stop after a rejection": ("settle", _no_stop),
     "each token accepted for itself": ("settle", _each_token_for_itself),
 }
 
@@ -178,7 +178,7 @@ def test_an_image_does_not_depend_on_its_batch(model, rule, windows):
 
 
 @torch.inference_mode()
-def test_rounds_stop_at_the_first_refusal_and_make_a_token(model):
+def test_rounds_stop_at_the_first_rejection_and_make_a_token(model):
     draft = perturbed(model, 0.005)
     decoded = decode_speculative(model, draft, LAW, Speculative(gamma=3, stride=1), *_inputs(6))
     drafts = decoded.drafts
@@ -252,10 +252,10 @@ def test_guarantees_and_settings():
         Speculative(head_window=(0,))
 
 
-# Residual proposals, looked at when a draft that is the target itself is refused all the same.
+# Residual proposals, looked at when a draft that is the target itself is rejected all the same.
 
 
-def _refused(log_ratio, log_relaxed, uniform, rounding):
+def _rejected(log_ratio, log_relaxed, uniform, rounding):
     return replace(judge(log_ratio, log_relaxed, uniform), accepted=torch.zeros_like(uniform, dtype=torch.bool))
 
 
@@ -276,11 +276,11 @@ def _proposals(model, method):
 
     labels, draws = torch.arange(30) % 3, Draws(torch.arange(30))
     of_path = patch.multiple(speculative, sample_residual=first, path_above=path_above)
-    with patch.object(rules, "judge", _refused), of_path:
+    with patch.object(rules, "judge", _rejected), of_path:
         decode_speculative(model, model, GUIDED, method, labels, draws)
     shared = [draws.normals(Purpose.START, image, token, 4) for _, image, token in starts]
-    refused = [(start != own).any(dim=1) for (start, _, _), own in zip(starts, shared, strict=True)]
-    return torch.cat(ratios), [start for start, _, _ in starts], shared, torch.cat(refused)
+    rejected = [(start != own).any(dim=1) for (start, _, _), own in zip(starts, shared, strict=True)]
+    return torch.cat(ratios), [start for start, _, _ in starts], shared, torch.cat(rejected)
 
 
 @pytest.mark.parametrize("windows", [(), (4, 2)], ids=["walk", "windows"])
@@ -324,7 +324,7 @@ def test_proposals_from_the_draft_s_own_noise_are_caught(model):
 @torch.inference_mode()
 @pytest.mark.parametrize("windows", [(), (4, 2)], ids=["walk", "windows"])
 def test_a_residual_s_paths_are_made_in_parts(model, windows):
-    """However many tokens are refused at once, no more than `MOST_PATHS` paths exist; nothing else changes."""
+    """However many tokens are rejected at once, no more than `MOST_PATHS` paths exist; nothing else changes."""
     draft, method = perturbed(model, 0.02), Speculative(gamma=2, stride=1, proposals=2, head_window=windows)
     whole = decode_speculative(model, draft, LAW, method, *_inputs(9))
     seen = []
@@ -350,7 +350,7 @@ def test_a_ratio_of_one_within_rounding_is_one():
 
 
 def test_a_residual_of_next_to_nothing_ends():
-    """p = q but for rounding: after a million refused proposals the next one is taken, though never padding."""
+    """p = q but for rounding: after a million rejected proposals the next one is taken, though never padding."""
     attempts = []
 
     def propose(rows, attempt):

@@ -86,16 +86,16 @@ def made_before_each_round(drafts, tokens: int) -> list[int]:
 
 
 def test_speculative_is_heard_round_by_round_without_the_drafts_in_vain(pairs):
-    refused = 0
+    rejected = 0
     for seed in range(6):
         pair, labels = pairs["causal"], torch.tensor([0])
         listener = Listener(torch.tensor([seed]), 9)
-        # A draft far off, by holding its first prediction all the way: some drafts are refused.
+        # A draft far off, by holding its first prediction all the way: some drafts are rejected.
         method = SPECULATIVE.model_copy(update={"stride": 8})
         decoded = decode(pair, pair.card.law, method, labels, listener)
-        refused += int((~decoded.drafts.accepted).sum())
+        rejected += int((~decoded.drafts.accepted).sum())
         assert listener.heard == made_before_each_round(decoded.drafts, 9)
-    assert refused
+    assert rejected
 
 
 def test_slots_that_are_filled_again_go_on_counting(pairs):

@@ -28,7 +28,7 @@ from spd_core.train.variance import (
     counted_steps,
     followings,
     load_variance,
-    refusal,
+    rejection,
     shifts,
     walk_paths,
 )
@@ -154,12 +154,12 @@ def test_the_prior_mean_is_the_first_prediction(gaussian):
     assert error < 0.3 * paths.first.square().mean().sqrt()
 
 
-def test_shifts_are_the_refusals_of_the_coupling(gaussian):
-    """A draw of the held transition is refused as often as the two Gaussians differ."""
+def test_shifts_are_the_rejection_of_the_coupling(gaussian):
+    """A draw of the held transition is rejected as often as the two Gaussians differ."""
     shift = torch.tensor([0.5, 2.0])
     noise = torch.randn(200_000, 2, generator=torch.Generator().manual_seed(0))
     log_ratio = (noise.square() - (noise + shift).square()) / 2
-    assert torch.allclose(1 - log_ratio.exp().clamp(max=1).mean(dim=0), refusal(shift), atol=5e-3)
+    assert torch.allclose(1 - log_ratio.exp().clamp(max=1).mean(dim=0), rejection(shift), atol=5e-3)
     recipe, _, paths = gaussian
     at_law, k = LawHead(recipe.frozen.head, recipe.law), counted_steps(recipe)
     expected = at_law.bind(paths.z, 1.0).shift(k - 1, paths.moved, torch.zeros(())).norm(dim=-1)

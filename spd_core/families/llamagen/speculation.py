@@ -5,7 +5,7 @@ One round of an image:
 1. Draft a tree of codes: the children of a node are drawn from the draft's distribution there, without repetition.
 2. Run the target once over all nodes.
 3. Test the children of node 0 in turn, then those of the first that stands, and so on (`spd_core.accept.codes`).
-4. Draw the code after the last one kept: from the residual if drafts of it were refused, else from the target.
+4. Draw the code after the last one kept: from the residual if drafts of it were rejected, else from the target.
 5. An image with all of its codes leaves its slot to the next one that waits.
 
 Under the lossless rule the codes have the target's law (Leviathan et al. 2022, arXiv:2211.17192); under a relaxed one

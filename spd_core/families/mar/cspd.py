@@ -8,7 +8,7 @@ bounded.
 
 ``released`` keeps every decision of a block: 1. draft gamma iterations; 2. one target pass; 3. each token is accepted
 or replaced on its own; nothing is rolled back, so the speed does not depend on the acceptance.
-``paper`` tests in generation order: 1. and 2. as above; 3. accept up to the first refusal; 4. replace that token by a
+``paper`` tests in generation order: 1. and 2. as above; 3. accept up to the first rejection; 4. replace that token by a
 sample of the modified distribution; 5. discard what follows and draft again from there. Images of a batch advance
 independently.
 
@@ -166,14 +166,14 @@ class Released(_Batch):
             test = LastSteps(target=p, draft=q, x=drafted.x0, log_factor=log_factor, uniform=uniforms)
             verdict = self.rule.judge(test)
             accepted = verdict.accepted
-            # To know that nothing was refused costs a wait for a GPU, more than to resample in vain.
+            # To know that nothing was rejected costs a wait for a GPU, more than to resample in vain.
             if recorded(self.tokens.device) or not bool(accepted.all()):
                 fresh = self._resampled(rows, test, number)
                 self.tokens[rows.image, rows.token] = torch.where(accepted[:, None], drafted.x0, fresh)
         return _records(rows, index, verdict)
 
     def _resampled(self, rows: TokenRows, test: LastSteps, number: int) -> Tensor:
-        """[R, D]: what takes the place of each token of the block if it was refused."""
+        """[R, D]: what takes the place of each token of the block if it was rejected."""
         p, q = test.target, test.draft
 
         def propose(attempt_RT: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +190,7 @@ class Released(_Batch):
 
 
 class Paper(_Batch):
-    """``paper``: accepted up to the first refusal; images advance independently."""
+    """``paper``: accepted up to the first rejection; images advance independently."""
 
     def run(self) -> Decoded:
         masked, targets = self.prefill()
@@ -226,7 +226,7 @@ class Paper(_Batch):
             own = sample_rows(self.target, z, block.scale, self.draws, rows, block.step, self.purposes, ragged=True)
         self.target.book(len(start), own)
         with self.meter.span("residual"):
-            # 3. Accept up to the first refusal.
+            # 3. Accept up to the first rejection.
             p, q, drafted = _gaussian(own), _gaussian(block.paths), block.paths
             log_factor = log_path_factor(drafted.log_std_sum, own.log_std_sum)
             round_R = self.rounds[rows.image]
@@ -234,11 +234,11 @@ class Paper(_Batch):
             test = LastSteps(target=p, draft=q, x=drafted.x0, log_factor=log_factor, uniform=uniforms)
             verdict = self.rule.judge(test)
             within, kept_A, first_A = _kept(verdict.accepted, block)
-            refused_A = kept_A < block.sizes
+            rejected_A = kept_A < block.sizes
             # 4. Replace that token.
-            self._replace(rows, first_A, refused_A, test, round_R)
+            self._replace(rows, first_A, rejected_A, test, round_R)
         # 5. What follows is drafted again.
-        self.masked[start.image] = start.masked - kept_A - refused_A.long()
+        self.masked[start.image] = start.masked - kept_A - rejected_A.long()
         self.rounds[start.image] += 1
         return _records(rows, block.index, verdict), within <= kept_A[block.which]
 
@@ -287,19 +287,19 @@ class Paper(_Batch):
             max(sizes_here),
         )
 
-    def _replace(self, rows: TokenRows, first_A: Tensor, refused_A: Tensor, test: LastSteps, round_R: Tensor) -> None:
-        """Writes a sample of the modified distribution over the first refused token of every image that has one.
+    def _replace(self, rows: TokenRows, first_A: Tensor, rejected_A: Tensor, test: LastSteps, round_R: Tensor) -> None:
+        """Writes a sample of the modified distribution over the first rejected token of every image that has one.
 
         Args:
             rows: of the block.
-            first_A: the row of an image's first refusal; of an image without one, some row of it.
-            refused_A: which images have one.
+            first_A: the row of an image's first rejection; of an image without one, some row of it.
+            rejected_A: which images have one.
             test: of the rows.
             round_R: their images' rounds.
         """
         waits = recorded(self.tokens.device)
         if not waits:  # Where asking costs nothing only these are resampled.
-            first_A, refused_A = first_A[refused_A], refused_A[refused_A]
+            first_A, rejected_A = first_A[rejected_A], rejected_A[rejected_A]
             if not len(first_A):
                 return
         image, token, number = rows.image[first_A], rows.token[first_A], round_R[first_A]
@@ -312,7 +312,7 @@ class Paper(_Batch):
 
         p, q, log_factor = test.target.at(first_A), test.draft.at(first_A), test.log_factor[first_A]
         fresh = resample_modified(p, q, log_factor, propose, early=not waits)
-        self.tokens[image, token] = torch.where(refused_A[:, None], fresh, self.tokens[image, token])
+        self.tokens[image, token] = torch.where(rejected_A[:, None], fresh, self.tokens[image, token])
 
 
 @dataclass(frozen=True)
@@ -346,7 +346,7 @@ def _kept(accepted_R: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         int64 [R] place of each row in its image's block; int64 [A] how many drafts of each image are kept; int64 [A]
-        the row of the first refused one, of an image without one its last row.
+        the row of the first rejected one, of an image without one its last row.
     """
     offset_A = block.sizes.cumsum(0) - block.sizes
     within = torch.arange(len(accepted_R), device=accepted_R.device) - offset_A[block.which]

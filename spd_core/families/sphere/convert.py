@@ -115,7 +115,7 @@ def _check_same_tokens(path: Path, target: SphereConfig, draft: SphereConfig) ->
 
 
 def _check_same_autoencoder(path: Path, own: Weights | None, pairs: Weights | None) -> None:
-    """A draft of another autoencoder's tokens would be refused all the time, or draft what is no token."""
+    """A draft of another autoencoder's tokens would be rejected all the time, or draft what is no token."""
     if own is None or pairs is None:
         return
     for key, value in pairs.state.items():

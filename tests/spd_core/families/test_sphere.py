@@ -152,7 +152,7 @@ def test_passes_over_several_tokens_and_a_rollback_agree_with_the_whole_sequence
     labels, tokens = torch.tensor([2, -1]), on_sphere(torch.randn(2, 9, 4))
     previous = tokens.roll(1, dims=1)
     whole, cache = small(previous, labels), _begun(small, labels)
-    small(torch.randn(2, 4, 4), labels, torch.tensor([0, 0]), cache)  # a refused draft
+    small(torch.randn(2, 4, 4), labels, torch.tensor([0, 0]), cache)  # a rejected draft
     first = small(previous[:, :3], labels, torch.tensor([0, 0]), cache)
     rest = small(previous[:, 3:], labels, torch.tensor([3, 3]), cache)
     assert torch.allclose(torch.cat([first, rest], dim=1), whole, atol=1e-5)

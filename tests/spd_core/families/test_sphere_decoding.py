@@ -79,7 +79,7 @@ def test_tokens_are_those_of_the_public_loop(target, name, windows):
     given = {"labels": labels, f"noise/{steps - 1}": noise}
     given[f"null_first_noise/{steps - 1}"] = _noise(draws, image, LENGTH, steps)
     wanted = _generate(target, run, given)["tokens"]
-    if windows:  # a window of one step is tested, and mirrored if it is refused
+    if windows:  # a window of one step is tested, and mirrored if it is rejected
         always = lambda noise, shift, uniform: (torch.ones(noise.shape[:-1], dtype=torch.bool), noise)  # noqa: E731
         with patch.object(head_speculation, "reflect", always):
             made = decode_sphere_plain(target, law, labels, draws, windows)
@@ -215,7 +215,7 @@ MUTANTS = {
     "the null branch reads the image's first token": (SphereReader, "_read", _shared_first_token(SphereReader._read)),
     "the null branch's first token is no sample": (SphereMaking, "open", _of_the_class(SphereMaking.open)),
     "every step is accepted": (head_speculation, "reflect", _every_step_accepted),
-    "a refused step is not mirrored": (head_speculation, "reflect", _not_mirrored),
+    "a rejected step is not mirrored": (head_speculation, "reflect", _not_mirrored),
     "guidance of the next token": (SpherePath, "scale", _reaching),
     "contexts read what is not on the sphere": (sphere_tokens, "on_sphere", lambda x: x),
 }

@@ -16,7 +16,7 @@ from spd_core.families.sphere.tokens import SpherePath
 from spd_core.law import SamplerLaw
 from spd_core.models.variance import PosteriorVariance
 from spd_core.pairs.pair import load_pair
-from spd_core.train.variance import VarianceRecipe, counted_steps, followings, refusal, shifts, walk_paths
+from spd_core.train.variance import VarianceRecipe, counted_steps, followings, rejection, shifts, walk_paths
 from spd_core.train.windows import tuned_windows
 from tests.tiny_sphere import CONFIG, HANDOFF, PUBLIC, make_tiny_sphere_pair, tiny_sphere
 
@@ -56,7 +56,7 @@ def test_what_is_learned_refuses_less(tmp_path):
     variance = recipe.build()
     variance.load_state_dict(state)
     paths = walk_paths(recipe, *_images(64), np.random.default_rng(7))
-    held, followed = (refusal(shifts(model, recipe, paths)).mean() for model in (None, variance))
+    held, followed = (rejection(shifts(model, recipe, paths)).mean() for model in (None, variance))
     assert float(followed) < 0.95 * float(held)
     levels = [band.levels for band in followings(variance, recipe, paths, 3)]
     assert levels == sorted(levels, reverse=True) and levels[0][0] == 1000

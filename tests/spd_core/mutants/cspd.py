@@ -204,7 +204,7 @@ MUTANTS = (
         "paper",
     ),
     Mutant(
-        "drafts accepted beyond the first refusal",
+        "drafts accepted beyond the first rejection",
         cspd,
         "accepted_length",
         lambda r: lambda accepted: accepted.sum(dim=1),
@@ -218,7 +218,7 @@ MUTANTS = (
         "paper",
     ),
     Mutant(
-        "a refused token becomes the target's mean",
+        "a rejected token becomes the target's mean",
         cspd,
         "resample_modified",
         lambda r: lambda target, *given, **named: target.mean,
@@ -270,7 +270,7 @@ MUTANTS = (
         "released",
     ),
     Mutant(
-        "released: stop at the first refusal",
+        "released: stop at the first rejection",
         accept,
         "accept",
         lambda r: lambda ratio, u: r(ratio, u).long().cumprod(0).bool(),

@@ -115,7 +115,7 @@ def proposals_are_new() -> None:
 
 
 @torch.inference_mode()
-def a_draft_less_likely_than_it_was_can_be_refused() -> None:
+def a_draft_less_likely_than_it_was_can_be_rejected() -> None:
     """Every test draws the largest number below 1, so that only a ratio of one but for rounding, 6e-5, is accepted."""
     right = Draws.uniforms
 
@@ -144,7 +144,7 @@ def heads_of_proposals_draw_anew() -> None:
 
 
 CHECKS = {
-    "rounding": a_draft_less_likely_than_it_was_can_be_refused,
+    "rounding": a_draft_less_likely_than_it_was_can_be_rejected,
     "head numbers": heads_of_proposals_draw_anew,
     "intervals": test_nothing_above_an_interval_is_left_unexcluded,
     "ratios": ratios_of_proposals,
@@ -333,8 +333,8 @@ MUTANTS = (
         _judged(lambda v, ratio, relaxed, *_: replace(v, log_ratio=relaxed)),
         "certificate",
     ),
-    Mutant("no stop after a refusal", speculative, "settle", _nothing_stops, "four tokens"),
-    Mutant("the token after the refused one is drawn", speculative, "accepted_length", _longer, "four tokens"),
+    Mutant("no stop after a rejection", speculative, "settle", _nothing_stops, "four tokens"),
+    Mutant("the token after the rejected one is drawn", speculative, "accepted_length", _longer, "four tokens"),
     Mutant(
         "the draft's guidance is that of the token after",
         PathLaw,

@@ -137,10 +137,10 @@ MUTANTS = (
     Mutant(
         "an accepted step keeps the held prediction's noise", head_speculation, "reflect", _held_noise, "equal step"
     ),
-    Mutant("a refused step is not mirrored", head_speculation, "reflect", _unmirrored, "equal"),
+    Mutant("a rejected step is not mirrored", head_speculation, "reflect", _unmirrored, "equal"),
     Mutant("the mirror image is shifted too", head_speculation, "reflect", _shifted_mirror, "equal"),
     Mutant(
-        "a refused step takes another row's mirror image", head_speculation, "reflect", _fresh_for_everything, "equal"
+        "a rejected step takes another row's mirror image", head_speculation, "reflect", _fresh_for_everything, "equal"
     ),
     Mutant(
         "means compared the wrong way round",
@@ -165,14 +165,14 @@ MUTANTS = (
         "numbers",
     ),
     Mutant(
-        "a round ends one step after its first refusal",
+        "a round ends one step after its first rejection",
         head_speculation,
         "accepted_length",
         lambda r: lambda accepted: (r(accepted) + 1).clamp(max=accepted.shape[1]),
         "equal",
     ),
     Mutant(
-        "refusals are passed over",
+        "rejections are passed over",
         head_speculation,
         "accepted_length",
         lambda r: lambda accepted: torch.full_like(r(accepted), accepted.shape[1]),
@@ -200,7 +200,7 @@ MUTANTS = (
         "learned",
     ),
     Mutant(
-        "learned: a refused step takes a sample of p", head_speculation, "sample_residual", lambda r: _first, "learned"
+        "learned: a rejected step takes a sample of p", head_speculation, "sample_residual", lambda r: _first, "learned"
     ),
     Mutant(
         "learned: the ratio without its stds",
