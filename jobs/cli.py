@@ -200,7 +200,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
         _module("bench.overhead"),
     ),
     "train": ("train the models of a pair", _module("commands.train")),
-    "convert": ("turn public MAR and LlamaGen checkpoints into a pair folder", _module("commands.convert")),
+    "convert": ("turn public MAR, LlamaGen and SphereAR checkpoints into a pair folder", _module("commands.convert")),
     "spec": ("print every field of the spec with its default, as YAML", _spec),
 }
 
