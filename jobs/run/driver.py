@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from jobs.run.redecode import check_batches
 from jobs.run.signals import resumable, stoppable
 from jobs.run.state import Case, State, find_state, is_unfinished, missing_shards, refuse_foreign_files
 from jobs.words.errors import JobError, SpecError
+from jobs.words.phrases import counted
 from jobs.words.progress import Progress
 from spd_core.pairs.pair import load_card
 from workers import layout
@@ -85,7 +86,7 @@ def _make_shards(
     """
     plan, committed = state.plan, state.committed
     todo = len(missing_shards(plan, committed)) + sum(shard in committed.records for shard in committed.damaged)
-    logger.info("starting Ray and the workers")
+    logger.info("starting Ray and the workers, which load the models")
     made = 0
     # Ray puts its own signal handlers in place of the first ones.
     with running_ray(spec.workers) as ray, stoppable(), _sign(store, presence.run):
@@ -98,7 +99,7 @@ def _make_shards(
             attempts = open_shards(store, plan, committed)
             _warn_of_platforms({*committed.platforms, *fleet.platforms})
             done = sum(record.rows for record in committed.records.values())
-            logger.info("shards to make: %d, workers: %d", len(attempts), fleet.size)
+            logger.info("%s", _to_make(plan, attempts, fleet.size))
             with Progress(plan.rows, "images", done) as progress:
                 for record in fleet.run(attempts):
                     if record is not None:
@@ -131,7 +132,17 @@ def open_shards(store: Store, plan: Plan, committed: Committed) -> dict[int, int
 def _warn_of_platforms(platforms: set[str]) -> None:
     known = sorted(platforms - {""})
     if len(known) > 1:
-        logger.warning("the shards are made on %d platforms: %s; equal bytes hold for each alone", len(known), known)
+        logger.warning(
+            "the shards come from %d kinds of machine (%s): made again, one has the same bytes on its own kind only",
+            len(known),
+            "; ".join(known),
+        )
+
+
+def _to_make(plan: Plan, shards: Iterable[int], workers: int) -> str:
+    rows = [len(plan.rows_of(shard)) for shard in shards]
+    images, in_shards = counted(sum(rows), "image", "images"), counted(len(rows), "shard", "shards")
+    return f"making {images} in {in_shards} on {counted(workers, 'worker', 'workers')}"
 
 
 def generate(spec: Spec) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def fitted(ray: Any, spec: FixedSpec) -> FixedSpec:
     """
     card = load_card(spec.pair)
     trials, batch = Trials(ray, spec, card), min(spec.batch, spec.shard_size, spec.requests.count)
-    logger.info("one worker checks that a batch of %d fits", batch)
+    logger.info("checking on one worker that a batch of %d fits into its memory", batch)
     try:
         trials.start()
         while True:

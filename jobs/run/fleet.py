@@ -27,6 +27,7 @@ from jobs.job.spec import Workers
 from jobs.run.cluster import cut_off, draining_nodes, no_room, reserved, worker_count
 from jobs.run.gauges import Gauges
 from jobs.words.errors import JobError, SpecError
+from jobs.words.phrases import counted
 from jobs.words.progress import Pulse, duration
 from spd_core.pairs.pair import PairError
 from spd_core.quality.files import QualityError
@@ -160,7 +161,8 @@ class Fleet:
 
     def in_words(self) -> str:
         """Actors that are up and shards that they have begun."""
-        return f"workers up: {self.up} of {self.size}, shards in progress: {self.in_flight}"
+        making = counted(self.in_flight, "shard", "shards")
+        return f"{self.up} of {counted(self.size, 'worker', 'workers')} ready, {making} being made"
 
     @property
     def platforms(self) -> frozenset[str]:
@@ -178,7 +180,7 @@ class Fleet:
         pulse = Pulse()
         while not self.up:
             if pulse.due():
-                logger.info("workers up: 0 of %d after %s", self.size, duration(pulse.seconds))
+                logger.info("waiting for workers: none of %d is ready after %s", self.size, duration(pulse.seconds))
             self._gauges.set_workers(self.up, self.size)
             self._look_around(pending)
             self._wait_once(pending)
@@ -277,7 +279,7 @@ class Fleet:
                 records += self._lose(slot, f"no answer for {waited:.0f} s (workers.shard_timeout_s)", pending)
         if late:
             waited_for = f"{limits.start_timeout_s:g} s (workers.start_timeout_s)"
-            logger.warning("%d of %d workers did not come up in %s; asking again", late, self.size, waited_for)
+            logger.warning("%d of %d workers are not ready after %s; asking again", late, self.size, waited_for)
         return records
 
     # Shards
@@ -305,7 +307,7 @@ class Fleet:
                 job = self._slowest(slot.platform)
                 if job is None:
                     continue
-                logger.info("shard %d is slow; an idle worker makes it too", job.shard)
+                logger.info("shard %d takes long; an idle worker makes it too, and the first one counts", job.shard)
                 self._gauges.count(SHARD_RETRIES, "slow")
                 self._give(slot, job.shard, job.attempt + 1)
 
@@ -385,7 +387,7 @@ class Fleet:
             if not any(slot.up for slot in self._slots):
                 raise JobError(f"{self._failed_starts} workers in a row failed: {reason_of(error)}") from error
             self._rest_until = time.monotonic() + _REST_S
-        logger.warning("a worker did not come up and is replaced: %s", reason_of(error))
+        logger.warning("a worker did not start and is replaced: %s", reason_of(error))
         self._drop(slot)
 
     def _finish_shard(self, slot: _Slot, job: _Job, pending: _Pending) -> list[CommitRecord]:
@@ -444,7 +446,8 @@ class Fleet:
         self._failures[job.shard] += blame
         if self._failures[job.shard] >= self._workers.max_attempts:
             raise JobError(f"shard {job.shard} failed {self._workers.max_attempts} times, the most allowed: {reason}")
-        logger.warning("shard %d, attempt %d: %s; trying again", job.shard, job.attempt, reason)
+        times = f" ({self._failures[job.shard]} of at most {self._workers.max_attempts} times)" if blame else ""
+        logger.warning("shard %d failed%s: %s; it is made again", job.shard, times, reason)
         self._gauges.count(SHARD_RETRIES, kind)
         if not self._copies(job.shard):
             pending.appendleft((job.shard, job.attempt + 1))
@@ -458,7 +461,7 @@ class Fleet:
         if len(begun) == 1:
             records = self._judge(begun[0], reason, pending, "lost", blame)
         else:
-            logger.warning("%d shards are made again, each alone: %s", len(begun), reason)
+            logger.warning("%d shards are made again, each alone, to find out which failed: %s", len(begun), reason)
             self._alone.update(job.shard for job in begun)
             self._gauges.count(SHARD_RETRIES, "lost", len(begun))
             again = (_Job(None, job.shard, job.attempt + 1) for job in reversed(begun))

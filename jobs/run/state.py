@@ -100,8 +100,8 @@ def look_at_files(store: Store, plan: Plan, committed: Committed) -> None:
     find_missing(store, committed, listed)  # reading it all again would keep the workers waiting
     if committed.records:
         logger.info(
-            "%d of %d shards are committed; their files are there with their sizes and are not read again: "
-            "`spd validate` does that",
+            "resuming: %d of %d shards are committed; their files have the right sizes and are not read again "
+            "(`spd validate` does that)",
             len(committed.records),
             plan.shards,
         )

@@ -54,9 +54,9 @@ def test_before_the_first_shard_is_finished_it_says_ever_less_often_what_is_in_p
     for second in range(1, 301):
         clock[0] = float(second)
         before = len(caplog.records)
-        shown.tick("workers up: 2 of 3, shards in progress: 2")
+        shown.tick("2 of 3 workers ready, 2 shards being made")
         said += [second] * (len(caplog.records) - before)
-    assert caplog.messages[0] == "workers up: 2 of 3, shards in progress: 2, none finished after 5.0 s"
+    assert caplog.messages[0] == "2 of 3 workers ready, 2 shards being made, none finished after 5.0 s"
     assert said == [5, 10, 20, 40, 80, 140, 200, 260]
 
 
@@ -65,7 +65,7 @@ def test_after_the_first_shard_it_says_how_far_it_is(clock, caplog):
     shown = Progress(40, "images")
     clock[0] = 6.0
     shown.add(10, "1/4 shards")
-    shown.tick("workers up: 2 of 2, shards in progress: 2")
+    shown.tick("2 of 2 workers ready, 2 shards being made")
     assert caplog.messages == ["1/4 shards, 10/40 images, 1.67 images/s, 18.0 s left"]
 
 

@@ -296,7 +296,7 @@ def test_a_node_that_sees_another_place_ends_a_job_only_before_the_first_shard(j
     fleet = job.fleet(FakeRay(job.make, script), 2)
     fleet._made = True  # a shard of this run is committed
     assert sorted(record.shard for record in fleet.run(dict.fromkeys(range(5), 0)) if record) == list(range(5))
-    assert "a worker did not come up and is replaced: output: the worker b-2 does not see" in caplog.text
+    assert "a worker did not start and is replaced: output: the worker b-2 does not see" in caplog.text
 
 
 def test_the_loser_of_two_copies_compares_what_it_made(job, caplog):
@@ -458,11 +458,11 @@ def test_a_driver_whose_own_node_is_gone_says_so_at_once(job):
 def test_a_fleet_says_what_is_in_progress(job):
     ray = FakeRay(job.make, lambda _, call, __: None if call == "run" else "ok")
     fleet = job.fleet(ray)
-    assert fleet.in_words() == "workers up: 0 of 2, shards in progress: 0"
+    assert fleet.in_words() == "0 of 2 workers ready, 0 shards being made"
     fleet.wait_for_first()
     made = fleet.run(dict.fromkeys(range(5), 0))
     said = {fleet.in_words() for _ in itertools.islice(made, 5)}
-    assert "workers up: 2 of 2, shards in progress: 2" in said
+    assert "2 of 2 workers ready, 2 shards being made" in said
 
 
 def test_what_goes_wrong_and_how_far_the_dataset_is_is_recorded(job, recorded, monkeypatch):
