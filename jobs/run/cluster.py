@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job.spec import Workers
-from jobs.words.errors import SpecError
+from jobs.words.errors import JobError, SpecError
 from workers.machine import usable_cpus
 
 logger = logging.getLogger(__name__)
@@ -166,16 +166,19 @@ def _start(ray: Any, workers: Workers, folder: str, options: dict[str, Any]) -> 
     if workers.metrics_port:
         _check_port(workers.metrics_port)
         logger.info("metrics for Prometheus: http://%s:%d/metrics", _LOOPBACK, workers.metrics_port)
-    ray.init(
-        address="local",
-        _node_ip_address=_LOOPBACK,
-        _temp_dir=folder,
-        num_cpus=max(usable_cpus(), wanted),
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _metrics_export_port=workers.metrics_port or None,
-        **options,
-    )
+    try:
+        ray.init(
+            address="local",
+            _node_ip_address=_LOOPBACK,
+            _temp_dir=folder,
+            num_cpus=max(usable_cpus(), wanted),
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _metrics_export_port=workers.metrics_port or None,
+            **options,
+        )
+    except Exception as error:  # Ray raises no type of its own here
+        raise JobError(f"Ray does not start on this machine: {error}") from error
 
 
 def _check_port(port: int) -> None:

@@ -15,7 +15,7 @@ from jobs.job.plan import Plan, make_plan
 from jobs.job.spec import Spec, Workers
 from jobs.run import fleet as fleet_module
 from jobs.run import gauges as gauges_module
-from jobs.run.cluster import _fits
+from jobs.run.cluster import _fits, _start
 from jobs.run.fleet import Fleet
 from jobs.words.errors import JobError, SpecError
 from spd_core.pairs.pair import PairError
@@ -481,3 +481,13 @@ def test_what_goes_wrong_and_how_far_the_dataset_is_is_recorded(job, recorded, m
     assert sum(shards) == 5 and shards[0] == 4, "as of the last look, before the last shard came"
     assert recorded["spd_dataset_images", "committed"] + recorded["spd_dataset_images", "left"] == 20
     assert (recorded["spd_workers", "up"], recorded["spd_workers", "missing"]) == (1, 0)
+
+
+def test_a_ray_that_does_not_start_is_one_line():
+    """On an overloaded machine its processes do not answer in time."""
+
+    def init(**_):
+        raise Exception("The current node timed out during startup.")
+
+    with pytest.raises(JobError, match=r"^Ray does not start on this machine: The current node timed out"):
+        _start(SimpleNamespace(init=init), Workers(), "folder", {})
