@@ -23,6 +23,7 @@ from jobs.dataset.commits import DamagedPart, Kept, read_part
 from jobs.job.plan import Plan
 from jobs.job.quality import Quality
 from jobs.job.requests import Tasks
+from jobs.words.phrases import comparison_in_words
 from jobs.words.progress import Progress
 from spd_core.quality.classifiers import PREDICTED, Classifier, load_classifier_file
 from spd_core.quality.comparison import PUBLISHED_IMAGES, Agreement, Gathered, figures
@@ -80,14 +81,14 @@ class Asked:
             "classifier": key_of(self.classifier) if self.classifier else None,
         }
 
-    def compare(self, store: Store, plan: Plan, shards: Sequence[Kept], each: Callable[[], None] | None = None) -> bool:
+    def compare(self, store: Store, plan: Plan, shards: Sequence[Kept], beat: Callable[[], None] | None = None) -> bool:
         """Measures what is not measured yet, and keeps the figures for reports to show.
 
         Args:
             store: the output.
             plan: of the job.
             shards: that are committed, ascending.
-            each: called after every shard.
+            beat: called after every shard.
 
         Returns:
             False: the figures are there already, of these images.
@@ -116,8 +117,8 @@ class Asked:
                     agreement.add(rows[-1][PREDICTED][:taken], labels[:taken])
                 progress.add(taken)
                 progress.tick()
-                if each is not None:
-                    each()
+                if beat is not None:
+                    beat()
         made: Json = {}
         if gathered is not None:
             few = {"skipped": f"{len(gathered)} images are too few"}
@@ -238,4 +239,9 @@ def kept_comparison(store: Store, shards: Sequence[Kept]) -> Json | None:
     found = _read(store)
     if found is None or found.get("version") != _VERSION or found.get("data") != _digest(_used(shards)):
         return None
-    return {name: value for name, value in found.items() if name not in ("version", "data", "of", "sha256")}
+    made = {name: value for name, value in found.items() if name not in ("version", "data", "of", "sha256")}
+    try:
+        comparison_in_words(made)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None  # a dataset of strangers may hold anything
+    return made

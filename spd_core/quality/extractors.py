@@ -20,7 +20,7 @@ from spd_core.quality.names import ExtractorName
 
 POOL, SPATIAL = "pool", "spatial"
 #: Images of one pass of a network.
-BATCH_CPU, BATCH_GPU = 32, 256
+BATCH_CPU, BATCH_GPU = 32, 64
 
 
 RowKinds = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]

@@ -27,6 +27,7 @@ from tests.tiny_pair import make_tiny_pair
 from workers import layout
 from workers.engine import Engine
 from workers.records import QualityFile, QualitySettings
+from workers.sealed import canonical_json, seal
 from workers.shard import commit_shard
 from workers.store import Store
 
@@ -276,3 +277,14 @@ def test_a_damaged_data_file_is_not_measured(
     assert main(["report", str(tmp_path / "out"), *asking(files)]) == 1
     assert "the dataset is damaged" in complaint(capsys)
     assert not list((tmp_path / "out").glob(f"{layout.QUALITY}/*.json"))
+
+
+def test_a_comparison_of_strangers_is_no_traceback(output: Path, tmp_path: Path):
+    shutil.copytree(output, tmp_path / "out")
+    path = tmp_path / "out" / layout.COMPARISON
+    asking_for = ["--quality", f"classifier={exported(tmp_path / 'c.pt2')}"]
+    assert main(["report", str(tmp_path / "out"), *asking_for]) == 0
+    hostile = {**json.loads(path.read_text()), "n": "<script>", "fid": {}, "extractor": 7}
+    path.write_bytes(canonical_json(seal({name: value for name, value in hostile.items() if name != "sha256"})))
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "comparison" not in json.loads((tmp_path / "out" / layout.REPORT_JSON).read_text())
