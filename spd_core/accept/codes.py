@@ -63,7 +63,7 @@ def without(weights: Tensor, code: Tensor) -> Tensor:
     return torch.where(total > 0, left / total, 0.0)
 
 
-@lru_cache(maxsize=8)  # a search costs as much as decoding some codes; the tensor's identity is the key
+@lru_cache(maxsize=8)  # a search costs as much as decoding some codes; the key is the tensor object
 def neighbours(vectors_VE: Tensor, k: int) -> Tensor:
     """int64 [V, k]: each code's nearest other codes, nearest first, by the vectors that the decoder sees."""
     k = min(k, len(vectors_VE) - 1)
@@ -114,9 +114,9 @@ class Walk:
 
     path: Tensor  #: int64 [A, 1 + D]: accepted nodes from node 0 on; past the last one it is repeated
     num_accepted: Tensor  #: int64 [A] length of the accepted path, node 0 not counted
-    law: Tensor  #: [A, V] unnormalised: of the code that follows the last accepted one
+    law: Tensor  #: [A, V] of the code that follows the last accepted one, unnormalised
     verdict: Verdict  #: of every node but 0, [A, T - 1]
-    tested: Tensor  #: bool [A, T - 1]: those whose test the result rests on
+    tested: Tensor  #: bool [A, T - 1]: nodes whose test decides the path
 
 
 def _without_drafts(p_ATV: Tensor) -> Walk:
@@ -143,7 +143,7 @@ def walk_tree(
         q_AIV: the draft's after each inner node, from which its first child was drawn; its other children were drawn
             from what was left of it.
         uniform_AT: of the tests; that of node 0 is not used.
-        room_A: deepest node that is a draft at all in each image.
+        room_A: depth of the deepest nodes that lie within each image.
         test: the rule.
     """
     device, inner = codes_AT.device, q_AIV.shape[1]
@@ -157,8 +157,8 @@ def walk_tree(
     itself = torch.arange(codes_AT.shape[1], device=device).expand_as(codes_AT)
     following = itself  # [A, T] the child that is accepted, or else the node itself
     for rank in ranks(tree, inner, device):
-        # 1. The next child of every node that has one, while none before it is accepted. What q could not have given,
-        # there being fewer codes than children, is no draft.
+        # 1. The next child of every node, while no child before it is accepted. A child that q could not have given,
+        # because there are fewer codes than children, is no draft.
         code, at = codes_AT[:, rank.child], rank.child - 1
         p, drawn = rank.of(law), rank.of(q)
         q_at = drawn.gather(2, code[..., None])[..., 0]
@@ -167,12 +167,12 @@ def walk_tree(
         # 2. Its test.
         place = (depth[rank.child] - 1).expand_as(code)
         verdict = test.rule.judge(test.ratios(p, q_at, code, place, uniform_AT[:, rank.child]))
-        stands = verdict.accepted & real
-        following = following.index_copy(1, rank.node, torch.where(stands, rank.child, following[:, rank.node]))
-        accepted[:, at], log_ratio[:, at] = stands, verdict.log_ratio
+        accepts = verdict.accepted & real
+        following = following.index_copy(1, rank.node, torch.where(accepts, rank.child, following[:, rank.node]))
+        accepted[:, at], log_ratio[:, at] = accepts, verdict.log_ratio
         excess[:, at], tested[:, at] = verdict.excess, real
-        # 3. What is left for the next child, or for the code that follows the node.
-        rejected = (real & ~stands)[..., None]
+        # 3. The residual, for the next child or for the code that follows the node.
+        rejected = (real & ~accepts)[..., None]
         law = rank.put(law, torch.where(rejected, test.rule.residual(p, drawn), p))
         q = rank.put(q, without(drawn, code)) if rank.others else q
     path = [torch.zeros_like(image)]

@@ -1,8 +1,8 @@
 """Acceptance of CSpD (Wang et al. 2024, arXiv:2411.11925): its test, and its two samplers of a rejected token.
 
-The test compares two Gaussians, the last steps of the draft's own path and of the target's own path, and multiplies by
-a factor from the step variances. That is no ratio of two densities at one path, so nothing is known about the law of
-what is kept: no guarantee, and no excess.
+The test compares two Gaussians, the last step of the draft's path and the last step of the target's path. It multiplies
+their ratio by a factor from the step variances. That is no ratio of two densities at one path, so nothing is known of
+the law of accepted tokens: there is no guarantee, and no excess.
 
 Shape legend: R tested draft tokens, M rows still open, P proposals of a row, T attempts, B images, D token dims.
 """
@@ -29,7 +29,7 @@ RELEASED_ATTEMPTS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class LastSteps(Evidence):
-    """Drafted tokens beside the target's own paths: the last step's Gaussian of either path."""
+    """Drafted tokens, and the Gaussians of the last step of the draft's path and of the target's path."""
 
     target: Gaussian
     draft: Gaussian
@@ -39,7 +39,7 @@ class LastSteps(Evidence):
 
 
 class Tempered(Rule[LastSteps]):
-    """CSpD's test. It belongs to the method `cspd` and is no rule that a spec may choose, so it is not in `RULES`.
+    """CSpD's test. It belongs to the method `cspd`; a spec cannot choose it, so it is not in `RULES`.
 
     What replaces a rejected draft is the variant's: `resample_released` or `resample_modified`.
     """
@@ -68,7 +68,7 @@ def tempered_log_ratio(target: Gaussian, draft: Gaussian, x_RD: Tensor, inner_te
 
 
 def thinning(target: Gaussian, draft: Gaussian, log_factor: Tensor, y: Tensor) -> Tensor:
-    """Probability [...] that keeps y [..., D] ~ p: (1 - q(y) / (F p(y)))_+ with the true last-step Gaussians."""
+    """Probability [...] of accepting y [..., D] ~ p: (1 - q(y) / (F p(y)))_+ with the true last-step Gaussians."""
     return residual_acceptance(target.log_density(y) - draft.log_density(y) + log_factor)
 
 
@@ -82,19 +82,20 @@ def resample_released(
     early: bool = False,
     zeros: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """CSpD's released resampler: attempts for all rows of an image until each had a proposal kept, at most 100.
+    """CSpD's released resampler: attempts for all rows of an image until each has an accepted proposal, at most 100.
 
-    A later kept proposal replaces an earlier one, as in the public code on one image. The attempts are made in ``runs``
-    and what they kept is read afterwards, so that nothing waits for a decision; the value is proposed once more.
+    A later accepted proposal replaces an earlier one, as in the public code on one image. Attempts are made in
+    ``runs``. Their outcomes are read after a run, so that no attempt waits for a decision. The accepted value is then
+    computed once more.
 
     Args:
-        target, draft: last-step Gaussians of the R rows' own paths.
+        target, draft: last-step Gaussians of R rows.
         log_factor_R: log F of each row.
         image_R: int64, the image of each row.
         propose: attempts [R, T] -> (normals [R, T, D], uniforms [R, T]).
         runs: how many attempts are made at once, one entry after another.
-        early: no further run if every row has had a proposal kept; asking for it waits for a GPU.
-        zeros: a row that never had a proposal kept becomes zeros, as in the public code; else the target's mean.
+        early: no further run once every row has an accepted proposal; asking for that waits for a GPU.
+        zeros: a row without an accepted proposal becomes zeros, as in the public code; else the target's mean.
 
     Returns:
         values [R, D] and the number of attempts [R] of each row's image.
@@ -106,13 +107,13 @@ def resample_released(
         parts.append(thinning(p, q, log_factor_R[:, None], torch.addcmul(p.mean, p.std, normals)) > uniforms)
         if early and bool(torch.cat(parts, dim=1).any(dim=1).all()):
             break
-    kept = torch.cat(parts, dim=1)
-    made = attempts[: kept.shape[1]]
-    # Of each image the attempts after which some row of it still had none.
+    accepted = torch.cat(parts, dim=1)
+    made = attempts[: accepted.shape[1]]
+    # Of each image the attempts after which one of its rows still had no accepted proposal.
     open_BT = torch.zeros(len(image_R), len(made), dtype=torch.int64, device=image_R.device)
-    open_BT = open_BT.index_add(0, image_R, (kept.cumsum(dim=1) == 0).long())
+    open_BT = open_BT.index_add(0, image_R, (accepted.cumsum(dim=1) == 0).long())
     rounds_R = (1 + (open_BT > 0).sum(dim=1)).clamp(max=len(made))[image_R]
-    newest = torch.where(kept & (made < rounds_R[:, None]), made, -1).amax(dim=1)
+    newest = torch.where(accepted & (made < rounds_R[:, None]), made, -1).amax(dim=1)
     normals, _ = propose(newest.clamp(min=0)[:, None])
     values = torch.addcmul(target.mean, target.std, normals[:, 0])
     never = torch.zeros_like(values) if zeros else target.mean
@@ -126,19 +127,19 @@ def resample_modified(
     propose: Callable[[Tensor, int, int], tuple[Tensor, Tensor]],
     early: bool = True,
 ) -> Tensor:
-    """A sample [R, D] of the modified distribution Norm[(F p - q)_+] of each row (CSpD, section 3.4), always.
+    """A sample [R, D] of the modified distribution Norm[(F p - q)_+] of each row (CSpD, section 3.4).
 
-    Acceptance-rejection from p in growing rounds. Should a row reject all of them, its last round's proposals are
-    weighed by their thinning probabilities and one is drawn in proportion (sampling importance resampling). Where every
-    weight is zero (F p below q wherever p has mass: the modified distribution has none either) the proposal with the
-    largest p/q is taken.
+    Rejection sampling from p in rounds of growing size. For a row that rejects all proposals, one of its last round is
+    drawn with weights, their acceptance probabilities (sampling importance resampling). If all weights are zero, the
+    proposal with the largest p/q is taken: F p is then below q wherever p has mass, and there is no modified
+    distribution.
 
     Args:
         target, draft: last-step Gaussians.
         log_factor_R: log F of each row.
         propose: (rows [M] still open, attempt, count) -> (normals [M, count, D], uniforms [M, count]).
-        early: a row that has its sample proposes no further, which waits for a GPU; else all rows go through all
-            rounds. The samples are the same.
+        early: only rows without a sample make further proposals, which waits for a GPU; else all rows make all of
+            them. The samples are the same.
     """
     result = target.mean.clone()
     open_rows = torch.arange(len(result), device=result.device)
@@ -154,14 +155,14 @@ def resample_modified(
             - Gaussian(q.mean[:, None], q.std[:, None]).log_density(y)
             + log_factor_R[open_rows, None]
         )
-        keep = residual_acceptance(log_ratio)
-        kept = keep > uniforms
-        # First kept proposal of a row; ties of argmax go to the first maximum.
-        choice, found = kept.to(torch.uint8).argmax(dim=1), kept.any(dim=1)
+        probability = residual_acceptance(log_ratio)
+        accepted = probability > uniforms
+        # The first accepted proposal of a row; ties of argmax go to the first maximum.
+        choice, found = accepted.to(torch.uint8).argmax(dim=1), accepted.any(dim=1)
         if attempt == len(PROPOSAL_ROUNDS) - 1:
             # The number that rejected proposal 0 draws here as well, so the draw depends on that rejection. The method
             # promises nothing of its law, and images that are already made rest on it.
-            share = keep.cumsum(dim=1)
+            share = probability.cumsum(dim=1)
             drawn = torch.searchsorted(share, uniforms[:, :1] * share[:, -1:]).squeeze(1).clamp(max=count - 1)
             likeliest = log_ratio.argmax(dim=1)
             choice = torch.where(found, choice, torch.where(share[:, -1] > 0, drawn, likeliest))

@@ -41,7 +41,7 @@ def residual_acceptance(log_ratio: Tensor) -> Tensor:
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """Norm[(p - q)_+] [..., V]; p itself where nothing is left, which is where p equals q and no draft is rejected."""
+    """Norm[(p - q)_+] [..., V]; p itself where p equals q, for there no draft is rejected."""
     left = (p - q).clamp(min=0.0)
     total = left.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, left / total, p)
@@ -57,10 +57,10 @@ class Verdict:
 
 
 def excess(log_ratio_R: Tensor, log_relaxed_R: Tensor) -> Tensor:
-    """(f - min(1, R))_+ [R] with f = min(1, relaxed R), in [0, 1]: what a rule adds to the acceptance probability.
+    """(f - min(1, R))_+ [R] in [0, 1], f = min(1, relaxed R): what a rule adds to the acceptance probability.
 
-    Its mean over drafts of q is sum_x (q f - p)_+, with the lossless residual the total variation of the token's law
-    from p, whenever f is at least min(1, R). What it means for an image is in `spd_core.accept.certificate`.
+    If f is at least min(1, R), the mean over drafts of q is sum_x (q f - p)_+. With the lossless residual that is the
+    total variation of the token's law from p. What it means for an image is in `spd_core.accept.certificate`.
     """
     return (acceptance_probability(log_relaxed_R) - acceptance_probability(log_ratio_R)).clamp(min=0.0)
 
@@ -72,9 +72,9 @@ def judge(log_ratio_R: Tensor, log_relaxed_R: Tensor, uniform_R: Tensor, roundin
         log_ratio_R: log p/q of the draft.
         log_relaxed_R: what the rule makes of it, never less.
         uniform_R: of the test.
-        rounding: error of the log ratio; one that is no farther below 0 counts as 0. The law then is off by no more
-            than this times the share of drafts with such a ratio. Without it a draft that equals the target but for
-            rounding is rejected now and then, and hardly any proposal is ever accepted in its place.
+        rounding: error of the log ratio. A log ratio that is no farther below 0 counts as 0; the law is then off by no
+            more than this, times the share of drafts with such a ratio. Without it a draft that equals the target but
+            for rounding would sometimes be rejected, and hardly any proposal would be accepted in its place.
     """
     near_one = (log_relaxed_R > -rounding) & (log_relaxed_R < 0)
     accepted = accept(log_relaxed_R.masked_fill(near_one, 0.0) if rounding else log_relaxed_R, uniform_R)
@@ -90,7 +90,7 @@ def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tenso
     of these proposals are rejected is below 1 / (e `LAST_RESORT`) = 4e-7, whatever TV(p, q) is.
 
     Args:
-        rows_R: names of the rows, distinct and at least one; `propose` gets those still open.
+        rows_R: distinct names of the rows, at least one. `propose` gets the names of rows without a sample so far.
         propose: (rows [M], attempt from 0) -> proposals of p [M, P, ...], log p/q [M, P] (-inf: never accepted, as
             where a row has fewer proposals), uniforms [M, P].
 
@@ -102,13 +102,13 @@ def sample_residual(rows_R: Tensor, propose: Callable[[Tensor, int], tuple[Tenso
     open_rows, attempt = torch.arange(len(rows_R), device=rows_R.device), 0  # as places in rows_R
     while len(open_rows):
         values, log_ratio, uniforms = propose(rows_R[open_rows], attempt)
-        kept = residual_acceptance(log_ratio) > uniforms
+        accepted = residual_acceptance(log_ratio) > uniforms
         if made >= LAST_RESORT:
-            kept |= log_ratio > -torch.inf
+            accepted |= log_ratio > -torch.inf
         made += log_ratio.shape[1]
         # Ties of argmax go to the first maximum: the first accepted proposal of the row.
-        found, choice = kept.to(torch.uint8).max(dim=1)
-        # The one wait of an attempt: how many rows are done, and whether all could be.
+        found, choice = accepted.to(torch.uint8).max(dim=1)
+        # The one wait of an attempt: how many rows have a sample, and whether a ratio is not a number.
         states = torch.where(log_ratio.isnan().any(dim=1), 2, found).tolist()
         if 2 in states:
             raise FloatingPointError("residual: the log ratio of a proposal is not a number")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Of a path's log ratio in float32: four times the largest that a draft which is the target itself was seen to have.
+#: Rounding error of a path's log ratio in float32. It is four times the largest that was seen where the draft is the
+#: target itself and every ratio should be 1.
 ROUNDING = 2.0**-14
 
 
@@ -30,23 +31,27 @@ class Gaussian:
 
 
 def path_log_ratio(noise_RKD: Tensor, shift_RKD: Tensor) -> Tensor:
-    """log [R] of (the other law / the own law) of paths, both densities taken on the own path.
+    """log [R] of another law's density of paths over the density of the law that made them, their own law.
+
+    Both laws have the same stds and the same start, so each step with noise n adds (|n|^2 - |n + shift|^2) / 2.
 
     Args:
-        noise_RKD: (state after - own mean) / std of each step.
-        shift_RKD: (own mean - other mean) / std; equal stds, so log ratio = (|n|^2 - |n + shift|^2) / 2. The shared
-            start cancels.
+        noise_RKD: n = (state after - own mean) / std of each step.
+        shift_RKD: (own mean - other mean) / std.
     """
     return -(shift_RKD * (noise_RKD + 0.5 * shift_RKD)).sum(dim=(-2, -1))
 
 
 def change_noise(noise: Tensor, shift: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """A draw of one Gaussian as a draw of another: its noise there [..., D], log [...] of other law / own law.
+    """A sample y of one Gaussian, its own law, as a sample of another.
 
     Args:
-        noise: (y - own mean) / own std of the draw y.
+        noise: (y - own mean) / own std.
         shift: (own mean - other mean) / own std.
         log_scale: log of own std / other std.
+
+    Returns:
+        (y - other mean) / other std [..., D], and log [...] of the other density of y over its own.
     """
     result = log_scale.exp() * (noise + shift)
     return result, (0.5 * (noise.square() - result.square()) + log_scale).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""What a device can do at most, and how long a pass over some rows takes it: the roofline (Williams et al. 2009).
+"""The ceilings of a device, and the time of a pass over some rows: the roofline model (Williams et al. 2009).
 
 A pass reads its weights once and multiplies every row by them. Below the *ridge* (on an H100 in bfloat16 about 266
 rows) the weights are what takes the time and further rows are free; above it every row costs.

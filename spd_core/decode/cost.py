@@ -1,13 +1,12 @@
-"""Cost model: when does which way of decoding a causal pair win, given measured times of its calls?
+"""Cost model of a causal pair: how long plain and speculative decoding take, from measured times of their calls.
 
-A batch of B images is decoded from a handful of calls, each of them one sequential piece of work for the whole batch.
-The model counts how often each call runs and adds up; it is fed with measured times (`CallTimes`) and with the measured
-acceptance of the drafts, and has no constant of its own. Beside a measured table it is a check: where they disagree,
-one is wrong.
+A batch of B images is decoded by a handful of calls. Each is one sequential piece of work for the whole batch. The
+model counts how often each call runs, and adds up. Its inputs are measured call times (`CallTimes`) and the measured
+acceptance of the drafts; it has no constants. Beside a measured table it is a check: where they disagree, one is wrong.
 
-Verification evaluates the target at least as often as plain decoding does: on a device that is already compute-bound no
-exact method can win, and the model shows it, the verification of gamma tokens then costing as much as gamma tokens
-decoded plainly.
+Verification evaluates the target at least as often as plain decoding does. On a device that is already compute-bound no
+exact method can win. The model shows that: the verification of gamma tokens then costs as much as gamma tokens decoded
+plainly.
 
 Left out are the bookkeeping of a round, the shorter blocks at an image's end, and what a residual's later attempts cost
 above its first, which makes fewer proposals.
@@ -55,15 +54,15 @@ def leading_accepted(acceptance: Sequence[float]) -> list[float]:
 
 
 def tokens_per_round(acceptance: Sequence[float]) -> float:
-    """Expected tokens of a round: the drafts before the first rejection and the target's own token after them."""
+    """Expected tokens of a round: the drafts before the first rejection, and the one that the target samples."""
     return sum(leading_accepted(acceptance))
 
 
 def rounds_needed(acceptance: Sequence[float], tokens: int, slots: int, fills: int = 1) -> float:
     """Expected rounds until every slot has made its images.
 
-    Rounds and slots are taken as independent, and every slot as making the same number of images one after another;
-    really the next image goes to the slot that is free first, so that the slots end closer together.
+    Rounds and slots are taken to be independent, and every slot to make the same number of images one after another. In
+    decoding, the next image goes to the slot that is free first, so the slots end closer together.
 
     Args:
         acceptance: of the drafts by place.
@@ -89,7 +88,7 @@ def rounds_needed(acceptance: Sequence[float], tokens: int, slots: int, fills: i
 def residual_attempts(drafting: Drafting, slots: int) -> float:
     """Expected attempts until each rejected token of a round has an accepted proposal, given that a token was rejected.
 
-    A proposal is accepted with a probability of the total variation between draft and target. Each attempt makes four
+    The probability that a proposal is accepted is the total variation between draft and target. Each attempt makes four
     times the proposals of the one before.
     """
     rejected = max(1.0, slots * (1.0 - leading_accepted(drafting.acceptance)[-1]))
@@ -114,8 +113,8 @@ def plain_windowed(times: CallTimes, tokens: int) -> float:
 def _round(times: CallTimes, drafting: Drafting, slots: int) -> float:
     """Seconds of a round in which all slots are at work.
 
-    It drafts gamma tokens, verifies them and ends with a residual token or, where nothing was rejected, with a token of
-    the target's own.
+    It drafts gamma tokens and verifies them. It ends with a sample of the residual or, if all drafts were accepted,
+    with a bonus token.
     """
     all_accepted = leading_accepted(drafting.acceptance)[-1]
     ending = all_accepted * times.head_windowed
@@ -129,8 +128,8 @@ def speculative(
 ) -> float:
     """Seconds of ``fills`` images a slot decoded speculatively.
 
-    Towards the end slots run empty. A round is taken to cost something in any case and something for each slot at work,
-    as its costs with one slot and with all of them say.
+    Towards the end slots are empty. The cost of a round is taken as a constant plus a cost for each slot at work; both
+    follow from the call times with one slot and with all of them.
 
     Args:
         times: with all slots.

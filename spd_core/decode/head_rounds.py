@@ -1,11 +1,11 @@
-"""Head self-speculation where every wait for the device is dear: rounds of all rows, several recorded as one graph.
+"""Head self-speculation on a GPU: rounds of all rows, several of them recorded as one graph.
 
-The algorithm, the random numbers and, up to the rounding of products of other sizes, the paths are those of
-`spd_core.decode.head_speculation.speculate_head`, which leaves rows out as they come to their end. Here a row that is
-done goes through further rounds that change nothing. How many rounds the last row needs is not known beforehand: about
-as many are made as the last call needed, then the host asks.
+The algorithm and the random numbers are those of `spd_core.decode.head_speculation.speculate_head`; the paths are the
+same up to the rounding of products of other sizes. That module drops a row at its end. Here, where the host should
+rarely wait, a row that is done goes through further rounds that change nothing. The number of rounds that the last row
+needs is not known beforehand. About as many are launched as the last call needed; then the host asks.
 
-Shape legend: as for `speculate_head`; H held residual proposals of a row, C places for the kept steps.
+Shape legend: as for `speculate_head`; H residual proposals held for a row, C places for the steps that are returned.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ ROUNDS_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Rows:
-    """How far R rows are."""
+    """The state of R rows between two rounds."""
 
     k: Tensor  #: int64 [R], the next step; below the last one: done
     y: Tensor  #: [R, D] state before it
     x0: Tensor  #: [R, D] held prediction
     v: Tensor  #: [R, D] held variance; zeros if it is not learned
-    used: Tensor  #: int64 [R], residual proposals used up
+    used: Tensor  #: int64 [R], how many of the H proposals are used up
     block: Tensor  #: int64 [R], number of the next block of proposals
     rounds: Tensor  #: int64 [R], rounds in which the row was not done
-    stalled: Tensor  #: bool [R], rejected, and none of the held proposals was kept: the row waits for the next block
-    normals: Tensor  #: [R, H, D], held proposals
-    keeps: Tensor  #: [R, H], and the uniforms that keep them
+    stalled: Tensor  #: bool [R], a step was rejected and so were the H proposals: the row waits for the next block
+    normals: Tensor  #: [R, H, D], proposals
+    uniforms: Tensor  #: [R, H], of their acceptance
 
     def tensors(self) -> list[Tensor]:
         return [getattr(self, name) for name in FIELDS]
@@ -51,7 +51,7 @@ FIELDS = tuple(column.name for column in fields(Rows))
 
 @dataclass(frozen=True)
 class Plan:
-    """What a call fixes beforehand; `length` and `worth` are those of `head_speculation._plan`."""
+    """What is fixed before the first round; `length` and `worth` are those of `head_speculation._plan`."""
 
     at_law: LawHead
     length: Tensor  #: int64 [S]
@@ -83,27 +83,29 @@ def run_rounds(
         head: bound to the rows' contexts.
         y_RD: states to start from.
         x0_RD: predictions to begin with.
-        noise: the draft's noise.
+        noise: of the held steps.
         draws: uniforms of the tests, and the residuals' proposals.
         windows: that the plan was made for.
 
     Returns:
-        states [R, D] and predictions [R, D] at the end, what was kept of every step [R, C, D], and how many rounds were
-        made.
+        states [R, D] and predictions [R, D] at the end, what is returned of every step [R, C, D], and the number of
+        rounds.
 
     Raises:
         FloatingPointError: if a proposal's log ratio is not a number; the rounds would not end.
     """
     rows, dims = y_RD.shape
-    normals, keeps = y_RD.new_zeros(rows, 0, dims), y_RD.new_zeros(rows, 0)
+    normals, uniforms = y_RD.new_zeros(rows, 0, dims), y_RD.new_zeros(rows, 0)
     if plan.learned:
-        normals, keeps = draws.first_proposals(dims)
+        normals, uniforms = draws.first_proposals(dims)
     scale = head.scale if isinstance(head.scale, Tensor) else y_RD.new_full((rows, 1), head.scale)
     width = plan.first - plan.last + 1 + plan.longest
     none = torch.zeros_like(draws.salt)
-    kept = [y_RD.new_zeros(rows, width, dims) for _ in range(3 * plan.trace + plan.learned)]
-    block = torch.full_like(none, keeps.shape[1] // PROPOSALS)
-    state = Rows(none + plan.first, y_RD, x0_RD, torch.zeros_like(y_RD), none, block, none, none.bool(), normals, keeps)
+    columns = [y_RD.new_zeros(rows, width, dims) for _ in range(3 * plan.trace + plan.learned)]
+    block = torch.full_like(none, uniforms.shape[1] // PROPOSALS)
+    state = Rows(
+        none + plan.first, y_RD, x0_RD, torch.zeros_like(y_RD), none, block, none, none.bool(), normals, uniforms
+    )
     given = head.z, scale, noise.step, draws.uniforms(), draws.draws.seeds[draws.image], draws.token, draws.salt
     key = (windows, plan.first, plan.last, plan.offset, plan.trace)
     chunk = plan.at_law.captured.setdefault(key, Captured(partial(_rounds, plan=plan), "head windows"))
@@ -111,8 +113,8 @@ def run_rounds(
     due, made, waits = expected, 0, 0
     while True:
         for _ in range(-(-due // ROUNDS_AT_ONCE)):
-            results = chunk(*given, *state.tensors(), *kept)
-            state, kept = Rows(*results[: len(FIELDS)]), list(results[len(FIELDS) :])
+            results = chunk(*given, *state.tensors(), *columns)
+            state, columns = Rows(*results[: len(FIELDS)]), list(results[len(FIELDS) :])
             made += ROUNDS_AT_ONCE
         facts = (state.k - plan.last + 1).max(), state.rounds.max(), state.y.isnan().sum()
         left, needed, broken = torch.stack(facts).tolist()
@@ -122,7 +124,7 @@ def run_rounds(
         if left == 0:
             plan.at_law.expected[key] = math.ceil((expected + needed) / 2) + 1
             # Copies, for the next call writes over the graph's own.
-            return state.y.clone(), state.x0.clone(), [column.clone() for column in kept], made
+            return state.y.clone(), state.x0.clone(), [column.clone() for column in columns], made
         # Nearly every round makes a step of every row, so the third question is nearly always the last.
         due = min(left, max(ROUNDS_AT_ONCE, expected // 4)) if waits == 1 else left
 
@@ -140,30 +142,30 @@ def _rounds(
 ) -> tuple[Tensor, ...]:
     """Some rounds as a captured function; before the first, rows that wait for proposals get their next block."""
     head, noise = plan.at_law.bind(z, scale), PathNoise(noise_RKD[:, :0, 0], noise_RKD, plan.offset)
-    rows, kept = Rows(*state[: len(FIELDS)]), [column.clone() for column in state[len(FIELDS) :]]
+    rows, columns = Rows(*state[: len(FIELDS)]), [column.clone() for column in state[len(FIELDS) :]]
     if plan.learned:
         image = torch.arange(len(seed_R), device=seed_R.device)
         rows = _refilled(rows, HeadDraws(Draws(seed_R), image, token_R, salt_R, plan.at_law.law.head_steps))
     for _ in range(ROUNDS_AT_ONCE):
-        rows = _round(plan, head, noise, uniform_RS, rows, kept)
-    return *rows.tensors(), *kept
+        rows = _round(plan, head, noise, uniform_RS, rows, columns)
+    return *rows.tensors(), *columns
 
 
 def _refilled(rows: Rows, draws: HeadDraws) -> Rows:
     """The next block of proposals in the last places of rows whose proposals are all used."""
-    held, waits = rows.keeps.shape[1] - PROPOSALS, rows.stalled
-    normals, keeps = draws.proposals(draws.image, rows.block, rows.y.shape[1])
+    held, waits = rows.uniforms.shape[1] - PROPOSALS, rows.stalled
+    normals, uniforms = draws.proposals(draws.image, rows.block, rows.y.shape[1])
     return replace(
         rows,
         normals=torch.cat([rows.normals[:, :held], normals.where(waits[:, None, None], rows.normals[:, held:])], dim=1),
-        keeps=torch.cat([rows.keeps[:, :held], keeps.where(waits[:, None], rows.keeps[:, held:])], dim=1),
+        uniforms=torch.cat([rows.uniforms[:, :held], uniforms.where(waits[:, None], rows.uniforms[:, held:])], dim=1),
         used=torch.where(waits, held, rows.used),
         block=rows.block + waits.long(),
     )
 
 
-def _round(plan: Plan, head: BoundHead, noise: PathNoise, uniform_RS: Tensor, rows: Rows, kept: list[Tensor]) -> Rows:
-    """One round of every row, numbered as in `head_speculation`; writes what is kept of every step."""
+def _round(plan: Plan, head: BoundHead, noise: PathNoise, uniform_RS: Tensor, rows: Rows, steps: list[Tensor]) -> Rows:
+    """One round of every row, numbered as in `head_speculation`; writes its steps."""
     last, going = plan.last, rows.k >= plan.last
     row, k = torch.arange(len(rows.k), device=rows.k.device), rows.k.clamp(min=last)
     length = plan.length[k]
@@ -192,8 +194,8 @@ def _round(plan: Plan, head: BoundHead, noise: PathNoise, uniform_RS: Tensor, ro
         log_scale = plan.at_law.table.v_scale[k_RL][..., None] * (held_v - true_v)
         result_noise, log_ratio = change_noise(drawn, shift, log_scale)
         accepted = accept(log_ratio, uniform)
-    stands = torch.minimum(accepted_length(accepted), length - 1)
-    end, end_k = (row, stands), k - stands
+    num_accepted = torch.minimum(accepted_length(accepted), length - 1)
+    end, end_k = (row, num_accepted), k - num_accepted
 
     # 4. The state after the round's last step.
     end_noise, used, stalled = result_noise[end], rows.used, torch.zeros_like(going)
@@ -211,7 +213,7 @@ def _round(plan: Plan, head: BoundHead, noise: PathNoise, uniform_RS: Tensor, ro
         x0 = torch.where(plan.worth[end_k, None], x0, rows.x0)
     learned, traced = [] if true_v is None else [true_v], [before, true_x0, result_noise] if plan.trace else []
     # What a row that does not move finds goes behind the last step, where nobody looks.
-    _keep(kept, learned + traced, torch.where(moves, plan.first - k, plan.first - last + 1)[:, None] + ahead)
+    _store(steps, learned + traced, torch.where(moves, plan.first - k, plan.first - last + 1)[:, None] + ahead)
     return replace(
         rows,
         k=torch.where(moves, end_k - 1, rows.k),
@@ -224,10 +226,10 @@ def _round(plan: Plan, head: BoundHead, noise: PathNoise, uniform_RS: Tensor, ro
     )
 
 
-def _keep(kept: list[Tensor], found: list[Tensor], place_RL: Tensor) -> None:
+def _store(columns: list[Tensor], found: list[Tensor], place_RL: Tensor) -> None:
     """Writes what was found of a round's steps at their places."""
     at = (torch.arange(len(place_RL), device=place_RL.device)[:, None], place_RL)
-    for column, value in zip(kept, found, strict=True):
+    for column, value in zip(columns, found, strict=True):
         column[at] = value
 
 
@@ -239,7 +241,7 @@ def _corrected(
     Returns:
         noise [R, D] of every row, from the residual if it was rejected; proposals used up [R]; which rows are stalled.
     """
-    place, found = _first_kept(rows.normals, rows.keeps, rows.used, shift_RD, log_scale_RD)
+    place, found = _first_accepted(rows.normals, rows.uniforms, rows.used, shift_RD, log_scale_RD)
     row = torch.arange(len(place), device=place.device)
     noise_RD = torch.where((rejected_R & found)[:, None], rows.normals[row, place], noise_RD)
     # A ratio that is not a number would keep a row waiting for ever; its state tells the host.
@@ -248,13 +250,13 @@ def _corrected(
     return noise_RD, torch.where(rejected_R & found, place + 1, rows.used), rejected_R & ~found & ~broken
 
 
-def _first_kept(
-    normals_RHD: Tensor, keeps_RH: Tensor, used_R: Tensor, shift_RD: Tensor, log_scale_RD: Tensor
+def _first_accepted(
+    normals_RHD: Tensor, uniform_RH: Tensor, used_R: Tensor, shift_RD: Tensor, log_scale_RD: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of each row's held proposals that are not used up the first that its residual keeps, and whether there is one."""
+    """Of each row the first proposal that is not used up and that the residual accepts, and whether there is one."""
     back = -shift_RD * log_scale_RD.exp()
     _, log_inverse = change_noise(normals_RHD, back[:, None], -log_scale_RD[:, None])
-    kept = residual_acceptance(-log_inverse) > keeps_RH
-    kept = kept & (torch.arange(keeps_RH.shape[1], device=used_R.device) >= used_R[:, None])
-    found, place = kept.to(torch.uint8).max(dim=1)
+    accepted = residual_acceptance(-log_inverse) > uniform_RH
+    accepted = accepted & (torch.arange(uniform_RH.shape[1], device=used_R.device) >= used_R[:, None])
+    found, place = accepted.to(torch.uint8).max(dim=1)
     return place, found.bool()

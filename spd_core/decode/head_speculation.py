@@ -3,15 +3,15 @@
 1. Hold the head's last prediction x0 (and, if learned, its variance) and roll L steps ahead with it. Where the
    posterior variance is known (`spd_core.models.variance`), the held prediction follows the noise that is drawn.
 2. Evaluate the head at all L states in one batch.
-3. Test step by step with a maximal coupling of the held and the true transition; steps before the first rejection are
-   accepted.
-4. At the rejection take the coupling's correction, a draw from what the held transition leaves over of the true one.
+3. Test step by step with a maximal coupling of the held and the true transition. The steps before the first rejection
+   are accepted.
+4. Correct the rejected step by the coupling: a sample of the residual of the true transition and the held one.
 5. Go on from there with the newest prediction.
 
-Every state then has its transition's own law given the state before, so the path's law is untouched. Equal variances:
-reflection coupling, one shot. Learned variances: the ratio test and the residual of the two Gaussians, no head calls.
-The noiseless last step is a point mass, never accepted: it is always taken from the true prediction. Rows advance
-independently.
+Every state then has the law of the true transition given the state before, so the law of the path is untouched. Where
+the variances are equal, the coupling is a reflection. Where they are learned, it is the ratio test with the residual of
+the two Gaussians, which needs no head calls. The noiseless last step is a point mass. It has no test: it is always made
+from the true prediction. Rows advance independently.
 
 Shape legend: R rows (paths), A active rows, L steps of the longest window, V valid (row, step) entries, D token dims,
 S all steps.
@@ -51,7 +51,7 @@ SINGULAR = 30.0
 
 @dataclass(frozen=True)
 class Lookahead:
-    """A head that may run ahead of itself, built once for all tokens of a decoding."""
+    """A head with its windows, built once for all tokens of a decoding."""
 
     head: LawHead
     windows: tuple[int, ...]
@@ -64,9 +64,9 @@ class Lookahead:
 
 @dataclass(frozen=True)
 class LogStds:
-    """What CSpD's test needs to know of a learned variance along the path."""
+    """Learned variances along R paths, as CSpD's test needs them."""
 
-    last: Tensor  #: [R, D] log std of the last step, or that it would have had if it is noiseless
+    last: Tensor  #: [R, D] log std of the last step; of a noiseless one, what the head predicted for it
     total: Tensor  #: [R, D] sum of log std over the noisy steps, without temperature
 
 
@@ -80,16 +80,16 @@ def speculate_head(
     held_x0_RD: Tensor | None = None,
     trace: bool = False,
 ) -> tuple[Path, LogStds]:
-    """The path from before step ``first`` to the state after step ``last``; same law as one head call a step.
+    """Paths from before step ``first`` to the state after step ``last``; their law is that of one head call a step.
 
     Args:
         head: bound to the rows' contexts.
         first, last: steps, ``first >= last``.
-        noise: the states to start from, and the draft's noise; a step that is accepted or reflected uses it, and so
-            each entry is used once.
+        noise: the states to start from, and the noise of the held steps. Each entry is used once: by the step that is
+            accepted or reflected.
         draws: uniforms of the tests, and the residuals' proposals.
         windows: lengths L by slice of the whole path (`windows_by_step`).
-        held_x0_RD: a prediction to begin with; None: the prior mean, right at the noisy end.
+        held_x0_RD: a prediction to begin with; None: the prior mean, which is right at pure noise.
         trace: also return the states, predictions and noise of every step.
 
     Returns:
@@ -101,12 +101,12 @@ def speculate_head(
     length_S, worth_S, longest = _plan(windows, *_steps_of(head), last, at_law.learned_variance, y_RD.device)
     plan = Plan(at_law, length_S, worth_S, longest, first, last, noise.offset, trace)
     x0 = head.prior_mean() if held_x0_RD is None else held_x0_RD
-    ends, newest, kept, calls = run_rounds(plan, head, y_RD, x0, noise, draws, windows)
-    return _paths(head, first, last, ends, newest, kept, calls, calls * len(y_RD) * longest)
+    ends, newest, columns, calls = run_rounds(plan, head, y_RD, x0, noise, draws, windows)
+    return _paths(head, first, last, ends, newest, columns, calls, calls * len(y_RD) * longest)
 
 
 class _Descent:
-    """R rows on their way down; arguments as for `speculate_head`."""
+    """The rounds of R rows; arguments as for `speculate_head`."""
 
     def __init__(
         self,
@@ -127,10 +127,10 @@ class _Descent:
         self.uniform_RS = draws.uniforms()
         head.hoist(first, last)
         self.ends, self.newest = torch.empty_like(y_RD), torch.empty_like(y_RD)
-        # Of every step, in the order they are made: what a round finds beyond its end is overwritten by the next, what
-        # it finds beyond the last step is cut off.
-        steps = first - last + 1
-        self.kept = [torch.zeros(rows, steps + longest, dims, device=device) for _ in range(3 * trace + self.learned)]
+        # What is returned of every step, in the order the steps are made. A round also writes what lies beyond its end:
+        # the next round overwrites that, and what lies beyond the last step is cut off.
+        wide, count = first - last + 1 + longest, 3 * trace + self.learned
+        self.columns = [torch.zeros(rows, wide, dims, device=device) for _ in range(count)]
         self.calls = self.evaluations = 0
         # Of the active rows: which they are, their next step, state and held prediction.
         self.row, self.k = torch.arange(rows, device=device), torch.full((rows,), first, device=device)
@@ -142,7 +142,9 @@ class _Descent:
     def run(self) -> tuple[Path, LogStds]:
         while len(self.row):
             self._round()
-        return _paths(self.head, self.first, self.last, self.ends, self.newest, self.kept, self.calls, self.evaluations)
+        return _paths(
+            self.head, self.first, self.last, self.ends, self.newest, self.columns, self.calls, self.evaluations
+        )
 
     def _round(self) -> None:
         """One round of the active rows."""
@@ -151,7 +153,7 @@ class _Descent:
         ahead = self.places[: int(length_A.max())]
         k_AL = (self.k[:, None] - ahead).clamp(min=self.last)
 
-        # 1. Roll ahead.
+        # 1. Hold the prediction and roll ahead.
         held_v = None if self.v is None else self.v[:, None].expand(-1, len(ahead), -1)
         drawn = self.noise.of_steps(row[:, None], k_AL)
         held_x0 = head.follow(row, k_AL, self.x0, drawn)
@@ -159,24 +161,23 @@ class _Descent:
         after = head.roll(k_AL, y, held_x0, held_std * drawn)
         before = torch.cat([y[:, None], after[:, :-1]], dim=1)
 
-        # 2. One batch.
+        # 2. Evaluate all states in one batch.
         true, evaluated = _evaluated(head, row, k_AL, before, length_A)
         self.calls, self.evaluations = self.calls + 1, self.evaluations + evaluated
 
-        # 3. Test; the round ends with the first step that is rejected, or with the window's last. What is found past a
-        # window's end is never looked at.
+        # 3. Test. The round ends with the first rejected step, or with the window's last; what lies beyond is not read.
         shift = head.shift(k_AL, held_x0, true.x0, held_std if self.learned else None)
         accepted, result_noise, log_scale = self._tested(k_AL, drawn, shift, held_v, true.v)
-        stands_A = torch.minimum(accepted_length(accepted), length_A - 1)
-        end, end_k = (self.places[: len(row)], stands_A), self.k - stands_A
+        accepted_A = torch.minimum(accepted_length(accepted), length_A - 1)
+        end, end_k = (self.places[: len(row)], accepted_A), self.k - accepted_A
 
-        # 4. The state after the round's last step, the coupling's correction if it was rejected, by its noise under the
-        # true prediction. Reflection gives it for either; the noiseless step uses none.
+        # 4. Correct a rejected step. What a coupling returns is the noise of the step under the true prediction; of a
+        # reflection it is right whether the step is accepted or rejected. The noiseless step uses none.
         end_x0, end_v = true.x0[end], None if true.v is None else true.v[end]
         if self.residuals is not None:
             rejected = (~accepted[end] & (end_k > 0)).nonzero()[:, 0]
             if len(rejected):
-                at = (rejected, stands_A[rejected])
+                at = (rejected, accepted_A[rejected])
                 result_noise[at] = self.residuals.draw(row[rejected], shift[at], log_scale[at])
         end_noise = result_noise[end]
         self.y = head.mean(end_k, end_x0, before[end]) + head.std(end_k, end_v) * end_noise
@@ -186,13 +187,13 @@ class _Descent:
         self.x0 = torch.where(self.worth_S[end_k, None], moved_x0, self.x0) if self.learned else moved_x0
         self.v = end_v
         found = [true.v] if true.v is not None else []
-        self._keep(found + ([before, true.x0, result_noise] if self.trace else []), ahead)
+        self._store(found + ([before, true.x0, result_noise] if self.trace else []), ahead)
         self._advance(end_k)
 
     def _tested(
         self, k_AL: Tensor, drawn: Tensor, shift: Tensor, held_v: Tensor | None, true_v: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Step 3: verdicts [A, L], the noise under the true prediction, and log of held over true std (learned)."""
+        """Step 3: verdicts [A, L], the noise under the true prediction, and if learned log of held over true std."""
         uniform_AL = self.uniform_RS[self.row[:, None], k_AL]
         if self.residuals is None or held_v is None or true_v is None:
             return *reflect(drawn, shift, uniform_AL), shift
@@ -200,15 +201,15 @@ class _Descent:
         result_noise, log_ratio = change_noise(drawn, shift, log_scale)
         return accept(log_ratio, uniform_AL), result_noise, log_scale
 
-    def _keep(self, found: list[Tensor], ahead: Tensor) -> None:
-        """What is kept of the steps of a round."""
+    def _store(self, found: list[Tensor], ahead: Tensor) -> None:
+        """Writes a round's steps to the columns that are returned."""
         if found:
             place = (self.row[:, None], (self.first - self.k)[:, None] + ahead)
-            for column, values in zip(self.kept, found, strict=True):
+            for column, values in zip(self.columns, found, strict=True):
                 column[place] = values
 
     def _advance(self, end_k: Tensor) -> None:
-        """Past the steps ``end_k``; rows that were at the last one leave."""
+        """Goes on behind the steps ``end_k``; rows that made the last step are done."""
         self.k, going = end_k - 1, end_k > self.last
         if bool(going.all()):
             return
@@ -229,12 +230,12 @@ def _paths(
     last: int,
     ends: Tensor,
     newest: Tensor,
-    kept: list[Tensor],
+    columns: list[Tensor],
     calls: int,
     evaluations: int,
 ) -> tuple[Path, LogStds]:
-    """What is returned; ``kept`` holds the learned variances, if they are, then what a trace holds, if it was asked."""
-    columns = [column[:, : first - last + 1] for column in kept]
+    """The result; ``columns`` are the variances, if they are learned, then those of a trace, if one was asked for."""
+    columns = [column[:, : first - last + 1] for column in columns]
     log_stds = LogStds(torch.zeros_like(ends), torch.zeros_like(ends))
     if head.at_law.learned_variance:
         log_std = head.log_std(steps_down(first, last, ends.device), columns.pop(0))
@@ -246,11 +247,10 @@ def _paths(
 def _plan(
     windows: tuple[int, ...], steps: int, start_level: int, last: int, learned: bool, device: torch.device
 ) -> tuple[Tensor, Tensor, int]:
-    """Of each step k: the steps of a window begun there, int64 [S], and whether its prediction is worth holding.
+    """Of each step k the length of a window begun there, int64 [S], and whether its prediction is worth holding [S].
 
-    And the longest of the windows.
-
-    A window ends at ``last``. Where the variance is learned, a singular step is made alone, and not worth it.
+    The third result is the longest length. A window ends at ``last``. Where the variance is learned, the window of a
+    singular step is that step alone, and its prediction is not worth holding.
     """
     length = torch.minimum(
         windows_by_step(windows, steps, device), torch.arange(1 - last, steps + 1 - last, device=device)
@@ -263,7 +263,7 @@ def _plan(
 def _evaluated(
     head: BoundHead, row_A: Tensor, k_AL: Tensor, before: Tensor, length_A: Tensor
 ) -> tuple[Prediction, int]:
-    """Predictions [A, L, D] at the states inside the windows (elsewhere 0), and how many they are."""
+    """Predictions [A, L, D] at the states inside the windows, elsewhere 0, and the number of these states."""
     longest = k_AL.shape[1]
     if len(row_A) == 1 or int(length_A.min()) == longest:
         flat = head.predict(row_A[:, None].expand_as(k_AL).flatten(), k_AL.flatten(), before.flatten(0, 1))
@@ -276,7 +276,7 @@ def _evaluated(
 
 
 class _Residuals:
-    """Draws from Norm[(p - q)_+] of single steps with learned variances, as noise of p.
+    """Samples of the residual Norm[(p - q)_+] of single steps with learned variances, as noise of p.
 
     Both transitions are known Gaussians, so proposals cost no head call. The proposals of a path are one stream. The
     residual of a rejected step takes the first proposal that it accepts. Nothing depends yet on those behind it, so the
@@ -290,9 +290,9 @@ class _Residuals:
     def __init__(self, draws: HeadDraws, dims: int) -> None:
         self.draws, self.dims = draws, dims
         normals, uniforms = draws.first_proposals(dims)
-        self.normals, self.uniforms = normals.clone(), uniforms.clone()  # [R, H, D], [R, H]: held
+        self.normals, self.uniforms = normals.clone(), uniforms.clone()  # [R, H, D], [R, H]
         self.places = torch.arange(uniforms.shape[1], device=uniforms.device)
-        self.used = torch.zeros_like(draws.salt)  # [R] of the held ones
+        self.used = torch.zeros_like(draws.salt)  # [R] how many of the H are used up
         self.block = torch.full_like(draws.salt, uniforms.shape[1] // PROPOSALS)  # [R] the next to draw
 
     def draw(self, row_M: Tensor, shift_MD: Tensor, log_scale_MD: Tensor) -> Tensor:
@@ -318,7 +318,7 @@ class _Residuals:
         return self.normals[row_M, place]
 
     def _refill(self, row: Tensor) -> None:
-        """Puts the next block of rows whose proposals are all used into the last places."""
+        """Draws the next block of proposals for rows that have used up theirs, and puts it into the last places."""
         normals, uniforms = self.draws.proposals(row, self.block[row], self.dims)
         self.normals[row, -PROPOSALS:], self.uniforms[row, -PROPOSALS:] = normals, uniforms
         self.used[row] = len(self.places) - PROPOSALS

@@ -1,4 +1,4 @@
-"""What a decoder returns beside the tokens: per-draft records, per-image counts, call counts and a time split.
+"""The result of a decoder: tokens, a record of every verified draft, rounds of the images, counts and times of calls.
 
 Shape legend: B images of a batch, N tokens, D token dims, K verified drafts of the batch.
 """
@@ -59,12 +59,12 @@ class TestLog:
         self._records: list[DraftRecords] = []
 
     def add(self, images: list[int], made: list[int], depth: tuple[int, ...], tests: Tensor) -> None:
-        """Takes down a round.
+        """Logs the tests of a round.
 
         Args:
-            images: of every slot, below 0: none.
-            made: tokens decided of each before the round.
-            depth: of every draft, 1 for the first after what is decided.
+            images: of every slot; below 0: an empty slot.
+            made: tokens of each that were decided before the round.
+            depth: of every draft; that of the first draft after the decided tokens is 1.
             tests: float [4, A, T - 1]: log ratio, excess, whether the draft is accepted, whether it was tested.
         """
         self._waiting.append((list(images), list(made), depth, tests.flatten().clone()))
@@ -73,7 +73,7 @@ class TestLog:
             self._bring()
 
     def records(self) -> DraftRecords:
-        """All that was taken down, round by round."""
+        """The records of all rounds, in their order."""
         self._bring()
         return DraftRecords.concatenate(self._records)
 

@@ -1,11 +1,11 @@
 """Images per second before anything is measured: counted work of a pair's passes over the ceilings of a device.
 
-What it is for: to leave out what cannot be fastest, to size windows of head self-speculation to a batch, and to say in
-a plan about how long a job takes. It is a bound from below on the time of what it counts: attention's own products,
-random numbers, the tests of windows and the host are left out, and a kernel is taken to cost what it costs in a
-captured function.
+Predictions serve to leave out what cannot be fastest, to choose windows of head self-speculation for a batch, and to
+say in a plan about how long a job takes. A prediction is a lower bound on time. It leaves out the products of
+attention, random numbers, the tests of windows and the host, and takes a kernel to cost what it costs in a recorded
+graph.
 
-Which methods are predicted is their family's to say; of the others only a measurement tells.
+A family says which of its methods can be predicted. For the others there is no speed before a measurement.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What every reader of a sequence model at a law is made of: rows of the slots, labels, and the cache.
+"""A reader runs a model's context network at a law: here are its labels, its cache, and the rows of the slots.
 
-An image has one row, or two under guidance, with its class and without; they lie next to each other, so that fewer
-slots are the first rows.
+An image has one row or, under guidance, two: with its class and without. They lie next to each other, so that the rows
+of the first slots are the first rows.
 
 Shape legend: A slots, G rows per image, M positions of one pass.
 """
@@ -19,7 +19,7 @@ from spd_core.models.kv import KvCache
 
 
 class CachedReader:
-    """Labels and cache of the slots; they stay where they are in memory.
+    """Labels and cache of the slots. Both keep their memory addresses, for recorded graphs hold them.
 
     Args:
         law: what is sampled.
@@ -35,7 +35,7 @@ class CachedReader:
         self.start(labels_A)
 
     def start(self, labels_A: Tensor) -> None:
-        """Gives every slot to an image, which begins at position 0; what the cache still holds is never read."""
+        """Gives every slot to an image, which begins at position 0; older entries of the cache are never read."""
         self._labels_AG[:, 0] = labels_A
         self.labels = self._labels_AG  # [A, G]
         self.cache.shrink(self.labels.numel())
@@ -53,13 +53,13 @@ class CachedReader:
         self.labels[slots, 0] = labels
 
     def of_rows(self, of_slots: Tensor) -> Tensor:
-        """What belongs to the slots, once for each of their rows."""
+        """Repeats values of the slots for each of their rows."""
         if self.copies == 1:
             return of_slots
         return of_slots[:, None].expand(-1, self.copies, *of_slots.shape[1:]).flatten(0, 1)
 
     def of_copies(self, of_rows: Tensor) -> Tensor:
-        """[G, A, ...] of what belongs to the rows."""
+        """[G, A, ...] of values of the rows."""
         return of_rows.unflatten(0, (-1, self.copies)).transpose(0, 1)
 
     def _rows(self, slots: Tensor) -> Tensor:

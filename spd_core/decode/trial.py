@@ -1,9 +1,9 @@
-"""How fast a way of decoding is, from a part of the work where the whole would take too long.
+"""Measures how fast a method decodes, from a part of the work where the whole would take too long.
 
-Plain and speculative decoders ask for the start noise of a token's path before they make the token, and again for a
-token that they drafted in vain. So a `Draws` that listens knows how far the decoding has come, and can stop it. CSpD
-cannot be stopped: half an image may be drafted before the target sees any of it. Nor can decoders of codes, which draw
-all of an image's random numbers at its start.
+Plain and speculative decoders ask for the start noise of a token's path before they make the token, and once more if
+its draft was discarded. So a `Draws` that counts these requests knows how far the decoding is, and can stop it. CSpD
+cannot be stopped, for half an image may be drafted before the target sees any of it. Nor can decoders of codes, which
+draw all of an image's random numbers at its start.
 
 Shape legend: n images of the trial, N tokens of an image, R rows of one request for noise.
 """
@@ -25,9 +25,9 @@ from spd_core.pairs.pair import Pair
 
 @dataclass(frozen=True)
 class Trial:
-    """What was made in how long."""
+    """How many images were made, and in how many seconds."""
 
-    images: float  #: of images that were cut off, the share of their tokens that was made
+    images: float  #: an image that was cut off counts by the share of its tokens that was made
     seconds: float
 
     @property
@@ -36,11 +36,11 @@ class Trial:
 
 
 class OutOfTime(Exception):
-    """The trial's time is up; nothing is wrong."""
+    """The time of the trial is up. It is no error."""
 
 
 class Stopwatch(Draws):
-    """Draws that count the tokens made, and raise `OutOfTime` when it is late and something is made.
+    """Draws that count the tokens made. They raise `OutOfTime` once the time is up and at least one token is made.
 
     Args:
         seeds_n: int64 image seeds.
@@ -53,7 +53,7 @@ class Stopwatch(Draws):
         self.made = 0  #: tokens decided at the newest request
         self.at = time.perf_counter()  #: when that was
         self._until = until
-        # The last column is for the padding of speculative decoding, which asks past an image's end.
+        # The last column is for the padding of speculative decoding, which draws past an image's end.
         self._asked = torch.zeros(len(seeds_n), tokens + 1, dtype=torch.bool, device=seeds_n.device)
 
     def normals(

@@ -1,4 +1,4 @@
-"""Counted work of decoding, in terms that the predictions of families share: see `spd_core.decode.predict`."""
+"""The work of a decoding, counted for `spd_core.decode.predict`: what the families' predictions share."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _ONE_CALL_A_STEP = Effort(1.0, 1.0)
 
 
 def effort_of(card: PairCard, windows: tuple[int, ...]) -> Effort | None:
-    """Of windows that were tuned for the pair; None: nothing is known of them."""
+    """The effort of windows that were tuned for the pair; None: of other windows nothing is known."""
     if not windows:
         return _ONE_CALL_A_STEP
     tuned = next((tuned for tuned in card.tuned_windows if tuned.windows == windows), None)
@@ -59,7 +59,7 @@ def path_s(head: Pass, steps: int, effort: Effort, rows: float, at: Ceilings) ->
 
 
 def measured_acceptance(card: PairCard, law: SamplerLaw, method: Speculative) -> list[float] | None:
-    """By place of the block, of the card's own figures at this law, at any precision; None: there are none."""
+    """Acceptance by place of the block, from the card's figures at this law and any precision; None: it has none."""
     for row in card.figures.get("bench", {}).get("rows", []):
         if row["method"] == method.name and row.get("acceptance_by_place"):
             measured = SamplerLaw.model_validate(row["law"]).model_copy(update={"dtype": law.dtype})

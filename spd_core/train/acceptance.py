@@ -11,5 +11,5 @@ from torch import Tensor
 class TeacherForced:
     """Means over the tokens of each image."""
 
-    acceptance: Tensor  #: [n] of min(1, R), the probability that the lossless rule keeps a draft
+    acceptance: Tensor  #: [n] of min(1, R), the probability that the lossless rule accepts a draft
     path_kl: Tensor  #: [n] KL(draft || target) of a token's path above the hand-off, nats

@@ -1,7 +1,7 @@
-"""Teacher-forced acceptance: how much of what a draft makes its target would keep, given real tokens before it.
+"""Teacher-forced acceptance: the share of its drafts that a target would accept, given real tokens before each.
 
-A quick figure of a pair, many tokens at once. In decoding the tokens before a draft are generated, not real, and the
-later drafts of a block are tested only if the earlier ones were kept: `spd bench` measures that.
+It is a quick figure of a pair, measured on many tokens at once. In decoding the tokens before a draft are generated,
+not real, and later drafts of a block are tested only if the earlier ones were accepted. `spd bench` measures that.
 
 Shape legend: n images, N tokens, D token dims, Z context dims, R rows (tokens of a batch), K steps above the hand-off.
 """

@@ -1,7 +1,8 @@
-"""Call times of a causal pair at a law, the inputs of `spd_core.decode.cost`.
+"""Measures the call times of a causal pair at a law, the inputs of `spd_core.decode.cost`.
 
-Every call is timed as the decoders make it, on real prefixes: contexts of decoded images, at places spread over the
-image, because windows reach further where a token is easy. Calls take turns, so that drift of the machine is shared.
+Every call is timed as the decoders make it, in the contexts of decoded images. Its times are taken at places spread
+over the image, because windows reach further where a token is easy. Calls take turns, so that a change of the machine's
+speed meets all of them.
 
 Shape legend: B images of the batch, N tokens, G context rows per image, R rows, D token dims, P proposals.
 """
@@ -58,8 +59,8 @@ def measure_calls(
 ) -> CallTimes:
     """Means over `PLACES` places of the image and `REPEATS` each.
 
-    Not medians: where other processes share the machine, a short call is mostly spared and sometimes hit, and its
-    median would leave out what a decoding of hundreds of such calls pays for.
+    They are not medians. Where other processes share the machine, a short call is interrupted now and then; its median
+    would leave out a cost that a decoding of hundreds of such calls pays.
 
     Args:
         pair: of models that make tokens in turn.
@@ -101,7 +102,7 @@ def _timed(calls: Calls, device: torch.device) -> dict[str, float]:
 
 
 class _Decoded:
-    """A batch of decoded images with all contexts read: any call of a decoding can be made at any of its places.
+    """A batch of decoded images with all of its contexts, in which any call of a decoding can be made at any place.
 
     Calls are named as the fields of `CallTimes`; "noise" is that of plain decoding, for ``ahead`` tokens at once. Where
     the head's steps fall along the image, a call makes those of its first token.
@@ -189,9 +190,9 @@ class _Decoded:
             normals, _ = self.draws.proposals(Purpose.PATH_PROPOSAL, *first, count, (1 + path.above) * self.dims)
             normals = normals.reshape(-1, 1 + path.above, self.dims)
             drawn = PathNoise(normals[:, 0], normals[:, 1:], path.handoff + 1)
-            own = HeadDraws(self.draws, many[0], many[1], salt, path.law.head_steps)
+            head_draws = HeadDraws(self.draws, many[0], many[1], salt, path.law.head_steps)
             bound = self._bind(path, self.head, self.z, *many)
-            made = path_above(bound, path, drawn, own, self.windows, trace=True).trace
+            made = path_above(bound, path, drawn, head_draws, self.windows, trace=True).trace
             if made is not None:
                 verify(self._bind_draft(path, *many), made, path, method.stride)
 
@@ -222,5 +223,5 @@ class _Decoded:
 
     def _token_path(self, path: PathLaw, place: int, noise: PathNoise, windows: tuple[int, ...]) -> Path:
         image, token = self._block(place, 1)
-        own = window_draws(self.draws, image, token, path.law)
-        return path_above(self._bind(path, self.head, self.z, image, token), path, noise, own, windows)
+        head_draws = window_draws(self.draws, image, token, path.law)
+        return path_above(self._bind(path, self.head, self.z, image, token), path, noise, head_draws, windows)

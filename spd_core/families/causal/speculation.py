@@ -2,21 +2,23 @@
 
 One round of an image:
 
-1. Draft up to gamma tokens down to the hand-off, keeping their whole paths. The draft calls its head every ``stride``
-   steps and holds x0 in between, or lets it follow the noise drawn: still Gaussian steps with known means.
-2. Run the target's context network once over the drafts and its head once over all states of *the drafts' own paths*.
-3. Test left to right: a draft stands with probability min(1, R), R = p(path) / q(path), both on the draft's path.
-4. At the first rejection, draw that token from the residual Norm[(p - q)_+] over paths and discard the later drafts. If
-   all were accepted, the target adds a token of its own: its context is there already.
-5. An image whose tokens are all at the hand-off leaves its slot to the next one that waits. The target finishes the
-   images that left, as many at a time as there are slots.
+1. Draft up to gamma tokens down to the hand-off, with their whole paths. The draft calls its head every ``stride``
+   steps. In between it holds the predicted x0, or lets it follow the noise drawn. Either way its steps are Gaussians
+   with known means.
+2. Run the target's context network once over the drafts, and its head once over all states of *the drafts' paths*.
+3. Test the drafts from left to right. One is accepted with probability min(1, R), R = p(path) / q(path), both taken
+   on the draft's path.
+4. At the first rejection, sample that token from the residual Norm[(p - q)_+] over paths, and discard the later
+   drafts. If all drafts were accepted, sample a bonus token from the target, whose context for it is there already.
+5. An image whose tokens are all at the hand-off gives its slot to the next one that waits. The target makes clean
+   tokens of such images, of as many at a time as there are slots.
 
-Marginalised to their ends, the paths give every token the target's law given the tokens before it (the lemma of
-speculative sampling, Leviathan et al. 2022, arXiv:2211.17192, over paths). Images advance independently.
+By the lemma of speculative sampling (Leviathan et al. 2022, arXiv:2211.17192), every path has the target's law given
+the tokens before it, and so has its end. Images advance independently.
 
-Shape legend: B images, A slots in use (an image each), E images that left their slots, N tokens of an image, D token
-dims, Z context dims, T drafted tokens of a round, K steps above the hand-off, P proposals, G context rows per image
-(2 under guidance).
+Shape legend: B images, A slots, N tokens of an image, D token dims, Z context dims, T tokens of a round (drafts, or
+those that the target samples), F bonus tokens, M rejected drafts, P proposals for one of them, K steps above the
+hand-off, G context rows per image (2 under guidance).
 """
 
 from __future__ import annotations
@@ -55,9 +57,9 @@ from spd_core.precision import at_precision
 EVIDENCE = (Ratios, Couplings)
 #: Types of a `Verdict`: accepted, log ratio, excess.
 TESTED = (torch.bool, torch.float32, torch.float32)
-#: Most residual proposals of one token at once; attempts go on until one is kept.
+#: Most residual proposals of one token at once; attempts go on until one is accepted.
 MOST_PROPOSALS = 256
-#: Most proposed paths at once: they and their traces are what a residual's memory goes to.
+#: Most proposed paths at once. They and their traces are what a residual needs memory for.
 MOST_PATHS = 4096
 
 
@@ -75,12 +77,12 @@ class Drafted:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Tokens of a round that the target draws itself, all with the same number of head steps; T of them."""
+    """Tokens of a round that the target samples, all with the same number of head steps; T of them."""
 
     path: PathLaw  #: at these tokens
     row: Tensor  #: int64 [T], slot
     place: Tensor  #: int64 [T], 0-based place in the block
-    draft: Tensor  #: int64 [T], place of the rejected draft in `drafted`; -1: there was none
+    draft: Tensor  #: int64 [T], index of the rejected draft in `drafted`; -1: a bonus token, which replaces none
     drafted: Drafted | None  #: the round's drafts of this path
     z: Tensor  #: [G, A, places, Z] the target's contexts
     noise: _Noise  #: of the round
@@ -128,21 +130,23 @@ def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> Tensor:
         room_A: tokens that each image still lacked before the round.
 
     Returns:
-        int64 [3, A]: how many drafts of each image stand; 1 where the target draws the token after them itself, the
-        first rejected one or else the one after the last draft; how many tokens the image advances.
+        int64 [3, A]: how many drafts of each image are accepted; 1 where the target samples the token after them, in
+        place of a rejected draft or as a bonus; how many tokens the image advances.
     """
-    kept_A = torch.minimum(accepted_length(accepted_AG), drafted_A)
-    draws_A = (kept_A < room_A).long()
-    return torch.stack([kept_A, draws_A, kept_A + draws_A])
+    accepted_A = torch.minimum(accepted_length(accepted_AG), drafted_A)
+    samples_A = (accepted_A < room_A).long()
+    return torch.stack([accepted_A, samples_A, accepted_A + samples_A])
 
 
 def places_of(mask_R: Tensor, count: int) -> Tensor:
-    """int64 [count]: where a mask is true, which is known to be so in ``count`` places; no device is asked."""
+    """int64 [count]: where a mask is true. The caller knows the ``count``, so the host does not wait for a device."""
     return torch.nonzero_static(mask_R, size=count)[:, 0]
 
 
 class _Noise:
-    """The noise of the next ``places`` tokens of every slot above their hand-offs; drawn at once if it can be.
+    """The noise above the hand-off of the next ``places`` tokens of every slot.
+
+    It is drawn at once, unless the law's head steps fall along the image: then paths differ in their number of steps.
 
     Args:
         draws: of the images.
@@ -168,7 +172,7 @@ class _Noise:
 
 
 class _Decoding(SlotDecoding):
-    """Images on their way through the slots."""
+    """One decoding of a batch; `run` makes its images."""
 
     def __init__(
         self,
@@ -238,7 +242,7 @@ class _Decoding(SlotDecoding):
         self.handed_over_canvas = _of_rows(self.handed_over_canvas, rest)
 
     def _round(self) -> None:
-        """One round; the host waits once for the tests, and once for every try of the residuals."""
+        """One round; the host waits once for the tests, and once for every attempt of the residual."""
         slots, gamma = self.slots, self.method.gamma
         room_A, room = self.length - slots.made, [self.length - made for made in slots.made_cpu]
         drafted_A, drafted = room_A.clamp(max=gamma), [min(gamma, lacking) for lacking in room]
@@ -253,29 +257,33 @@ class _Decoding(SlotDecoding):
         # 3. Accept up to the first rejection.
         tests, known = self._tests(drafts, widest, z, noise)
         outcome = settle(tests.accepted, drafted_A, room_A)
-        kept, draws, advance = outcome.tolist()
+        accepted, samples, advance = outcome.tolist()
         self._record(tests, outcome[0], drafted_A)
-        # 4. Replace the first rejected token, or add one.
+        # 4. Replace the first rejected draft, or sample a bonus token.
         with self.meter.span("residual"):
-            row_T = places_of(outcome[1], sum(draws))
-            rejected = sum(stood < count for stood, count in zip(kept, drafted, strict=True))
+            row_T = places_of(outcome[1], sum(samples))
+            rejected = sum(length < count for length, count in zip(accepted, drafted, strict=True))
             for path, those in self.path.parts(self.slots.made[row_T] + outcome[0][row_T]) if len(row_T) else ():
                 rows = row_T[those]
                 self._target_tokens(path, rows, outcome[0][rows], rejected, known.get(path), z, noise)
-        # What lies behind that token, in the canvas and the caches, is written anew: only the count goes on.
+        # Later rounds write anew what lies behind that token in the canvas and the caches: no rollback but the count.
         now = [made + step for made, step in zip(slots.made_cpu, advance, strict=True)]
         slots.advance(self.slots.made + outcome[2], now)
 
     def _tests(
         self, drafts: list[Drafted], widest: int, z: Tensor, noise: _Noise
     ) -> tuple[Verdict, dict[PathLaw, tuple[Drafted, Path | None]]]:
-        """Steps 2b and 3 of all drafts: verdicts [A, widest], and of each path its drafts and `_verify`'s paths."""
+        """Steps 2 and 3 of all drafts.
+
+        Returns:
+            verdicts [A, widest], and by path law its drafts and, under the coupled rule, the target's paths.
+        """
         known: dict[PathLaw, tuple[Drafted, Path | None]] = {}
         tests = Verdict(*(torch.ones(len(self.slots), widest, dtype=of, device=z.device) for of in TESTED))
         for part in drafts:
             with self.meter.span("head"):
-                verdict, own = self._verify(part, z, noise)
-            known[part.path], at = (part, own), (part.row, part.place)
+                verdict, coupled = self._verify(part, z, noise)
+            known[part.path], at = (part, coupled), (part.row, part.place)
             for column, found in zip(vars(tests).values(), vars(verdict).values(), strict=True):
                 column[at] = found
         return tests, known
@@ -285,7 +293,7 @@ class _Decoding(SlotDecoding):
         return previous_tokens(self.canvas.states, slot, first_A, count)
 
     def _draft(self, drafted_A: Tensor, drafted: list[int], noise: _Noise) -> list[Drafted]:
-        """Step 1; the drafts also go to the canvas, where both context networks read them."""
+        """Step 1. The drafts also go to the canvas, where both context networks read them."""
         parts: list[Drafted] = []
         for place in range(max(drafted)):
             # The first pass also reads the position before: after a round without rejection the draft has not seen it.
@@ -299,9 +307,9 @@ class _Decoding(SlotDecoding):
             for path, which in self.path.parts(self.slots.made[row] + place):
                 rows, z = row[which], z_all[:, which]
                 at, here = self.slots.made[rows] + place, torch.full_like(rows, place)
-                own = noise.of(path, rows, here)
+                drawn = noise.of(path, rows, here)
                 bound = self.draft_head.at(path.law).bind(z.flatten(0, 1), path.scale(at))
-                walked = draft_walk(bound, own.start, path, own, self.method.stride)
+                walked = draft_walk(bound, drawn.start, path, drawn, self.method.stride)
                 self.canvas.states[rows, at] = walked.end
                 parts.append(Drafted(path, rows, here, walked.end, walked.trace, z))
                 self.meter.add(draft_head_calls=walked.calls, draft_head_rows=walked.rows * self.reader.copies)
@@ -311,12 +319,12 @@ class _Decoding(SlotDecoding):
         return [_drafted(group) for group in alike.values()]
 
     def _contexts(self, places: int, room: list[int]) -> Tensor:
-        """Step 2a: the target's contexts [G, A, places, Z] of the drafts and of the token after them."""
+        """Step 2: the target's contexts [G, A, places, Z] of the drafts and of the token after them."""
         z = self.reader.read(self._previous(self.slots.made, places), self.slots.made, self.slots.furthest + places - 1)
         position = self.slots.made[:, None] + torch.arange(places, device=z.device)
         inside = sum(min(places, lacking) for lacking in room)
         row, place = torch.nonzero_static(position < self.length, size=inside).unbind(dim=1)
-        # Later drafts may fall; their contexts are then written again in a later round.
+        # The context of a draft that will be rejected is written again in a later round.
         self.canvas.z[:, row, position[row, place]] = z[:, row, place]
         rows = len(self.slots.image) * places * self.reader.copies
         self.meter.add(target_context_calls=1, target_context_rows=rows)
@@ -326,7 +334,7 @@ class _Decoding(SlotDecoding):
         return self.head.at(path.law).bind(z[:, row, place].flatten(0, 1), path.scale(self.slots.made[row] + place))
 
     def _verify(self, drafted: Drafted, z: Tensor, noise: _Noise) -> tuple[Verdict, Path | None]:
-        """Steps 2b and 3: each draft's own verdict; for the coupled rule also the target's paths on the same noise."""
+        """Steps 2 and 3: each draft's verdict; under the coupled rule also the target's paths on the same noise."""
         if self.rule.evidence is Couplings:
             return self._couple(drafted, z, noise)
         path, row, place = drafted.path, drafted.row, drafted.place
@@ -343,12 +351,11 @@ class _Decoding(SlotDecoding):
         return self.rule.judge(tested), None
 
     def _couple(self, drafted: Drafted, z: Tensor, noise: _Noise) -> tuple[Verdict, Path]:
-        """Steps 2b and 3 with the target's own paths on the drafts' noise."""
+        """Steps 2 and 3 under the coupled rule, which compares the target's paths on the drafts' noise."""
         path, row, place = drafted.path, drafted.row, drafted.place
         image, token = self.slots.image[row], self.slots.made[row] + place
-        own = window_draws(self.draws, image, token, path.law)
-        bound = self._bind(path, z, row, place)
-        coupled = path_above(bound, path, noise.of(path, row, place), own, self.method.head_window)
+        draws, bound = window_draws(self.draws, image, token, path.law), self._bind(path, z, row, place)
+        coupled = path_above(bound, path, noise.of(path, row, place), draws, self.method.head_window)
         self.meter.add(target_head_calls=coupled.calls, target_head_rows=coupled.rows * self.reader.copies)
         self.canvas.x0[row, token] = coupled.x0
         return self.rule.judge(Couplings(drafted=drafted.end, coupled=coupled.end)), coupled
@@ -363,16 +370,21 @@ class _Decoding(SlotDecoding):
         z: Tensor,
         noise: _Noise,
     ) -> None:
-        """Step 4: tokens at ``place_T`` of slots ``row_T`` from the target itself, written to the canvas.
+        """Step 4: samples tokens from the target and writes them to the canvas.
 
-        ``path`` is theirs, and so are the drafts and, by the coupled rule, the target's own paths, if there are any. Of
-        the round's tokens ``rejected`` replace a draft.
+        Args:
+            path: of these tokens.
+            row_T, place_T: their slots and places.
+            rejected: how many of the round's tokens replace a draft.
+            known: the round's drafts with this path and, under the coupled rule, the target's paths; None: no drafts.
+            z: the target's contexts [G, A, places, Z].
+            noise: of the round.
         """
         drafted, coupled = known or (None, None)
         index = torch.full((len(self.slots.image), z.shape[2]), -1, device=row_T.device)
         if drafted is not None:
             index[drafted.row, drafted.place] = torch.arange(len(drafted.row), device=row_T.device)
-        draft_T = index[row_T, place_T]  # -1: there was no draft
+        draft_T = index[row_T, place_T]
         if self.path.law.falls:  # these are some of the round's tokens only
             rejected = int((draft_T >= 0).sum())
         rejected_M, bonus_F = places_of(draft_T >= 0, rejected), places_of(draft_T < 0, len(row_T) - rejected)
@@ -402,7 +414,7 @@ class _Decoding(SlotDecoding):
     def _sample(
         self, wanted: _Wanted, bonus_F: Tensor, rejected_M: Tensor, attempt: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`_sample_together` for at most `MOST_PATHS` paths at once."""
+        """`_sample_together` in parts of at most `MOST_PATHS` paths."""
         count = min(self.method.proposals * 4**attempt, MOST_PROPOSALS) if len(rejected_M) else 1
         most = max(1, MOST_PATHS // count)
         if len(wanted.row) <= most:
@@ -422,28 +434,28 @@ class _Decoding(SlotDecoding):
     def _sample_together(
         self, wanted: _Wanted, bonus_F: Tensor, rejected_M: Tensor, attempt: int, count: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Paths of the target, all by the same head calls.
+        """Samples paths of the target: bonus tokens and proposals share the head calls.
 
         Args:
             wanted: the tokens.
-            bonus_F, rejected_M: places in ``wanted`` of those without a draft, and of those whose draft was rejected.
+            bonus_F, rejected_M: which of ``wanted`` are bonus tokens, and which replace a rejected draft.
             attempt: of the residual, from 0.
             count: P.
 
         Returns:
-            end and prediction [F, 2 D] of each bonus token's own path; then for `sample_residual` end and prediction
-            [M, P, 2 D], log p/q [M, P] and uniform numbers [M, P] of P proposals for each rejected draft.
+            end and prediction [F, 2 D] of each bonus token; then, for `sample_residual`, end and prediction
+            [M, P, 2 D], log p/q [M, P] and uniforms [M, P] of the proposals for each rejected draft.
         """
         path, row, place = wanted.path, wanted.row, wanted.place
         image, token, device = self.slots.image[row], self.slots.made[row] + place, row.device
-        own = wanted.noise.of(path, row[bonus_F], place[bonus_F])
+        drawn = wanted.noise.of(path, row[bonus_F], place[bonus_F])
         dims = (1 + path.above) * self.dims
         normals, uniforms = self.draws.proposals(
             Purpose.PATH_PROPOSAL, image[rejected_M], token[rejected_M], count, dims, attempt=attempt
         )
         normals = normals.view(-1, 1 + path.above, self.dims)
-        start, step = torch.cat([own.start, normals[:, 0]]), torch.cat([own.step, normals[:, 1:]])
-        # Rows of the paths: bonus tokens once, rejected ones `count` times.
+        start, step = torch.cat([drawn.start, normals[:, 0]]), torch.cat([drawn.step, normals[:, 1:]])
+        # One path of each bonus token, `count` of each rejected draft.
         of = torch.cat([bonus_F, rejected_M.repeat_interleave(count)])
         number = torch.arange(count, device=device).repeat(len(rejected_M))
         salt = torch.cat([torch.zeros_like(bonus_F), 1 + attempt * MOST_PROPOSALS + number])
@@ -459,7 +471,7 @@ class _Decoding(SlotDecoding):
         return bonus, values.view(len(rejected_M), count, 2 * self.dims), log_ratio, uniforms
 
     def _proposal_ratio(self, rejected: _Wanted, drafted: Drafted, proposals: Trace, count: int) -> Tensor:
-        """log p/q [M, P] of proposed paths of p [M P]."""
+        """log p/q [M, P] of M P proposed paths."""
         path, token = rejected.path, self.slots.made[rejected.row] + rejected.place
         z = drafted.z[:, rejected.draft].repeat_interleave(count, dim=1).flatten(0, 1)
         bound_draft = self.draft_head.at(path.law).bind(z, path.scale(token.repeat_interleave(count)))
@@ -472,18 +484,19 @@ class _Decoding(SlotDecoding):
         )
         return log_ratio.view(-1, count)
 
-    def _record(self, tests: Verdict, kept_A: Tensor, drafted_A: Tensor) -> None:
-        place = torch.arange(tests.accepted.shape[1], device=kept_A.device)
+    def _record(self, tests: Verdict, accepted_A: Tensor, drafted_A: Tensor) -> None:
+        """Logs the tests up to the first rejection."""
+        place = torch.arange(tests.accepted.shape[1], device=accepted_A.device)
         if not len(place):
             return
-        counts = (place <= kept_A[:, None]) & (place < drafted_A[:, None])
+        counts = (place <= accepted_A[:, None]) & (place < drafted_A[:, None])
         depth = tuple(range(1, len(place) + 1))
         columns = torch.stack([tests.log_ratio, tests.excess, tests.accepted, counts])
         self.log.add(self.slots.images, self.slots.made_cpu, depth, columns)
 
 
 def _drafted(parts: list[Drafted]) -> Drafted:
-    """The drafts of all parts, of one path."""
+    """The drafts of all parts, which have one path law."""
     row, place, end = (torch.cat([getattr(part, name) for part in parts]) for name in ("row", "place", "end"))
     names = ("states", "x0", "noise")
     trace = Trace(*(torch.cat([getattr(part.trace, name) for part in parts]) for name in names))

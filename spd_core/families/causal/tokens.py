@@ -1,8 +1,8 @@
-"""What every decoder of a causal model is made of, and plain decoding.
+"""Plain decoding of causal models, and the parts that it shares with speculative decoding.
 
-A token is made in two parts. Above the hand-off its path runs down to a state of little noise; that state is what the
-context network reads, so tokens are made one after another. Below, every token's path runs on to the clean token given
-its own context, which no other token waits for: one batch for the whole image.
+A token is made in two parts. Above the hand-off its path runs down to a state of little noise. The context network
+reads that state, so tokens are made one after another. Below the hand-off the path runs on to the clean token, given
+the token's context. No other token waits for that, so all tokens of an image are finished in one batch.
 
 Shape legend: B images, N tokens of an image, M positions of one pass, G context rows per image (2 under guidance: with
 the class, without), R rows (tokens being made), K steps above the hand-off, D token dims, Z context dims.
@@ -37,20 +37,22 @@ DRAWN_AHEAD = 16
 
 @dataclass(frozen=True)
 class PathLaw:
-    """Where a token's path is handed over, and its guidance; of a law whose head steps fall, those of the first token.
+    """A token's path at a law: its steps, the step of its hand-off, and its guidance.
 
-    Each number of head steps is a respacing of its own, and so has its own step nearest to the hand-off level.
+    Where the head steps fall along the image, tokens have different paths: each number of steps is a respacing with its
+    own step nearest to the hand-off level. `at` and `parts` give them; the object itself is the path of the first
+    token.
     """
 
     law: SamplerLaw
     tokens: int
 
     def at(self, position: int) -> PathLaw:
-        """Of the token at ``position``, with its own number of head steps."""
+        """The path of the token at ``position``, with its number of head steps."""
         return replace(self, law=self.law.at(position, self.tokens))
 
     def parts(self, position_R: Tensor) -> Iterator[tuple[PathLaw, Tensor | slice]]:
-        """The tokens at each number of head steps, as `spd_core.decode.path.by_steps`."""
+        """The tokens by their number of head steps, as `spd_core.decode.path.by_steps` gives them."""
         for law, rows in by_steps(self.law, position_R, self.tokens):
             yield replace(self, law=law), rows
 
@@ -69,7 +71,7 @@ class PathLaw:
 
     @property
     def handoff(self) -> int:
-        """The hand-off state is y_k of this step, which is the first one below."""
+        """The first step k below the hand-off; the state that is handed over is y_k."""
         return handoff_step(self.law.head_steps, self.law.start_level, self.law.handoff_level)
 
     def handed_over(self, tokens: Tensor, noise: Tensor) -> Tensor:
@@ -128,14 +130,14 @@ def previous_tokens(states_BND: Tensor, image_A: Tensor, first_A: Tensor, count:
 
 
 def noise_above(draws: Draws, image_R: Tensor, token_R: Tensor, path: PathLaw, dims: int) -> PathNoise:
-    """The noise of the tokens' own paths above the hand-off."""
+    """The noise above the hand-off of the tokens' paths in plain decoding, which their drafts share."""
     start = draws.normals(Purpose.START, image_R, token_R, dims)
     step = draws.normals(Purpose.STEP, image_R, token_R, path.above * dims).view(-1, path.above, dims)
     return PathNoise(start, step, path.handoff + 1)
 
 
 def window_draws(draws: Draws, image_R: Tensor, token_R: Tensor, law: SamplerLaw) -> HeadDraws:
-    """The random numbers of head self-speculation on the tokens' own paths."""
+    """The random numbers of head self-speculation on these paths."""
     return HeadDraws(draws, image_R, token_R, torch.zeros_like(token_R), law.head_steps)
 
 
@@ -151,7 +153,7 @@ def path_above(
 
 @dataclass
 class Canvas:
-    """What is known of every token of a batch; the decoders write it in place."""
+    """The tokens of a batch while they are made; decoders write it in place."""
 
     states: Tensor  #: [B, N, D] at the hand-off level
     x0: Tensor  #: [B, N, D] the target's newest prediction on the way there
@@ -174,22 +176,22 @@ def finish(
     token = torch.arange(length, device=device).repeat(batch)
     states, x0, z = canvas.states.flatten(0, 1), canvas.x0.flatten(0, 1), canvas.z.flatten(1, 2)
     clean = torch.empty_like(states)
-    for own, rows in path.parts(token):
-        count = own.handoff + 1
+    for part, rows in path.parts(token):
+        count = part.handoff + 1
         if not count:
             clean[rows] = states[rows]
             continue
         with meter.span("finish"):
             step = draws.normals(Purpose.STEP, image[rows], token[rows], count * dims, round_R=1)
             noise = PathNoise(states[rows], step.view(-1, count, dims))
-            bound = head.at(own.law).bind(z[:, rows].flatten(0, 1), own.scale(token[rows]))
+            bound = head.at(part.law).bind(z[:, rows].flatten(0, 1), part.scale(token[rows]))
             if windows:
-                head_draws = window_draws(draws, image[rows], token[rows], own.law)
+                head_draws = window_draws(draws, image[rows], token[rows], part.law)
                 ends, _ = speculate_head(
-                    bound, own.handoff, 0, noise, head_draws, windows, x0[rows]
+                    bound, part.handoff, 0, noise, head_draws, windows, x0[rows]
                 )  # fmt: skip
             else:
-                ends = walk(bound, noise.start, own.handoff, 0, noise)
+                ends = walk(bound, noise.start, part.handoff, 0, noise)
             clean[rows] = ends.end
         meter.add(finish_head_calls=ends.calls, finish_head_rows=ends.rows * head.guided_rows)
     return path.ended(clean).view(batch, length, dims)
@@ -197,7 +199,7 @@ def finish(
 
 @dataclass(frozen=True)
 class Opening:
-    """Images that get their slots, and with what their first tokens are prepared."""
+    """Images that have just got their slots, and what their first tokens are prepared with."""
 
     readers: Sequence[ContextReader]  #: of the target, then of the draft if there is one
     head: LawHead  #: the target's
@@ -215,7 +217,7 @@ class Making:
     reader: ClassVar[type[ContextReader]] = ContextReader
 
     def open(self, opening: Opening, path: PathLaw) -> None:
-        """Makes what images need before their first tokens; most families' need nothing."""
+        """Prepares the first tokens of images; in most families they need nothing."""
 
 
 #: Of the causal family.
@@ -248,12 +250,12 @@ def decode_causal_plain(
     head = LawHead.of(target.head, law)
     making.open(Opening([reader], head, range(batch), range(batch), draws, windows, meter), path)
     canvas = Canvas.empty(target, batch, reader.copies)
-    for own_path, positions in path.stretches(DRAWN_AHEAD):
+    for part, positions in path.stretches(DRAWN_AHEAD):
         block = torch.arange(positions.start, positions.stop, device=labels_B.device)
         images, tokens = image.repeat(len(block)), block.repeat_interleave(batch)
-        drawn = noise_above(draws, images, tokens, own_path, canvas.x0.shape[-1])
-        own, own_head = window_draws(draws, images, tokens, own_path.law), head.at(own_path.law)
-        own = own.ahead() if windows else own
+        drawn = noise_above(draws, images, tokens, part, canvas.x0.shape[-1])
+        head_draws, part_head = window_draws(draws, images, tokens, part.law), head.at(part.law)
+        head_draws = head_draws.ahead() if windows else head_draws
         for place, position in enumerate(positions):
             rows = slice(place * batch, (place + 1) * batch)
             before = canvas.states[:, max(position - 1, 0), None].contiguous()
@@ -261,8 +263,8 @@ def decode_causal_plain(
                 z = reader.read(before, tokens[rows], position)[:, :, 0]
             with meter.span("head"):
                 noise = PathNoise(drawn.start[rows], drawn.step[rows], drawn.offset)
-                bound = own_head.bind(z.flatten(0, 1), path.scale(tokens[rows]))
-                made = path_above(bound, own_path, noise, own.of(rows), windows)
+                bound = part_head.bind(z.flatten(0, 1), path.scale(tokens[rows]))
+                made = path_above(bound, part, noise, head_draws.of(rows), windows)
             canvas.states[:, position], canvas.x0[:, position], canvas.z[:, :, position] = made.end, made.x0, z
             meter.add(
                 target_context_calls=1,

@@ -1,4 +1,4 @@
-"""What every decoder of a model of codes is made of, and plain decoding.
+"""Plain decoding of models of codes, and the reader that it shares with speculative decoding.
 
 Shape legend: B images, A images in slots, N codes of an image, M positions of one pass, G rows per image (2 under
 guidance: with the class, without), T nodes of a draft tree, V codes of the codebook, d model dims.
@@ -45,7 +45,7 @@ class LawReader(CachedReader):
     """
 
     def __init__(self, model: CodeReader, head: LlamaGen, law: SamplerLaw, labels_A: Tensor, nodes: int) -> None:
-        self.likeliest = torch.zeros((), device=labels_A.device)  #: the largest weight that `draw` saw, NaN if any was
+        self.likeliest = torch.zeros((), device=labels_A.device)  #: the largest weight in `draw`, NaN if one was NaN
         super().__init__(law, labels_A, lambda rows, dtype: model.cache(rows, nodes, dtype))
         self.model, self.head, self.law = model, head, law
         if self.low_precision:
@@ -59,7 +59,7 @@ class LawReader(CachedReader):
         self.likeliest.zero_()
 
     def draw(self, weights_AV: Tensor, uniform_A: Tensor) -> Tensor:
-        """`pick` of codes that an image is made of, with a note of whether their weights were numbers."""
+        """`pick` for codes that an image is made of; `likeliest` tells afterwards whether all weights were numbers."""
         torch.maximum(self.likeliest, weights_AV.amax(), out=self.likeliest)
         return pick(weights_AV, uniform_A)
 
@@ -96,9 +96,9 @@ class LawReader(CachedReader):
         return probabilities(guided, self.law)
 
     def settle(self, made_A: Tensor, tree: Tree, path_AM: Tensor) -> None:
-        """Brings the kept nodes ``path_AM`` of a tree whose node 0 lies at ``made_A`` to their positions."""
+        """Moves the cache's entries of the accepted nodes ``path_AM`` to their positions; node 0 lies at ``made_A``."""
         if tree.is_chain:
-            return  # they are there
+            return  # they are there already
         source = made_A[:, None] + path_AM
         goal = made_A[:, None] + torch.arange(path_AM.shape[1], device=made_A.device)
         self.cache.move(self.of_rows(source), self.of_rows(goal))
@@ -111,7 +111,7 @@ class LawReader(CachedReader):
 
 
 def target_uniforms(draws: Draws, image_R: Tensor, length: int) -> Tensor:
-    """[R, N] uniforms of the codes that the target draws itself."""
+    """[R, N] uniforms of codes that are sampled from the target: all of them in plain decoding."""
     token = torch.arange(length, device=image_R.device).repeat(len(image_R))
     return draws.fine_uniforms(Purpose.CODE, image_R.repeat_interleave(length), token).view(-1, length)
 

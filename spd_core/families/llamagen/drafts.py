@@ -1,7 +1,7 @@
 """The two kinds of draft of a model of codes, behind one interface: a small model, and EAGLE's layer.
 
-A draft gives, round by round, the features of a tree's nodes: of node 0, the newest decided position, and level by
-level of the nodes that were drawn from them.
+In every round a draft gives the features of a tree's nodes, level by level. First come those of node 0, the newest
+decided position; codes are drawn from them, and the next level reads these codes.
 
 Shape legend: A images in slots, N codes of an image, G rows per image, L nodes of a level, T of the tree, d model dims.
 """
@@ -22,9 +22,9 @@ from spd_core.models.tree import Tree
 
 
 class CodeDraft(ABC):
-    """A draft with what it knows of every slot."""
+    """A draft model with its state of every slot."""
 
-    #: the first code of an image that it can draft
+    #: position of the first code that it can draft
     earliest: int
     reader: LawReader
 
@@ -54,12 +54,12 @@ class CodeDraft(ABC):
 
     @abstractmethod
     def settle(self, made_A: Tensor, tree: Tree, path_AM: Tensor, features_GATd: Tensor) -> None:
-        """Takes in what became of a round.
+        """Brings the state of every slot to the end of a round.
 
         Args:
             made_A: position of node 0.
             tree: of the round.
-            path_AM: the kept nodes, node 0 first.
+            path_AM: the accepted nodes, node 0 first.
             features_GATd: the target's features of all nodes.
         """
 
@@ -73,7 +73,7 @@ class CodeDraft(ABC):
 
 
 class SmallDraft(CodeDraft):
-    """A small model of codes; its cache keeps the accepted nodes."""
+    """A small model of codes."""
 
     earliest = 0
 
@@ -81,7 +81,7 @@ class SmallDraft(CodeDraft):
         self.reader = LawReader(model, model, law, labels_A, max(nodes, 2))
 
     def root(self, codes_AN: Tensor, made_A: Tensor, reach: int) -> Tensor:
-        # Also reads the position before: a round that kept a leaf has not shown it to this model.
+        # Also reads the position before: if the last round accepted a leaf, this model has not read it.
         first = (made_A - 1).clamp(min=0)
         place = torch.arange(2, device=made_A.device)
         before = (first[:, None] + place - 1).clamp(min=0, max=codes_AN.shape[1] - 1)
@@ -99,7 +99,7 @@ class SmallDraft(CodeDraft):
 
 
 class Eagle(CodeDraft):
-    """EAGLE's layer. Decided positions are read with the target's own features, drafted ones with predicted ones."""
+    """EAGLE's layer. It reads decided positions with the target's features, drafted ones with predicted features."""
 
     earliest = 1
 
@@ -114,7 +114,7 @@ class Eagle(CodeDraft):
         self.features = self._features  # [G, A, N, d] the target's, by position
 
     def root(self, codes_AN: Tensor, made_A: Tensor, reach: int) -> Tensor:
-        # The positions that the last round decided are read again, now with the target's own features.
+        # The positions that the last round decided are read again, now with the target's features.
         first = (made_A - self.most + 1).clamp(min=1)
         place = torch.arange(self.most, device=made_A.device)
         before = (first[:, None] + place - 1).clamp(max=codes_AN.shape[1] - 1)

@@ -2,17 +2,20 @@
 
 One round of an image:
 
-1. Draft a tree of codes: the children of a node are drawn from the draft's distribution there, without repetition.
+1. Draft a tree of codes. A chain is a tree without branches. The children of a node are drawn from the draft's
+   distribution after it, without repetition.
 2. Run the target once over all nodes.
-3. Test the children of node 0 in turn, then those of the first that stands, and so on (`spd_core.accept.codes`).
-4. Draw the code after the last one kept: from the residual if drafts of it were rejected, else from the target.
-5. An image with all of its codes leaves its slot to the next one that waits.
+3. Test the children of node 0 in turn, then the children of the first one that is accepted, and so on
+   (`spd_core.accept.codes`).
+4. Sample the code after the last accepted node: from the residual if children of that node were rejected, else a bonus
+   code from the target.
+5. An image with all of its codes gives its slot to the next one that waits.
 
 Under the lossless rule the codes have the target's law (Leviathan et al. 2022, arXiv:2211.17192); under a relaxed one
 their law is within the expected sum of the drafts' excess.
 
-Steps 1, 2 and 3 with 4 are functions of tensors (`Round`), each of which a device records and launches at once; the
-host waits once a round, to learn how far the images are.
+A device records three functions of tensors (`Round`), for step 1, step 2, and steps 3 and 4, and launches each at once.
+The host waits once a round, to learn how far the images are.
 
 Shape legend: B images, A slots, N codes of an image, T nodes of a tree, I inner ones, D its depth, M = D + 1 positions
 that a round may decide, L nodes of a level, V codes of the codebook, d model dims, G rows per image.
@@ -143,34 +146,35 @@ class Round:
         q_AIV: Tensor,
         made_A: Tensor,
         testing_AT: Tensor,
-        own_AM: Tensor,
+        target_AM: Tensor,
         tree: Tree,
     ) -> tuple[Tensor, ...]:
-        """Steps 3 and 4.
+        """Steps 3 and 4; ``target_AM`` are the uniforms of the code that the target samples, by accepted drafts.
 
         Returns:
-            the kept nodes [A, M] from node 0 on, the codes [A, M] that they and the target's own make (past them
-            anything), the codes decided then [A], and log ratio, excess, acceptance and whether it counts [4, A, T - 1]
-            of the tests.
+            the accepted nodes [A, M] from node 0 on; the codes [A, M] that the round decides, and anything past them;
+            how many codes are decided then [A]; and of the tests [4, A, T - 1] the log ratio, the excess, whether the
+            draft is accepted, and whether the test counts.
         """
         p_ATV = self.reader.distribution(features_GATd, made_A[:, None] + depths(tree, made_A.device))
         room_A = torch.where(made_A < self.draft.earliest, 0, self.length - made_A)
         walk = walk_tree(tree, codes_AT, p_ATV, q_AIV, testing_AT, room_A, self.test)
-        own = self.reader.draw(walk.law, own_AM.gather(1, walk.num_accepted[:, None])[:, 0])
-        stood = torch.cat([codes_AT.gather(1, walk.path)[:, 1:], own[:, None]], dim=1)
-        codes = stood.scatter(1, walk.num_accepted[:, None], own[:, None])
+        last = walk.num_accepted[:, None]
+        sampled = self.reader.draw(walk.law, target_AM.gather(1, last)[:, 0])[:, None]
+        accepted = torch.cat([codes_AT.gather(1, walk.path)[:, 1:], sampled], dim=1)
+        codes = accepted.scatter(1, last, sampled)
         made = (made_A + walk.num_accepted + 1).clamp(max=self.length)
         tests = torch.stack([walk.verdict.log_ratio, walk.verdict.excess, walk.verdict.accepted, walk.tested])
         return walk.path, codes, made, tests
 
 
 class _Decoding(SlotDecoding):
-    """A batch of images on its way through the slots."""
+    """One decoding of a batch; `run` makes its images."""
 
     def __init__(self, work: Round, labels: Tensor, draws: Draws, count: int) -> None:
         super().__init__(labels, count, work.length, (work.reader, work.draft))
         self.work, self.draws = work, draws
-        self.own, self.uniforms = self._uniforms(self.slots.image)
+        self.target_uniforms, self.uniforms = self._uniforms(self.slots.image)
         wide = work.length + work.depth + 1
         self.codes = torch.zeros(count, wide, dtype=torch.int64, device=labels.device)  # past an image's end: anything
         self.done = torch.zeros(len(labels), work.length, dtype=torch.int64, device=labels.device)
@@ -180,11 +184,11 @@ class _Decoding(SlotDecoding):
         return self.decoded(self.done, self.work.reader.likeliest.clone())
 
     def _round(self) -> None:
-        """One round; the host learns the counts when the slots advance."""
+        """One round; the host waits once, when the slots advance."""
         work, made_A = self.work, self.slots.made
         tree, reach = self._tree(), reach_of(self.slots.furthest + 1 + len(work.tree.parents), made_A.device)
-        own_AM, drafting_AT, testing_AT = self._of_nodes(tree)
-        codes_AT, q_AIV = newest(self.codes, made_A), own_AM.new_zeros(len(made_A), 0, 0)
+        target_AM, drafting_AT, testing_AT = self._of_nodes(tree)
+        codes_AT, q_AIV = newest(self.codes, made_A), target_AM.new_zeros(len(made_A), 0, 0)
         # 1. Draft.
         with self.meter.span("draft"):
             if tree.parents:
@@ -193,22 +197,24 @@ class _Decoding(SlotDecoding):
         with self.meter.span("context"):
             (features,) = work.read(codes_AT, made_A, tree=tree, reach=reach)
         with self.meter.span("accept"):
-            # 3. Accept along the tree, 4. draw the code after the last accepted one.
-            path, codes_AM, made, tests = work.judge(features, codes_AT, q_AIV, made_A, testing_AT, own_AM, tree=tree)
+            # 3. Accept along the tree, 4. sample the code after the last accepted one.
+            path, codes_AM, made, tests = work.judge(
+                features, codes_AT, q_AIV, made_A, testing_AT, target_AM, tree=tree
+            )
             self.codes.scatter_(1, made_A[:, None] + _counting(codes_AM), codes_AM)
-            # The caches keep the accepted nodes; what lies behind them is written anew.
+            # Bring the accepted nodes to their positions in the caches; later rounds write anew what lies behind them.
             work.reader.settle(made_A, tree, path)
             work.draft.settle(made_A, tree, path, features)
         self._count(tree, tests)
         self.slots.advance(made.clone())
 
     def _tree(self) -> Tree:
-        """The draft tree without what lies past every image's end."""
+        """The draft tree, cut to the most drafts that any image can still use."""
         made_cpu, earliest = (self.slots.made_cpu[slot] for slot in self.slots.working), self.work.draft.earliest
         return _cut(self.work.tree, max(0 if made < earliest else self.work.length - made for made in made_cpu))
 
     def _uniforms(self, image_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the images: [R, N] for the target's own codes, [2, R, N, T] for drafting and for testing each node."""
+        """Of R images: [R, N] for codes that the target samples, [2, R, N, T] for drafting and testing each node."""
         nodes = 1 + len(self.work.tree.parents)
         token = torch.arange(self.work.length, device=image_R.device).repeat(len(image_R))
         image = image_R.repeat_interleave(self.work.length)
@@ -219,13 +225,16 @@ class _Decoding(SlotDecoding):
         return target_uniforms(self.draws, image_R, self.work.length), torch.stack(both)
 
     def _of_nodes(self, tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
-        """Uniforms [A, M] of the target's own code after each number of drafts kept, [A, T] of drafting and testing."""
-        slot, node = (torch.arange(count, device=self.own.device) for count in (len(self.slots), 1 + len(tree.parents)))
+        """Uniforms [A, M] of the target's code by accepted drafts, and [A, T] of drafting and of testing each node."""
+        slot, node = (
+            torch.arange(count, device=self.target_uniforms.device)
+            for count in (len(self.slots), 1 + len(tree.parents))
+        )
         made, last = self.slots.made[:, None], self.work.length - 1
-        own = (made + torch.arange(max(tree.depth) + 1, device=made.device)).clamp(max=last)
+        position = (made + torch.arange(max(tree.depth) + 1, device=made.device)).clamp(max=last)
         token = (made + depths(tree, made.device) - 1).clamp(0, last)
         drafting, testing = self.uniforms[:, slot[:, None], token, node].unbind()
-        return self.own[slot[:, None], own], drafting, testing
+        return self.target_uniforms[slot[:, None], position], drafting, testing
 
     def _count(self, tree: Tree, tests: Tensor) -> None:
         """Counts calls and logs tests of a round, before its slots advance."""
@@ -243,13 +252,13 @@ class _Decoding(SlotDecoding):
 
     def _refill(self, change: Change) -> None:
         if len(change.taken):
-            self.own[change.taken], self.uniforms[:, change.taken] = self._uniforms(change.newcomers)
-        self.own, self.codes = moved(self.own, change), moved(self.codes, change)
+            self.target_uniforms[change.taken], self.uniforms[:, change.taken] = self._uniforms(change.newcomers)
+        self.target_uniforms, self.codes = moved(self.target_uniforms, change), moved(self.codes, change)
         self.uniforms = moved(self.uniforms, change, dim=1)
 
 
 def newest(codes_AN: Tensor, made_A: Tensor) -> Tensor:
-    """The newest decided code [A, 1] of every image; anything where there is none."""
+    """The newest decided code [A, 1] of every image; anything where no code is decided."""
     return codes_AN.gather(1, (made_A - 1).clamp(min=0)[:, None])
 
 
@@ -260,7 +269,7 @@ def _counting(like_AM: Tensor) -> Tensor:
 def _children_of(q_ALV: Tensor, uniform_AM: Tensor) -> Tensor:
     """Codes [A, M] of the children of L nodes, drawn from each node's distribution without repetition.
 
-    All nodes of a level have the same number of children, and they stand in their parents' order.
+    All nodes of a level have the same number of children; siblings lie side by side, in the order of their parents.
     """
     count = uniform_AM.shape[1] // q_ALV.shape[1]
     uniform = uniform_AM.view(*q_ALV.shape[:2], count)

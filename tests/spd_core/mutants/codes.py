@@ -149,7 +149,7 @@ MUTANTS = (
         "chain",
     ),
     Mutant(
-        "own codes by the tests' numbers",
+        "the target's codes by the tests' numbers",
         code_speculation._Decoding,
         "_of_nodes",
         lambda r: (
