@@ -160,7 +160,7 @@ def _calls(rows: list[Row]) -> list[str]:
     }
     return [
         "",
-        "Milliseconds a call, as the cost model gets them:",
+        "Milliseconds a call, as the cost model gets them (windowed: with the method's windows):",
         "",
         *_table(["method", *names], list(lines.values())),
     ]

@@ -30,7 +30,7 @@ def accept(log_ratio_R: Tensor, uniform_R: Tensor) -> Tensor:
     return uniform_R.log() < log_ratio_R
 
 
-def accepted_length(accepted_BK: Tensor) -> Tensor:
+def num_accepted(accepted_BK: Tensor) -> Tensor:
     """int64 [B]: number of leading accepted entries in each row of a left-to-right test."""
     return accepted_BK.long().cumprod(dim=1).sum(dim=1)
 

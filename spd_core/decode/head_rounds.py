@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spd_core.accept.lemma import accept, accepted_length, residual_acceptance
+from spd_core.accept.lemma import accept, num_accepted, residual_acceptance
 from spd_core.accept.paths import change_noise, reflect
 from spd_core.capture import Captured
 from spd_core.decode.path import PROPOSALS, BoundHead, HeadDraws, LawHead, PathNoise
@@ -194,8 +194,8 @@ def _round(plan: Plan, head: BoundHead, noise: PathNoise, uniform_RS: Tensor, ro
         log_scale = plan.at_law.table.v_scale[k_RL][..., None] * (held_v - true_v)
         result_noise, log_ratio = change_noise(drawn, shift, log_scale)
         accepted = accept(log_ratio, uniform)
-    num_accepted = torch.minimum(accepted_length(accepted), length - 1)
-    end, end_k = (row, num_accepted), k - num_accepted
+    accepted_R = torch.minimum(num_accepted(accepted), length - 1)
+    end, end_k = (row, accepted_R), k - accepted_R
 
     # 4. The state after the round's last step.
     end_noise, used, stalled = result_noise[end], rows.used, torch.zeros_like(going)

@@ -25,7 +25,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from spd_core.accept.lemma import accept, accepted_length, sample_residual
+from spd_core.accept.lemma import accept, num_accepted, sample_residual
 from spd_core.accept.paths import change_noise, reflect
 from spd_core.capture import recorded
 from spd_core.decode.head_rounds import Plan, run_rounds
@@ -168,7 +168,7 @@ class _Descent:
         # 3. Test. The round ends with the first rejected step, or with the window's last; what lies beyond is not read.
         shift = head.shift(k_AL, held_x0, true.x0, held_std if self.learned else None)
         accepted, result_noise, log_scale = self._tested(k_AL, drawn, shift, held_v, true.v)
-        accepted_A = torch.minimum(accepted_length(accepted), length_A - 1)
+        accepted_A = torch.minimum(num_accepted(accepted), length_A - 1)
         end, end_k = (self.places[: len(row)], accepted_A), self.k - accepted_A
 
         # 4. Correct a rejected step. What a coupling returns is the noise of the step under the true prediction; of a

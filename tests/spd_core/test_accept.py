@@ -16,7 +16,7 @@ from spd_core.accept.cspd import (
     tempered_log_ratio,
     thinning,
 )
-from spd_core.accept.lemma import accept, accepted_length
+from spd_core.accept.lemma import accept, num_accepted
 from spd_core.accept.paths import Gaussian
 
 ROWS = 20_000
@@ -64,9 +64,9 @@ def test_accept_has_probability_min_one_ratio():
     assert accept(torch.tensor([0.0, 5.0]), torch.tensor([0.999999, 0.5])).all()
 
 
-def test_accepted_length_counts_leading_acceptances():
+def test_num_accepted_counts_leading_acceptances():
     accepted = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
-    assert accepted_length(accepted).tolist() == [2, 0, 4]
+    assert num_accepted(accepted).tolist() == [2, 0, 4]
 
 
 @pytest.mark.parametrize("log_factor", [0.0, 0.4, -0.3])

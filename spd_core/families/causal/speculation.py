@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spd_core.accept.lemma import Verdict, accepted_length, sample_residual
+from spd_core.accept.lemma import Verdict, num_accepted, sample_residual
 from spd_core.accept.paths import ROUNDING
 from spd_core.accept.rules import Couplings, Ratios, checked
 from spd_core.decode.log import Decoded
@@ -133,7 +133,7 @@ def settle(accepted_AG: Tensor, drafted_A: Tensor, room_A: Tensor) -> Tensor:
         int64 [3, A]: how many drafts of each image are accepted; 1 where the target samples the token after them, in
         place of a rejected draft or as a bonus; how many tokens the image advances.
     """
-    accepted_A = torch.minimum(accepted_length(accepted_AG), drafted_A)
+    accepted_A = torch.minimum(num_accepted(accepted_AG), drafted_A)
     samples_A = (accepted_A < room_A).long()
     return torch.stack([accepted_A, samples_A, accepted_A + samples_A])
 

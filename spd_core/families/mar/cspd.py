@@ -31,7 +31,7 @@ from spd_core.accept.cspd import (
     resample_modified,
     resample_released,
 )
-from spd_core.accept.lemma import Verdict, accepted_length
+from spd_core.accept.lemma import Verdict, num_accepted
 from spd_core.accept.paths import Gaussian
 from spd_core.capture import recorded
 from spd_core.decode.log import Decoded, DraftRecords, Meter
@@ -353,7 +353,7 @@ def _kept(accepted_R: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
     # Padding counts as accepted, so that it never stops anyone.
     grid = torch.ones(len(block.sizes), block.widest, dtype=torch.bool, device=accepted_R.device)
     grid[block.which, within] = accepted_R
-    kept_A = torch.minimum(accepted_length(grid), block.sizes)
+    kept_A = torch.minimum(num_accepted(grid), block.sizes)
     return within, kept_A, offset_A + torch.minimum(kept_A, block.sizes - 1)
 
 

@@ -29,7 +29,7 @@ def refusals(pair: Pair, windows: tuple[int, ...], images: int) -> list[list[int
     length_S = windows_by_step(windows, steps, pair.device)
     paths: list[list[int]] = []
     step = steps - 1
-    original = head_speculation.accepted_length
+    original = head_speculation.num_accepted
 
     def listening(accepted_AL: Tensor) -> Tensor:
         nonlocal step
@@ -43,7 +43,7 @@ def refusals(pair: Pair, windows: tuple[int, ...], images: int) -> list[list[int
         step = step - stands - 1 if step - stands > 0 else steps - 1
         return at
 
-    with patch.object(head_speculation, "accepted_length", listening):
+    with patch.object(head_speculation, "num_accepted", listening):
         for image in range(images):
             labels, seeds = torch.tensor([image % 10]), torch.tensor([SEED + image])
             decode(pair, pair.card.law, Plain(head_window=windows), labels, Draws(seeds))

@@ -206,14 +206,14 @@ MUTANTS = (
     Mutant(
         "drafts accepted beyond the first rejection",
         cspd,
-        "accepted_length",
+        "num_accepted",
         lambda r: lambda accepted: accepted.sum(dim=1),
         "paper",
     ),
     Mutant(
         "one draft less is accepted",
         cspd,
-        "accepted_length",
+        "num_accepted",
         lambda r: lambda accepted: (r(accepted) - 1).clamp(min=0),
         "paper",
     ),

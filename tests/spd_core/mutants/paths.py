@@ -334,7 +334,7 @@ MUTANTS = (
         "certificate",
     ),
     Mutant("no stop after a rejection", speculative, "settle", _nothing_stops, "four tokens"),
-    Mutant("the token after the rejected one is drawn", speculative, "accepted_length", _longer, "four tokens"),
+    Mutant("the token after the rejected one is drawn", speculative, "num_accepted", _longer, "four tokens"),
     Mutant(
         "the draft's guidance is that of the token after",
         PathLaw,

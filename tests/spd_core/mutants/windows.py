@@ -167,14 +167,14 @@ MUTANTS = (
     Mutant(
         "a round ends one step after its first rejection",
         head_speculation,
-        "accepted_length",
+        "num_accepted",
         lambda r: lambda accepted: (r(accepted) + 1).clamp(max=accepted.shape[1]),
         "equal",
     ),
     Mutant(
         "rejections are passed over",
         head_speculation,
-        "accepted_length",
+        "num_accepted",
         lambda r: lambda accepted: torch.full_like(r(accepted), accepted.shape[1]),
         "equal",
     ),
