@@ -39,15 +39,19 @@ def _thumbnail(raw: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def image_grid(store: Store, plan: Plan, shards: Sequence[Kept]) -> dict[int, list[str]]:
+def image_grid(store: Store, labels: Sequence[int], shards: Sequence[Kept]) -> dict[int, list[str]]:
     """First images of each of the first classes as data URIs, by label.
+
+    Args:
+        store: of the output.
+        labels: of the classes that there are images of.
+        shards: to look for them in.
 
     Raises:
         DamagedPart: a data file is gone or not what was committed.
         StoreError: a data file cannot be read.
     """
-    wanted = range(min(_CLASSES, len(plan.class_names)))
-    grid: dict[int, list[str]] = {label: [] for label in wanted}
+    grid: dict[int, list[str]] = {label: [] for label in labels[:_CLASSES]}
     for kept in shards[:_SHARDS]:
         if all(len(images) >= _PER_CLASS for images in grid.values()):
             break
@@ -127,5 +131,6 @@ def make_report(store: Store, plan: Plan, shards: Sequence[Kept], totals: Totals
         StoreError: the output cannot be read.
     """
     report = aggregate(store, plan, shards, totals)
-    page = render(report, image_grid(store, plan, shards))
+    made = [row["label"] for row in report.get("classes", []) if row["images"]]
+    page = render(report, image_grid(store, made, shards))
     return report, {layout.REPORT_JSON: canonical_json(report), layout.REPORT_HTML: page.encode()}

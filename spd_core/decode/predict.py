@@ -2,8 +2,8 @@
 
 Predictions serve to leave out what cannot be fastest, to choose windows of head self-speculation for a batch, and to
 say in a plan about how long a job takes. A prediction is a lower bound on time. It leaves out the products of
-attention, random numbers, the tests of windows and the host, and takes a kernel to cost what it costs in a recorded
-graph.
+attention, random numbers, the tests of windows, the codec and the host, and takes a kernel to cost what it costs in a
+recorded graph.
 
 A family says which of its methods can be predicted. For the others there is no speed before a measurement.
 """

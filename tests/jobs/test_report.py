@@ -16,10 +16,14 @@ from jobs.dataset.report import render
 from jobs.dataset.status import status
 from jobs.dataset.validate import validate
 from jobs.job.plan import read_plan, store_plan
+from jobs.job.spec import make_spec
+from jobs.run import driver
 from jobs.words import phrases as words
 from jobs.words.errors import SpecError
 from jobs.words.phrases import certificate_in_words, percent
 from spd_core.law import Cspd, Speculative
+from spd_core.pairs.checkpoint import class_names
+from tests.faults.inline_ray import inline_ray
 from tests.jobs.test_auto import auto_spec, planned
 from tests.jobs.tree import lose_shard, make_shards, make_tree
 from tests.tiny_pair import make_tiny_pair
@@ -84,6 +88,19 @@ def test_a_card_counts_the_classes_that_were_made(output):
     assert "10 images of 3 classes, generated" in render_card(plan, report)
     report["classes"][0]["images"] = report["classes"][2]["images"] = 0
     assert "10 images of 1 class, generated" in render_card(plan, report)
+
+
+def test_of_many_classes_those_with_images_are_shown(tmp_path, monkeypatch):
+    """A pair of 1,000 classes, of which a dataset has two."""
+    monkeypatch.setattr(driver, "running_ray", inline_ray)
+    pair = str(make_tiny_pair(tmp_path / "pair", class_names=class_names(None, 1000)))
+    labels = ["golden retriever", "volcano", 980]
+    asked = {"pair": pair, "output": str(tmp_path / "out"), "method": "plain", "features": False}
+    driver.generate(make_spec({**asked, "requests": {"count": 3, "labels": labels}}))
+    page = (tmp_path / "out" / layout.REPORT_HTML).read_text()
+    assert parsed(page).tags.count("img") == 3
+    assert "<td>golden retriever</td>" in page and "<td>volcano</td>" in page and "<td>tench</td>" not in page
+    assert "There are no images of 998 other classes." in page
 
 
 def test_no_figure_is_minus_zero():

@@ -103,9 +103,9 @@ def check_dataset(output: Path) -> None:
     rows = pq.read_table(output / "data").to_pylist()
     assert [row["label"] for row in rows] == [207, 980], "golden retriever and volcano"
     report = json.loads((output / "report.json").read_text())
-    assert report["images"]["committed"] == 2 and (output / "report.html").exists()
-    card = (output / "README.md").read_text()
-    assert "golden retriever" in card or "2 classes" in card
+    assert report["images"]["committed"] == 2 and report["name"] == output.name
+    shown = (output / "report.html").read_text()
+    assert shown.count("data:image/png") == 2 and "<td>golden retriever</td>" in shown
 
 
 @pytest.fixture
