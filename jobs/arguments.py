@@ -156,6 +156,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help="URL or folder of a dataset")
     parser.add_argument("b", metavar="B", help="and of the one that is judged")
     parser.add_argument("--out", metavar="DIR", help="folder or URL for compare.html, compare.md, compare.json")
+    parser.add_argument("--html", metavar="FILE", help="file for the page alone")
     _judged(parser, "both and of DIR")
 
 

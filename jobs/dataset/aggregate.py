@@ -78,6 +78,9 @@ def throughput(plan: Plan, totals: Totals) -> Json:
                 **row,
                 "seconds": when.by_worker[name],
                 "images_per_s": _ratio(row["images"], when.by_worker[name]),
+                "from_seconds": when.reach[name][0] - when.first,
+                "to_seconds": when.reach[name][1] - when.first,
+                "slowest_shard_seconds": when.slowest_shard[name],
             }
             for name, row in totals.workers.items()
         ],

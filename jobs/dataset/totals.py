@@ -26,6 +26,8 @@ class Activity:
     active_seconds: float  #: with at least one worker at work
     worker_seconds: float  #: at work, summed over the workers
     by_worker: dict[str, float]  #: the same by worker; shards that overlap in one count once
+    reach: dict[str, tuple[float, float]]  #: by worker: start of its first shard, end of its last one
+    slowest_shard: dict[str, float]  #: by worker: seconds
     workers: int  #: most at work at one moment
 
 
@@ -106,6 +108,7 @@ class Totals:
         """Of at least one shard, from start times and wall seconds alone."""
         starts, ends, makers = np.array(self.starts), np.array(self.ends), np.array(self.makers)
         spans = [_merged(starts[makers == place], ends[makers == place]) for place in range(len(self.workers))]
+        slowest = [float((ends - starts)[makers == place].max()) for place in range(len(self.workers))]
         starts, ends = (np.concatenate(side) for side in zip(*spans, strict=True))
         at = np.concatenate([starts, ends])
         change = np.repeat([1, -1], len(starts))
@@ -120,6 +123,8 @@ class Totals:
             float(active),
             math.fsum(seconds),
             dict(zip(self.workers, seconds, strict=True)),
+            {name: (float(start[0]), float(end[-1])) for name, (start, end) in zip(self.workers, spans, strict=True)},
+            dict(zip(self.workers, slowest, strict=True)),
             int(running.max(initial=1)),
         )
 

@@ -33,7 +33,7 @@ _E, _N, _S = Kind.EXACT, Kind.NOISY, Kind.SHOWN
 _UP, _DOWN, _NONE = Better.HIGHER, Better.LOWER, Better.NEITHER
 
 FIGURES: dict[str, Figure] = {
-    "speed_over_plain": Figure("speed over plain decoding, same night and worker", "x", _N, _UP),
+    "speed_over_plain": Figure("speed over plain decoding, same night and worker", "ratio", _N, _UP),
     "acceptance": Figure("drafts accepted of those tested", "share", _E, _UP),
     "rounds_per_image": Figure("rounds", "per image", _E, _DOWN),
     "tokens_per_round": Figure("tokens per round", "tokens", _E, _UP),
@@ -48,15 +48,15 @@ FIGURES: dict[str, Figure] = {
     "images_per_s_per_gpu": Figure("throughput of a GPU", "images/s", _S, _UP),
     "decoding_images_per_s": Figure("speed of decoding in the control", "images/s", _S, _UP),
     "plain_images_per_s": Figure("speed of plain decoding in the control", "images/s", _S, _UP),
-    "cpu_over_plain": Figure("CPU seconds per image over those of plain decoding", "x", _N, _DOWN),
+    "cpu_over_plain": Figure("CPU seconds per image over those of plain decoding", "ratio", _N, _DOWN),
     "cpu_seconds_per_image": Figure("CPU seconds of decoding in the control", "s per image", _S, _DOWN),
     "load": Figure("load of the control's machine, 1 minute", "processes", _S, _NONE),
     "worker_seconds": Figure("seconds of the workers at work", "s", _S, _DOWN),
     "idle_share": Figure("idle time of the workers", "share", _S, _DOWN),
     "warm_up_seconds": Figure("from the plan to the first shard", "s", _S, _DOWN),
-    "cost_per_1000": Figure("cost per 1,000 images", "", _S, _DOWN),
-    "cost": Figure("cost of the dataset, resumes included", "", _S, _DOWN),
+    "cost_per_1000": Figure("cost per 1,000 images", "currency of the price", _S, _DOWN),
+    "cost": Figure("cost of the dataset, resumes included", "currency of the price", _S, _DOWN),
     "bytes_per_image": Figure("bytes of all files", "per image", _E, _DOWN),
-    "retries": Figure("attempts at shards beyond the first", "", _S, _DOWN),
+    "retries": Figure("attempts at shards beyond the first", "attempts", _S, _DOWN),
     "images": Figure("images", "", _E, _NONE),
 }

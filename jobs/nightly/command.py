@@ -23,6 +23,7 @@ from jobs.run.driver import generate
 from jobs.run.signals import stoppable
 from jobs.words.console import say
 from jobs.words.errors import SpecError
+from jobs.words.files import check_file
 from workers.redact import public_url
 from workers.store import Store
 
@@ -125,13 +126,18 @@ def _dataset(field: str, url: str, options: dict[str, Any]) -> Night:
 
 def run_compare(args: argparse.Namespace) -> int:
     """``spd compare``; returns the exit code: 3 if a figure of the second output is worse."""
+    check_file("--html", args.html)
     wanted = _requirements(args.requirements)
     before, now = (_dataset(field, url, args.options) for field, url in (("A", args.a), ("B", args.b)))
     verdict = compare(before, now, wanted)
     _say(verdict)
+    pages = pages_of("compare", verdict, (before, now))
     if args.out is not None:
         store = Store(_checked("--out", args.out), args.options)
-        for path, page in pages_of("compare", verdict, (before, now)).items():
+        for path, page in pages.items():
             store.replace(path, page)
         say(f"comparison: {public_url(store.url)}/{PAGES['compare']}")
+    if args.html is not None:
+        Path(args.html).write_bytes(pages[PAGES["compare"]])
+        say(f"page: {args.html}")
     return REGRESSION if verdict.regressions else 0

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from jobs.dataset import report
+from jobs.dataset.page import Words, page_environment, ticks
 from jobs.job.figures import FIGURES
 from jobs.nightly.record import Night
-from jobs.nightly.verdict import Finding, State, Verdict
+from jobs.nightly.verdict import Finding, State, Verdict, what_changed
 from jobs.words.phrases import number
 from workers.sealed import canonical_json
 
 PAGES = {"trend": "trend.html", "compare": "compare.html"}
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 480, 170, 46, 24, 10
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 480, 200, 54, 28, 26
+_EDGES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  #: of the bars of changes, percent
+_NORMAL_95 = 1.959964
 #: Nights in the table, the newest ones.
 _ROWS = 31
 #: Figures of the table of nights.
@@ -72,24 +72,16 @@ def _chart(finding: Finding, nights: Sequence[Night]) -> Chart | None:
     return Chart(
         name,
         FIGURES[name].title,
-        FIGURES[name].unit,
+        FIGURES[name].unit or "no unit",
         finding.state,
         tuple((x(night.night), y(value), text) for night, value, text in zip(series, values, texts, strict=True)),
         tuple(levels),
         (x(series[-1].night), y(edges[1]), y(edges[0])) if edges else None,
         tuple((x(night), night.isoformat()) for night in finding.steps),
-        tuple((y(tick), number(tick)) for tick in _ticks(low, high)),
+        tuple((y(tick), number(tick)) for tick in ticks(low, high)),
         first.isoformat(),
         series[-1].night.isoformat(),
     )
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Round values between the edges, two to six of them."""
-    least = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(power * share for share in (1, 2, 2.5, 5, 10) if power * share >= least)
-    return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def total_cost(nights: Sequence[Night]) -> float | None:
@@ -159,32 +151,52 @@ def _signed(percent: float | None) -> str:
 
 
 def _html(kind: str, verdict: Verdict, nights: Sequence[Night], content: dict[str, Any]) -> str:
-    places = [Path(__file__).parent, Path(report.__file__).parent]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(places),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "signed": _signed}
+    environment = page_environment(Path(__file__).parent)
+    environment.filters["signed"] = _signed
     # What is judged and what is worse comes first.
     order = {State.REGRESSION: 0, State.OK: 2, State.WAITING: 3, State.SHOWN: 4}
     found = sorted(verdict.findings, key=lambda finding: order.get(finding.state, 1))
     charts = [_chart(finding, nights) for finding in found] if kind == "trend" else []
     columns = [name for name in _COLUMNS if any(name in night.figures for night in nights)]
+    rows, widest = _drawn([_row(finding) for finding in found], nights[0], verdict.newest)
     page: str = environment.get_template("trend.html").render(
         kind=kind,
         c=content,
-        rows=[_row(finding) for finding in found],
+        words=Words(),
+        rows=rows,
+        widest=widest,
         charts=[chart for chart in charts if chart],
         columns=[(name, FIGURES[name]) for name in columns],
         nights=list(reversed(nights))[:_ROWS],
         newest=verdict.newest,
         before=nights[0],
-        size=(_WIDTH, _HEIGHT, _LEFT, _BOTTOM),
+        size=(_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP),
+        differs=what_changed(nights[0], verdict.newest),
     )
     return page
+
+
+def _drawn(rows: list[dict[str, Any]], before: Night, now: Night) -> tuple[list[dict[str, Any]], float]:
+    """Rows with a bar from no change to theirs, and its 95 % interval if the errors are known, in percent of the width.
+
+    Also the change in percent at the edges, to which larger ones are cut.
+    """
+    changes = [abs(row["percent"]) for row in rows if row["percent"] is not None]
+    widest = next((edge for edge in _EDGES if edge >= max(changes, default=0.0)), _EDGES[-1])
+
+    def place(percent: float) -> float:
+        return 50 + 50 * max(-1.0, min(1.0, percent / widest))
+
+    for row in rows:
+        row["bar"] = row["reach"] = None
+        if row["percent"] is None:
+            continue
+        row["bar"] = sorted((50.0, place(row["percent"])))
+        errors = [night.errors[row["figure"]] for night in (before, now) if row["figure"] in night.errors]
+        if len(errors) == 2:
+            half = _NORMAL_95 * math.hypot(*errors) * (100 + row["percent"])
+            row["reach"] = place(row["percent"] - half), place(row["percent"] + half)
+    return rows, widest
 
 
 def pages_of(kind: str, verdict: Verdict, nights: Sequence[Night], problems: Sequence[str] = ()) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ Shape legend: n images, D features, K classes.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from spd_core.quality.kid import KernelSample, kid
 from spd_core.quality.reference import Reference
 
 Figures = dict[str, Any]
+_NORMAL_95 = 1.959964  #: quantile of a normal distribution: 95 % lie within
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,25 @@ class Told:
     spread: float | None = None  #: standard deviation
     digits: int = 3  #: significant ones
     share: bool = False  #: shown as a percentage
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Frechet distance less floor."""
+
+    value: float
+    interval: tuple[float, float] | None  #: at 95 %, of both distances' errors as of independent ones
+
+
+def gap_to_floor(quality: Mapping[str, Any]) -> Gap:
+    """How much farther generated images are from the reference than real ones are, of a report's ``quality``."""
+    value = quality["frechet"] - quality["floor"]
+    if quality["frechet_interval"] is None:
+        return Gap(value, None)
+    low, high = quality["frechet_interval"]
+    of_floor = _NORMAL_95 * quality["floor_spread"]
+    below, above = math.hypot(quality["frechet"] - low, of_floor), math.hypot(high - quality["frechet"], of_floor)
+    return Gap(value, (value - below, value + above))
 
 
 class Metric(ABC):
@@ -83,7 +104,9 @@ class Frechet(Metric):
     def told(self, quality: Mapping[str, Any]) -> list[Told]:
         name = f"Frechet distance to {quality['reference']} at N = {quality['n']:,}"
         floor = f"floor: the same distance of {quality['floor_n']:,} real images"
+        gap = gap_to_floor(quality)
         return [
+            Told("gap: Frechet distance above the floor", gap.value, gap.interval),
             Told(name, quality["frechet"], quality["frechet_interval"], digits=4),
             Told(floor, quality["floor"], spread=quality["floor_spread"], digits=4),
         ]

@@ -44,6 +44,7 @@ def test_the_bundled_metrics_are_told_as_before():
         "kid_interval": None, "label_agreement": 0.9512, "label_agreement_interval": [0.94, 0.96], "classes": [],
     }  # fmt: skip
     assert quality_in_words(quality) == [
+        ("gap: Frechet distance above the floor", "119 (95 % interval 115 to 121)"),
         ("Frechet distance to fashion-mnist at N = 2,000", "123.5 (95 % interval 120 to 125.1)"),
         ("floor: the same distance of 1,000 real images", "4.568 ± 0.12"),
         ("kernel distance (KID)", "0.0123"),
@@ -51,4 +52,4 @@ def test_the_bundled_metrics_are_told_as_before():
         ("features", "features; these are not the published FID and KID"),
     ]
     fewer = quality_in_words({**quality, "kid": None, "label_agreement": None})
-    assert [name for name, _ in fewer][2:] == ["features"]
+    assert [name for name, _ in fewer][3:] == ["features"]

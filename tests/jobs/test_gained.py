@@ -88,7 +88,7 @@ def test_a_job_without_a_method_measures_says_what_it_gained_and_measures_once(t
     assert [line[-1] for line in lines[1:]] == [f"report: {tmp_path}/{name}/report.html" for name in "ab"]
     report = json.loads((tmp_path / "a/report.json").read_text())
     told = speed_in_words(report)
-    assert f"<p>{told}.</p>" in (tmp_path / "a/report.html").read_text()
+    assert f'<p class="lead">{told}.</p>' in (tmp_path / "a/report.html").read_text()
     assert f"\n{told}.\n" in (tmp_path / "a/README.md").read_text()
     assert main(["validate", str(tmp_path / "a")]) == 0
 

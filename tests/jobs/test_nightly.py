@@ -142,7 +142,8 @@ def test_two_datasets_are_compared(job, tmp_path, capsys):
     for name, gamma in (("a", 2), ("b", 2), ("c", 3)):
         assert main(["generate", str(job), "--output", name, "--set", f"method.gamma={gamma}"]) == 0
     capsys.readouterr()
-    assert main(["compare", "a", "b", "--out", "pages"]) == 0
+    assert main(["compare", "a", "b", "--out", "pages", "--html", "page.html"]) == 0
+    assert Path("page.html").read_bytes() == Path("pages/compare.html").read_bytes()
     assert capsys.readouterr().out.startswith("ok: ")
     assert Path("pages/compare.html").read_text().startswith("<!doctype html>")
     assert main(["compare", "a", "c"]) == 0
