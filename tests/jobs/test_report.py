@@ -99,7 +99,7 @@ def test_of_many_classes_those_with_images_are_shown(tmp_path, monkeypatch):
     driver.generate(make_spec({**asked, "requests": {"count": 3, "labels": labels}}))
     page = (tmp_path / "out" / layout.REPORT_HTML).read_text()
     assert parsed(page).tags.count("img") == 3
-    assert "<td>golden retriever</td>" in page and "<td>volcano</td>" in page and "<td>tench</td>" not in page
+    assert ">golden retriever</th>" in page and ">volcano</th>" in page and ">tench</th>" not in page
     assert "There are no images of 998 other classes." in page
 
 
