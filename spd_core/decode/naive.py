@@ -1,4 +1,4 @@
-"""The public MAR sampler as a direct loop: what plain decoding is measured against, so that it is no straw man.
+"""The public MAR sampler as a direct loop: plain decoding is measured against it, so as to be no straw man.
 
 A translation of ``DiffLoss.sample`` and ``GaussianDiffusion.p_sample_loop`` of the public code (arXiv:2406.11838; the
 diffusion part is that of arXiv:2102.09672): every step copies its entries of the schedule from numpy to the device one

@@ -1,6 +1,6 @@
-"""Denoising paths of token rows: one head at one law, evaluated at any mix of rows and steps.
+"""Denoising paths of tokens: one head at one law, evaluated at any mix of tokens and steps.
 
-A path runs y_S, ..., y_0; step k takes y_k to y_{k-1} = mean + std * noise, the mean being
+A path is the states y_S, ..., y_0 of a token. Step k takes y_k to y_{k-1} = mean + std * noise. The mean is
 ``c_x0[k] x0 + c_x[k] y_k`` with the head's prediction x0 at y_k. MAR heads predict eps and a variance, causal heads the
 velocity at a fixed variance (`spd_core.families.causal.model` says why).
 
@@ -29,9 +29,9 @@ from spd_core.precision import at_precision
 
 #: Rows of one head call; more are evaluated in chunks, which bounds the memory of their modulations.
 HEAD_ROWS = 4096
-#: Residual proposals of a block; a path needs one proposal or so for each step tested.
+#: Residual proposals of a block; a path needs about one proposal for each step tested.
 PROPOSALS = 128
-#: So many blocks of a path's proposals are drawn ahead, while there are no more than this many rows.
+#: Blocks of a path's proposals that are drawn ahead, and the most rows for which they are.
 STOCK = (2, 16)
 
 
@@ -57,7 +57,7 @@ def by_steps(law: SamplerLaw, index_R: Tensor, count: int) -> Iterator[tuple[Sam
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the head says at a state: the token, and for a learned variance its place between the two bounds."""
+    """The head's prediction at a state: the token, and for a learned variance its place between the two bounds."""
 
     x0: Tensor  #: [..., D]
     v: Tensor | None  #: [..., D]; None: the variance is fixed
@@ -68,8 +68,9 @@ class LawHead:
 
     Args:
         head: the head.
-        law: where the head's steps fall along the image, this is the head of its beginning; `at` gives the others.
-        of: the same head at a law with other head steps, which has what does not depend on them.
+        law: what is sampled. If head steps fall along the image, this object has those of the image's beginning; `at`
+            gives the others.
+        of: the same head at a law with other head steps; what does not depend on them is taken from there.
     """
 
     def __init__(self, head: Head, law: SamplerLaw, of: LawHead | None = None) -> None:
@@ -98,14 +99,14 @@ class LawHead:
 
     @classmethod
     def of(cls, head: Head, law: SamplerLaw) -> LawHead:
-        """The head at a law; where functions are recorded always the same one, with what was recorded of it."""
+        """The head at a law. A device that records graphs gets the same object every time, with its graphs."""
         if not recorded(head.device):
             return cls(head, law)
         return cached_on(at_precision(head, law.dtype), ("law", law), lambda: cls(head, law))
 
     @cached_property
     def fixed_std_list(self) -> list[float]:
-        """`fixed_std` as the host knows it; a device is asked once."""
+        """`fixed_std` on the host, copied once."""
         return list(self.fixed_std.tolist())
 
     def at(self, law: SamplerLaw) -> LawHead:
@@ -210,7 +211,7 @@ class BoundHead:
         return variance.condition(self.z[: len(self.z) // self.at_law.guided_rows])
 
     def prior_mean(self) -> Tensor:
-        """[R, D]: what to hold before the first prediction: the token's mean given its context, or of all tokens, 0."""
+        """[R, D] predictions before the first head call: the token's mean given its context or, if unknown, 0."""
         if self.at_law.variance is None:
             return self.z.new_zeros(len(self.z) // self.at_law.guided_rows, self.at_law.head.in_channels)
         return self.at_law.variance.prior_mean(self.z[: len(self.z) // self.at_law.guided_rows])
@@ -230,14 +231,14 @@ class BoundHead:
         return (noise @ variance.axes * gains) @ variance.axes.T
 
     def follow(self, row_R: Tensor, k_RL: Tensor, x0_RD: Tensor, noise_RLD: Tensor) -> Tensor:
-        """Predictions [R, L, D] before each step of ``k_RL``, from the one before the first step on: no head calls."""
+        """Predictions [R, L, D] before each step of ``k_RL``: the first one, moved with the noise; no head calls."""
         if self.at_law.variance is None:
             return x0_RD[:, None].expand_as(noise_RLD)
         moves = self.moved(row_R[:, None], k_RL, noise_RLD)
         return x0_RD[:, None] + moves.cumsum(dim=1) - moves
 
     def followed(self, row_R: Tensor, k_L: Tensor, x0_RD: Tensor, states_RLD: Tensor) -> Tensor:
-        """`follow` on given states instead of given noise: what a draft holding x0 would have predicted at them."""
+        """`follow` on given states instead of given noise: what a draft that holds x0 would have predicted there."""
         if self.at_law.variance is None:
             return x0_RD[:, None].expand_as(states_RLD)
         x0, made = x0_RD, [x0_RD]
@@ -249,7 +250,7 @@ class BoundHead:
         return torch.stack(made, dim=1)
 
     def guided(self, out: Tensor, scale: float | Tensor) -> Tensor:
-        """Guidance acts on the prediction alone; a learned variance is the conditional row's."""
+        """The guided output; guidance acts on the prediction alone, and a learned variance is the conditional row's."""
         dims = self.at_law.head.in_channels
         cond, null = out.chunk(2)
         return torch.cat([torch.lerp(null[:, :dims], cond[:, :dims], scale), cond[:, dims:]], dim=-1)
@@ -313,7 +314,7 @@ class HeadDraws:
     """Counter-based random numbers of head self-speculation on R paths.
 
     Args:
-        salt: int64 [R], tells the paths of one token apart: 0 for its own, 1, 2, ... for others.
+        salt: int64 [R], tells the paths of one token apart: 0 for that of plain decoding, 1, 2, ... for proposals.
     """
 
     draws: Draws
@@ -333,7 +334,7 @@ class HeadDraws:
         return self.draws.uniforms(Purpose.HEAD_ACCEPT, self.image, self.token, self.steps, self.salt)
 
     def ahead(self, dims: int | None = None) -> HeadDraws:
-        """The same, drawn now what is sure to be used: cut into parts by `of`, they cost one draw.
+        """The same numbers, of which those that are always used are drawn now, for all parts that `of` gives later.
 
         Args:
             dims: also the first proposals for residuals of so many dims, if the rows are few.
@@ -442,7 +443,7 @@ def on_rows(
     noise: PathNoise,
     **constants: Hashable,
 ) -> tuple[Tensor, ...]:
-    """What a function makes of paths, recorded for numbers of rows that are powers of two; the rest is padding.
+    """The results of a function of paths, recorded as graphs for numbers of rows that are powers of two, with padding.
 
     Args:
         name: under which its graphs are listed.

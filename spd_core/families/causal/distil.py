@@ -1,6 +1,6 @@
 """Recipe of a distillation: a draft is fitted to its target's predictions, so that more of its paths are accepted.
 
-What a drafted token's acceptance hangs on is the path KL, the expected log ratio of its path under the two models:
+The acceptance of a drafted token depends on the path KL, the expected log ratio of its path under the two models:
 
     KL = E sum_k w_k |x0_p(y_k) - x0_q(y_a)|^2 / 2 over the steps k above the hand-off,    w_k = (c_x0[k] / s_k)^2,
 
@@ -11,9 +11,9 @@ predictions are posterior means, they are a martingale down the path, E[x0_p(y_k
     KL = const + E sum_a W_a |x0_p(y_a) - x0_q(y_a)|^2 / 2,    W_a = sum of w_k over the steps of anchor a.
 
 So both models are asked at the same anchors, states of data tokens with the data's own tokens before them at the
-hand-off level. Anchors are drawn in proportion to W_a; the loss is then a plain mean, in nats. The constant, what
-holding a prediction costs, is left out. Independent training has the same minimum if the target is perfect; here the
-draft learns from a prediction in place of one noisy token, and learns the target's errors too.
+hand-off level. Anchors are drawn in proportion to W_a; the loss is then a plain mean, in nats. The constant is the cost
+of holding predictions, and is left out. Independent training has the same minimum if the target is perfect. Here the
+draft learns from predictions instead of single noisy tokens, and learns the target's errors too.
 
 Shape legend: B images of a batch, N tokens, D token dims, A anchors, R rows (token, anchor).
 """

@@ -1,8 +1,8 @@
 """Recipe of a causal model: every token's diffusion loss given the tokens before it at the hand-off level.
 
 Run it as ``spd train fashion-ar --part target``; output as for the MAR recipe. The context network reads tokens with
-just the noise that a token carries when decoding hands it over, drawn anew each step; a token's own path starts from
-its clean value, so its training noise is independent of the noise its successors see.
+just the noise that a token carries when decoding hands it over, drawn anew each step. The noise of a token's diffusion
+loss is independent of the noise with which later tokens read it.
 
 Shape legend: B images of a batch, N tokens, D token dims, Z context dims, R trained rows (token, noise level).
 """

@@ -9,7 +9,7 @@ become zero vectors, so every code attends to the class token with a score of ze
 way.
 
 `EagleDraft` (Li et al. 2024, arXiv:2401.15077) predicts the target's next feature from its last one and the next code
-with one decoder layer, and reads codes off it with the target's own head.
+with one decoder layer; the target's output layer turns it into codes.
 
 Shape legend: B images, N codes of an image, M positions of one pass, V codes of the codebook, d model dims, H attention
 heads, S slots of the cache, T nodes of a draft tree.
@@ -220,7 +220,7 @@ class CodeReader(nn.Module):
         """An empty cache for ``batch`` rows and passes of at most ``nodes`` positions.
 
         Slot = position for what is decided; the nodes of a tree are written at slots first, first + 1, ... where first
-        is node 0's position. After the round `KvCache.move` brings those that were kept to their own positions' slots.
+        is node 0's position. After the round `KvCache.move` brings accepted nodes to the slots of their positions.
         """
         c = self.config
         slots, layers = c.block_size + nodes, len(self.layers)

@@ -1,8 +1,8 @@
 """`spd_core.decode.predict` for codes: passes that read weights and the keys and values of all codes before.
 
-At a large batch the keys and values are what takes the time (LlamaGen-XL with guidance: 12 GB an image). A verification
-reads them once for all its codes, plain decoding once for each: where drafts are accepted often enough, speculation
-gains at any batch.
+At a large batch most of the time goes to reading keys and values (LlamaGen-XL with guidance: 12 GB an image). Plain
+decoding reads them once for each code, a verification once for all its codes. So speculation gains at any batch if
+drafts are accepted often enough.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def work_of(config: LlamaGenConfig, precision: Precision) -> Pass:
 
 
 def batch_seconds(card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) -> float | None:
-    """Seconds of a batch of plain decoding, or of chains of the small draft as far as the card says what they gain.
+    """Seconds of a batch of plain decoding, or of chains of the small draft if the card has their acceptance.
 
     Arguments as of `Family.batch_seconds`; None: it cannot be predicted.
     """
