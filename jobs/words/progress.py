@@ -196,7 +196,7 @@ class _Follower:
         shown = self._shown
         if shown is None or (shown.amount, shown.unit) != (total, unit) or done < shown.done:
             self.close()
-            shown = self._shown = Progress(total, unit, done).__enter__()
+            shown = self._shown = Progress(total, unit, done, self._name).__enter__()
         shown.add(done - shown.done, ", ".join(part for part in (self._name, note) if part))
         shown.tick()
 

@@ -10,10 +10,14 @@ import sys
 
 import pytest
 
+from jobs.cli import main
+from jobs.dataset.commits import find_damage, read_committed
+from jobs.job.plan import read_plan
 from jobs.words import progress
 from jobs.words.console import say
 from jobs.words.progress import Progress, Steps, following
 from spd_core.progress import told
+from tests.jobs.tree import make_tree
 
 
 @pytest.fixture
@@ -154,3 +158,28 @@ def test_a_terminal_gets_a_bar_below_what_is_logged_and_results_stay_apart():
 def test_a_pipe_gets_lines_without_a_bar():
     made = subprocess.run([sys.executable, "-c", _A_COMMAND], capture_output=True, check=True)
     assert (made.stdout, made.stderr) == (b"4 images\n", b"a shard is slow\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["validate"], r"[12]/3 shards, [\d.,]+ shards/s, [\w ,.]+ left"),
+        (["export", "--to", "npz"], r"[48]/10 images, [\d.,]+ images/s, [\w ,.]+ left"),
+    ],
+    ids=["validate", "export"],
+)
+def test_a_command_says_how_far_it_is(command, told, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "_EVERY_S", 0.0)
+    given = [make_tree(tmp_path).url, *([str(tmp_path / "there")] if command[0] == "export" else [])]
+    assert main([command[0], *given, *command[1:]]) == 0
+    assert any(re.fullmatch(told, message) for message in caplog.messages), caplog.messages
+
+
+def test_re_reading_the_files_of_a_dataset_says_how_far_it_is(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    store = make_tree(tmp_path)
+    committed = read_committed(store, read_plan(store))
+    monkeypatch.setattr(progress, "_EVERY_S", 0.0)
+    find_damage(store, committed)
+    assert any(re.fullmatch(r"re-reading, [1-5]/6 files, [\d.,]+ files/s, .* left", each) for each in caplog.messages)

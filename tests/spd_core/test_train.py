@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from unittest.mock import patch
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from spd_core.families.causal.recipe import CausalRecipe, handed_over, loss_of
 from spd_core.families.mar.recipe import MarRecipe
 from spd_core.law import SamplerLaw
+from spd_core.progress import listening
 from spd_core.train import loop
 from spd_core.train.loop import batches, train
 from spd_core.train.recipes import LAWS, RECIPES
@@ -54,6 +56,17 @@ def test_a_resumed_run_is_the_same_run(tmp_path, recipe, length, dims):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     curve = [json.loads(line)["step"] for line in (tmp_path / "cut" / "loss.jsonl").read_text().splitlines()]
     assert curve == [2, 4, 6]
+
+
+def test_a_run_tells_its_steps_and_its_loss_from_where_it_resumes(tmp_path):
+    recipe, length, dims = RUNS[0]
+    tokens, labels = torch.randn(24, length, dims), torch.arange(24) % 3
+    train(recipe.model_copy(update={"steps": 2}), tokens, labels, tmp_path)
+    told: list[tuple[int, int, str, str]] = []
+    with listening(lambda *step: told.append(step)):
+        train(recipe, tokens, labels, tmp_path, save_every=4)
+    assert [step[:3] for step in told] == [(done, 6, "steps") for done in (2, 3, 4, 5, 6)]
+    assert told[0][3] == "" and re.fullmatch(r"loss \d+\.\d{4}", told[2][3]) and told[3][3] == told[2][3]
 
 
 def test_another_recipe_is_refused(tmp_path):
