@@ -40,12 +40,11 @@ def data_file(count: int, first: int) -> bytes:
     return sink.getvalue()
 
 
-def measured(images: int) -> tuple[list[float], list[float], list[float], list[float]]:
+def measured(images: int, batch: int) -> tuple[list[float], list[float], list[float], list[float]]:
     """Seconds and CPU seconds of each turn: bare network, then extractor."""
     device = own_device()
     network = recipe_network().to(device).to(memory_format=torch.channels_last)
     extractor = InceptionExtractor(LoadedInception(network, "0" * 64), device)
-    batch = min(batch_of(device), images)
     pixels = torch.rand(batch, 3, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last) * 255
 
     def bare() -> None:
@@ -60,7 +59,7 @@ def measured(images: int) -> tuple[list[float], list[float], list[float], list[f
     columns: tuple[list[float], ...] = ([], [], [], [])
     whole(data_file(batch, 0))
     bare()
-    for turn in range(images // batch):
+    for turn in range(-(-images // batch)):
         raw = data_file(batch, 1 + turn * batch)
         for place, run in enumerate((bare, lambda raw=raw: whole(raw))):
             began, cpu = time.perf_counter(), time.process_time()
@@ -75,10 +74,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU")
+    parser.add_argument("--batch", type=int, default=30, help="images of a turn, at most those of a pass")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    bare, bare_cpu, whole, whole_cpu = (np.array(each) for each in measured(args.images))
-    batch = min(batch_of(own_device()), args.images)
+    batch = min(batch_of(own_device()), args.batch)
+    bare, bare_cpu, whole, whole_cpu = (np.array(each) for each in measured(args.images, batch))
     say(f"{len(bare) * batch} images of 256 px in batches of {batch}, {own_device()}, {args.threads} threads")
     say(describe_machine())
     for name, seconds, cpu in (("bare network", bare, bare_cpu), ("extractor", whole, whole_cpu)):

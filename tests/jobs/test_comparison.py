@@ -120,6 +120,10 @@ def test_a_job_measures_while_it_runs(files: Path, tmp_path: Path, monkeypatch: 
     assert "quality" in report["throughput"]["seconds"]
     assert "quality" not in report["spec"] and "quality" not in json.loads(store.read(layout.PLAN))["spec"]
     assert validate(TARGET["url"], TARGET["options"]).ok
+    # A finished job that is asked again gets the figures that it lacks.
+    store.delete(layout.COMPARISON)
+    assert run(spec) is None
+    assert store.exists(layout.COMPARISON) and validate(TARGET["url"], TARGET["options"]).ok
 
 
 def test_a_job_with_a_block_is_the_job_without(tmp_path: Path):
