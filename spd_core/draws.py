@@ -37,10 +37,10 @@ class Purpose(IntEnum):
     STEP_TARGET = 4  #: step noise of the target's own path when not aligned
     ACCEPT = 5  #: uniform of an acceptance test
     PROPOSAL = 6  #: proposal noise of a resampling
-    PROPOSAL_KEEP = 7  #: uniform that keeps or drops a proposal
+    PROPOSAL_KEEP = 7  #: uniform of the test of a proposal
     HEAD_ACCEPT = 8  #: uniforms of head self-speculation, one a step
     HEAD_PROPOSAL = 9  #: residual proposals of one step in head self-speculation
-    PATH_PROPOSAL = 10  #: residual proposals of a whole path: start noise, step noise, and what keeps or drops them
+    PATH_PROPOSAL = 10  #: residual proposals of a whole path: start noise, step noise, and the uniforms of their tests
     CODE = 11  #: the code that the target draws itself
     CODE_DRAFT = 12  #: drafted codes, one a node of the draft tree
 

@@ -1,7 +1,7 @@
 """A Linear whose float32 inference on a CPU runs in oneDNN where the product is large enough to pay for the call.
 
 torch sends float32 products to MKL, which on AMD processors stays at AVX2; oneDNN, in the same wheel, uses AVX-512. It
-wants the weight in an order of its own. Reordering it anew costs as much as a small product, so the order is kept.
+wants the weight in another order. Reordering costs as much as a small product, so a prepacked weight is cached.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 #: Multiply-adds from which oneDNN's cost per call (a few microseconds more than MKL's) is earned back.
 WORTH_IT = 300_000
-#: The same if its order of the weight is not kept.
+#: The same if the weight is not prepacked.
 WORTH_REORDERING = 800_000
-#: Largest weight that is kept a second time; for larger ones the products outweigh the reordering.
-MOST_KEPT = 1 << 20
-#: Rows that the kept order is made for. It serves every number of rows.
+#: Largest weight that is prepacked; for larger ones the products outweigh the reordering.
+MOST_PREPACKED = 1 << 20
+#: Rows that weights are prepacked for. They serve every number of rows.
 _ROWS = 8
 
 
@@ -53,10 +53,10 @@ class Linear(nn.Linear):
             or torch.is_autocast_enabled("cpu")
         ):
             return F.linear(x, weight, self.bias)
-        kept = _kept(self)
-        if kept is None and work < WORTH_REORDERING:
+        packed = _prepacked(self)
+        if packed is None and work < WORTH_REORDERING:
             return F.linear(x, weight, self.bias)
-        return onednn(x, weight if kept is None else kept, self.bias, "none", [], "")
+        return onednn(x, weight if packed is None else packed, self.bias, "none", [], "")
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if weight.dtype is torch.bfloat16:
@@ -77,17 +77,17 @@ class Float32Linear(Linear):
             torch.backends.cuda.matmul.allow_tf32 = True
 
 
-#: Reordered weights, with the address and version of the weight they were made from.
-_KEPT: WeakKeyDictionary[Linear, tuple[int, int, Tensor]] = WeakKeyDictionary()
+#: Prepacked weights, with the address and version of the weight they were made from.
+_PREPACKED: WeakKeyDictionary[Linear, tuple[int, int, Tensor]] = WeakKeyDictionary()
 
 
-def _kept(layer: Linear) -> Tensor | None:
-    """The layer's weight in oneDNN's order; None if it is too large to be held twice."""
+def _prepacked(layer: Linear) -> Tensor | None:
+    """The layer's weight in oneDNN's order; None if it is too large to be cached."""
     weight = layer.weight
-    if weight.numel() > MOST_KEPT or weight.is_inference() or weight.dtype is not torch.float32:
+    if weight.numel() > MOST_PREPACKED or weight.is_inference() or weight.dtype is not torch.float32:
         return None
-    made = _KEPT.get(layer)
+    made = _PREPACKED.get(layer)
     if made is None or made[:2] != (weight.data_ptr(), weight._version):
         reordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
-        made = _KEPT[layer] = (weight.data_ptr(), weight._version, reordered)
+        made = _PREPACKED[layer] = (weight.data_ptr(), weight._version, reordered)
     return made[2]

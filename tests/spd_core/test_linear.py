@@ -51,7 +51,7 @@ def test_a_kept_weight_follows_the_weight():
         with torch.inference_mode():
             assert torch.allclose(ours(x), theirs(x), atol=1e-5)
         nn.init.normal_(theirs.weight)
-    assert ours in linear._KEPT
+    assert ours in linear._PREPACKED
     ours.load_state_dict(theirs.state_dict(), assign=True)
     with torch.inference_mode():
         assert torch.allclose(ours(x), theirs(x), atol=1e-4)

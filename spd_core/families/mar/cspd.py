@@ -52,7 +52,7 @@ from spd_core.law import Cspd, SamplerLaw
 
 #: Normals that the released resampler draws at once; bounds its memory.
 PROPOSED_AT_ONCE = 1 << 22
-#: Its attempts where asking costs nothing: nearly every token has its first proposals kept, or none.
+#: Its attempts where asking costs nothing: nearly every token accepts one of its first proposals, or none at all.
 EARLY_RUNS = (2, 98)
 
 _SHARED = (Purpose.START, Purpose.STEP)
@@ -160,7 +160,7 @@ class Released(_Batch):
         # 3. Accept or replace each token.
         with self.meter.span("residual"):
             p, q = _gaussian(own), _gaussian(drafted)
-            # The public code multiplies p by 1/Sigma, the inverse of the paper's factor; kept as it is.
+            # The public code multiplies p by 1/Sigma, the inverse of the paper's factor; so does this.
             log_factor = -log_path_factor(drafted.log_std_sum, own.log_std_sum)
             uniforms = self.draws.uniforms(Purpose.ACCEPT, rows.image, rows.token, round_R=number)[:, 0]
             test = LastSteps(target=p, draft=q, x=drafted.x0, log_factor=log_factor, uniform=uniforms)
@@ -233,14 +233,14 @@ class Paper(_Batch):
             uniforms = self.draws.uniforms(Purpose.ACCEPT, rows.image, rows.token, round_R=round_R)[:, 0]
             test = LastSteps(target=p, draft=q, x=drafted.x0, log_factor=log_factor, uniform=uniforms)
             verdict = self.rule.judge(test)
-            within, kept_A, first_A = _kept(verdict.accepted, block)
-            rejected_A = kept_A < block.sizes
+            within, accepted_A, first_A = _outcome(verdict.accepted, block)
+            rejected_A = accepted_A < block.sizes
             # 4. Replace that token.
             self._replace(rows, first_A, rejected_A, test, round_R)
         # 5. What follows is drafted again.
-        self.masked[start.image] = start.masked - kept_A - rejected_A.long()
+        self.masked[start.image] = start.masked - accepted_A - rejected_A.long()
         self.rounds[start.image] += 1
-        return _records(rows, block.index, verdict), within <= kept_A[block.which]
+        return _records(rows, block.index, verdict), within <= accepted_A[block.which]
 
     def _active(self) -> _Front:
         """The images that are not done."""
@@ -341,20 +341,20 @@ class _Block:
     widest: int  #: most of them
 
 
-def _kept(accepted_R: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
-    """What follows from the tests of a round.
+def _outcome(accepted_R: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
+    """How far the images of a round get.
 
     Returns:
-        int64 [R] place of each row in its image's block; int64 [A] how many drafts of each image are kept; int64 [A]
-        the row of the first rejected one, of an image without one its last row.
+        int64 [R] place of each row in its image's block; int64 [A] accepted drafts of each image; int64 [A] the row of
+        the first rejected one, of an image without one its last row.
     """
     offset_A = block.sizes.cumsum(0) - block.sizes
     within = torch.arange(len(accepted_R), device=accepted_R.device) - offset_A[block.which]
     # Padding counts as accepted, so that it never stops anyone.
     grid = torch.ones(len(block.sizes), block.widest, dtype=torch.bool, device=accepted_R.device)
     grid[block.which, within] = accepted_R
-    kept_A = torch.minimum(num_accepted(grid), block.sizes)
-    return within, kept_A, offset_A + torch.minimum(kept_A, block.sizes - 1)
+    accepted_A = torch.minimum(num_accepted(grid), block.sizes)
+    return within, accepted_A, offset_A + torch.minimum(accepted_A, block.sizes - 1)
 
 
 class _Next:
