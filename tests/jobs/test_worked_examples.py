@@ -105,7 +105,7 @@ def check_dataset(output: Path) -> None:
     report = json.loads((output / "report.json").read_text())
     assert report["images"]["committed"] == 2 and report["name"] == output.name
     shown = (output / "report.html").read_text()
-    assert shown.count("data:image/png") == 2 and "<td>golden retriever</td>" in shown
+    assert shown.count("data:image/png") == 2 and ">golden retriever<" in shown
 
 
 @pytest.fixture
