@@ -58,7 +58,7 @@ class Bars:
 
     def move(self, work: Shown) -> None:
         """Draws how far a work is by now."""
-        self._drawn.update(self._tasks[id(work)], completed=work.done)
+        self._drawn.update(self._tasks[id(work)], completed=work.done, total=work.amount)
 
     def close(self, work: Shown) -> None:
         """Wipes a work away."""

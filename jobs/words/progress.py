@@ -68,6 +68,7 @@ class Pulse:
 def draw_bars() -> None:
     """From now on bars are drawn if standard error is a terminal: for commands, a library's caller may draw its own."""
     global _bars
+    _bars = None
     if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         from jobs.words.bars import Bars  # loads rich
 
@@ -91,7 +92,7 @@ class Progress:
         self.amount, self.unit, self.done, self.note = amount, unit, done, note
         self.made = 0  #: by this run
         self._began = self._said = self._added = time.monotonic()
-        self._told = done  # when a line was last said
+        self._told = done  # by then, when a line was last said
         self._pulse = Pulse()
         self._bars: Bars | None = None
 
@@ -180,17 +181,17 @@ class Steps(Progress):
             self._say(self.line())
 
     def line(self) -> str:
+        note = f": {self.note}" if self.note else ""
         rest = f", about {self.left()} left" if self.made and self.done < self.amount else ""
-        return f"{self.done}/{self.amount}: {self.note}{rest}"
+        return f"{self.done}/{self.amount}{note}{rest}"
 
 
 class _Follower:
     """Shows what `spd_core.progress` tells, one computation after the other."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._shown = name, None
-
-    _shown: Progress | None
+        self._name = name
+        self._shown: Progress | None = None
 
     def __call__(self, done: int, total: int, unit: str, note: str) -> None:
         shown = self._shown
