@@ -31,7 +31,7 @@ def accept(log_ratio_R: Tensor, uniform_R: Tensor) -> Tensor:
 
 
 def num_accepted(accepted_BK: Tensor) -> Tensor:
-    """int64 [B]: number of leading accepted entries in each row of a left-to-right test."""
+    """int64 [B]: how many drafts of each block are accepted before its first rejection."""
     return accepted_BK.long().cumprod(dim=1).sum(dim=1)
 
 

@@ -407,8 +407,7 @@ def walk(head: BoundHead, y_RD: Tensor, first: int, last: int, noise: PathNoise,
     else:
         made = _walked(head, y_RD, noise, first, last, trace)
     end, x0, *states = made
-    kept = Trace(*states) if trace else None
-    return Path(end, x0, first - last + 1, len(end) * (first - last + 1), kept)
+    return Path(end, x0, first - last + 1, len(end) * (first - last + 1), Trace(*states) if trace else None)
 
 
 def _walked(head: BoundHead, y_RD: Tensor, noise: PathNoise, first: int, last: int, trace: bool) -> tuple[Tensor, ...]:

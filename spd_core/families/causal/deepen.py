@@ -27,8 +27,8 @@ def deepened(model: Causal, extra: int) -> Causal:
 @torch.no_grad()
 def idle(block: nn.Module) -> nn.Module:
     """A copy of a block that adds nothing to its input."""
-    own = copy.deepcopy(block)
-    for name, value in own.named_parameters():
+    copied = copy.deepcopy(block)
+    for name, value in copied.named_parameters():
         if name.startswith(("proj.", "mlp.2.")):
             value.zero_()
-    return own
+    return copied

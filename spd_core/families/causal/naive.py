@@ -29,21 +29,21 @@ def decode_causal_naive(target: Causal, law: SamplerLaw, labels_B: Tensor, draws
         at = torch.full_like(images, position)
         with meter.span("context"):
             read.append(reader.read(previous_tokens(states, images, at, 1), at)[:, :, 0])
-        own = path.at(position)
-        sampler = NaiveSampler(target.head, own.law)
+        part = path.at(position)
+        sampler = NaiveSampler(target.head, part.law)
         with meter.span("head"):
-            drawn, z = noise_above(draws, images, at, own, dims), read[-1].flatten(0, 1)
-            made = sampler(drawn.start, z, own.scale(at), drawn.step, own.first, drawn.offset)
+            drawn, z = noise_above(draws, images, at, part, dims), read[-1].flatten(0, 1)
+            made = sampler(drawn.start, z, part.scale(at), drawn.step, part.first, drawn.offset)
         states[:, position] = made
-        meter.add(target_context_calls=1, target_head_calls=own.above, target_head_rows=own.above * len(z))
+        meter.add(target_context_calls=1, target_head_calls=part.above, target_head_rows=part.above * len(z))
     image, token = images.repeat_interleave(length), torch.arange(length, device=images.device).repeat(batch)
     contexts_GRZ, handed = torch.stack(read, dim=2).flatten(1, 2), states.flatten(0, 1)
     clean = torch.empty_like(handed)
-    for own, rows in path.parts(token):
-        below, sampler = own.handoff + 1, NaiveSampler(target.head, own.law)
+    for part, rows in path.parts(token):
+        below, sampler = part.handoff + 1, NaiveSampler(target.head, part.law)
         with meter.span("finish"):
             noise = draws.normals(Purpose.STEP, image[rows], token[rows], below * dims, round_R=1)
             noise, z = noise.view(-1, below, dims), contexts_GRZ[:, rows].flatten(0, 1)
-            clean[rows] = sampler(handed[rows], z, own.scale(token[rows]), noise, own.handoff, 0)
+            clean[rows] = sampler(handed[rows], z, part.scale(token[rows]), noise, part.handoff, 0)
         meter.add(finish_head_calls=below, finish_head_rows=below * len(z))
     return decoded_naively(clean.view(batch, length, dims), length, meter)

@@ -36,8 +36,8 @@ def batch_seconds(card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings)
     token_bytes = 2 * config.depth * config.embed_dim * (2 if law.dtype == "bfloat16" else 4)
     below: dict[int, int] = {}
     for position in range(config.seq_len):
-        own = path.at(position)
+        part = path.at(position)
         seconds += work.seconds(rows, at, extra_bytes=rows * token_bytes * position)
-        seconds += path_s(head, own.above, effort, rows, at)
-        below[own.handoff + 1] = below.get(own.handoff + 1, 0) + 1
+        seconds += path_s(head, part.above, effort, rows, at)
+        below[part.handoff + 1] = below.get(part.handoff + 1, 0) + 1
     return seconds + sum(path_s(head, steps, effort, rows * count, at) for steps, count in below.items())

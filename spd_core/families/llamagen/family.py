@@ -94,8 +94,8 @@ class LlamaGenFamily(Family):
 
     def law_in_words(self, law: SamplerLaw) -> str:
         late = f" up to code {law.cfg_interval + 2}" if law.cfg_interval >= 0 and law.cfg != 1 else ""
-        kept = f"top-k {law.top_k or 'off'}, top-p {law.top_p:g}"
-        return f"{guidance_in_words(law)}{late}, temperature {law.temperature:g}, {kept}, {law.dtype}"
+        cut = f"top-k {law.top_k or 'off'}, top-p {law.top_p:g}"
+        return f"{guidance_in_words(law)}{late}, temperature {law.temperature:g}, {cut}, {law.dtype}"
 
     def batch_seconds(self, card: PairCard, law: SamplerLaw, choice: Choice, at: Ceilings) -> float | None:
         return batch_seconds(card, law, choice, at)
