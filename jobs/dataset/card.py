@@ -11,6 +11,8 @@ from jobs.dataset.aggregate import Json
 from jobs.job.plan import Plan
 from jobs.words import phrases as words
 from jobs.words.gained import speed_in_words
+from jobs.words.glossary import GLOSSARY
+from spd_core.law import Guarantee
 from workers import layout
 
 _SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
@@ -48,6 +50,9 @@ def _figures(report: Json) -> list[str]:
         ("images/s, all workers", words.number(speed["images_per_s"])),
         ("images/s per worker", words.number(speed["images_per_s_per_worker"])),
     ]
+    if paid := report["cost"]:
+        unit = f"at {words.number(paid['price_per_hour'])} an hour of a worker, in the currency of that price"
+        rows.append(("cost of 1,000 images", f"{words.number(paid['per_1000_images'])}, {unit}"))
     if report["acceptance"]:
         name = f"drafts accepted, {words.acceptance_of(report['method'])}"
         rows.append((name, words.percent(report["acceptance"]["rate"])))
@@ -84,21 +89,33 @@ def _platforms(report: Json) -> list[str]:
     return [f"- Made on: {', '.join(found)}{mixed}"] if found else []
 
 
-#: How a reader loads the data, and what is in it.
-_LOAD = (
-    "```python",
-    "from datasets import load_dataset",
-    "",
-    'dataset = load_dataset("parquet", data_files="data/*.parquet", split="train")  # in this folder',
-    'print(dataset[0]["image"], dataset.features["label"].int2str(dataset[0]["label"]))',
-    "```",
-    "",
-    "One row per image: `image`, `label`, `request_id`, `seed`, `accepted` and `drafted` (draft tokens), "
-    "`rounds`, `certificate` (only its mean over images bounds anything; null where no bound exists), "
-    "`guarantee`, `label_agrees` (a classifier of real images sees the label). `acceptance/` has one row per "
-    "verified draft, `_features/` one feature vector "
-    "per image.",
-)
+#: What the column `certificate` holds, by guarantee.
+_CERTIFICATES = {"exact": "0: the method is exact", "tv": "only its mean over images bounds anything"}
+#: Words that the card explains, in the order in which it uses them.
+_WORDS = ("law", "guarantee", "pair", "draft", "round", "gap", "floor", "Frechet distance", "label agreement")
+
+
+def _load(guarantee: str) -> list[str]:
+    """How a reader loads the data, and what is in it."""
+    certificate = _CERTIFICATES.get(guarantee, "null: no bound exists")
+    return [
+        "```python",
+        "from datasets import load_dataset",
+        "",
+        'dataset = load_dataset("parquet", data_files="data/*.parquet", split="train")  # in this folder',
+        'print(dataset[0]["image"], dataset.features["label"].int2str(dataset[0]["label"]))',
+        "```",
+        "",
+        "One row per image: `image`, `label`, `request_id`, `seed`, `accepted` and `drafted` (draft tokens), "
+        f"`rounds`, `certificate` ({certificate}), `guarantee`, `label_agrees` (a classifier of real images sees the "
+        "label). `acceptance/` has one row per verified draft, `_features/` one feature vector per image.",
+    ]
+
+
+def _words(guarantee: str) -> list[str]:
+    """What the card's words mean."""
+    used = (*_WORDS, "certificate", "total variation") if guarantee == Guarantee.TV else _WORDS
+    return [f"- {word}: {_line(GLOSSARY[word])}" for word in used]
 
 
 def _made(plan: Plan, report: Json) -> list[str]:
@@ -160,7 +177,11 @@ def render_card(plan: Plan, report: Json) -> str:
             "",
             "## Load",
             "",
-            *_LOAD,
+            *_load(plan.guarantee),
+            "",
+            "## Words",
+            "",
+            *_words(plan.guarantee),
             "",
             "## Reproduce",
             "",

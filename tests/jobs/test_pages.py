@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.dataset.aggregate import throughput
+from jobs.dataset.card import render_card
 from jobs.dataset.finish import finish
 from jobs.dataset.page import Words, ticks
 from jobs.dataset.report import render
@@ -190,6 +191,15 @@ def test_an_exact_dataset_says_nothing_of_certificates(report):
     assert "certificate" in shown(report).partition("<body>")[2].lower()
     exact = shown(report | {"guarantee": "exact", "certificate": None})
     assert "certificate" not in exact.partition("<body>")[2].lower()
+
+
+def test_the_card_of_an_exact_dataset_explains_its_words_and_no_certificate(output, report):
+    plan = read_plan(Store(output))
+    relaxed = render_card(plan.model_copy(update={"guarantee": "tv"}), report)
+    exact = render_card(plan.model_copy(update={"guarantee": "exact"}), report | {"certificate": None})
+    assert "- certificate: " in relaxed and "`certificate` (only its mean over images bounds anything)" in relaxed
+    assert "- certificate: " not in exact and "`certificate` (0: the method is exact)" in exact
+    assert f"- law: {GLOSSARY['law']}\n" in exact
 
 
 def test_quality_leads_with_the_gap_and_its_interval(report):
