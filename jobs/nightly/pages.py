@@ -18,7 +18,7 @@ from jobs.words.phrases import number
 from workers.sealed import canonical_json
 
 PAGES = {"trend": "trend.html", "compare": "compare.html"}
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 480, 200, 54, 28, 26
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 480, 208, 54, 28, 34
 _EDGES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  #: of the bars of changes, percent
 _NORMAL_95 = 1.959964
 #: Nights in the table, the newest ones.
