@@ -30,7 +30,7 @@ CLEAR = 1.5
 #: Share of the time that is meant for the last round.
 FINAL_SHARE = 2 / 3
 #: The last round of a brief measurement may take so many times its share, if every turn of it then is a whole batch.
-STRETCH = 2.0
+STRETCH = 4.0
 
 
 class CalibrationRow(Settings):
@@ -42,6 +42,7 @@ class CalibrationRow(Settings):
     images_per_s: float | None = Field(description="median of the trials; None: it failed")
     trials: tuple[float, ...] = Field(description="images/s of each turn in the last round it was in")
     images: float = Field(description="images of these trials; of those that were cut off, the share made")
+    whole: bool = Field(True, description="no turn was cut off within a batch")
     problem: str = Field("", description="why it failed")
     chosen: bool = False
 
@@ -53,6 +54,7 @@ class Comparison(Settings):
     plain: tuple[float, ...] = Field(description="images/s of each turn of plain decoding")
     images: float = Field(description="of all turns of each; of those that were cut off, the share made")
     batch: int
+    whole: bool = Field(description="no turn was cut off within a batch")
     ratio: float = Field(description="speed over plain decoding: median of the pairs of turns")
     made: str = Field(description="when, UTC; empty: by a version that did not say it")
     machine: dict[str, str] = Field(description="of the worker")
@@ -94,6 +96,7 @@ class Calibration(Settings):
             plain=plain.trials,
             images=min(chosen.images, plain.images),
             batch=chosen.batch,
+            whole=chosen.whole and plain.whole,
             ratio=statistics.median(one / other for one, other in zip(chosen.trials, plain.trials, strict=True)),
             made=self.made,
             machine=self.machine,
@@ -170,10 +173,11 @@ class _KnockOut:
         """Leaves the fastest standing, fastest first."""
         self.standing = sorted(self.standing, key=self.rate, reverse=True)[:count]
 
-    def keep_contenders(self) -> int:
+    def keep_contenders(self, brief: bool) -> int:
         """Leaves those standing that are not far behind the fastest, and the second in any case.
 
-        Plain decoding at the batch of the fastest is put third, however slow it is, if it is none of the first two.
+        Plain decoding at the batch of the fastest is put third, however slow it is, if it is none of the first two. In
+        a brief measurement it is put second, and others are left out.
 
         Returns:
             how many have to stay: the first two and plain decoding.
@@ -182,11 +186,9 @@ class _KnockOut:
         kept = [c for place, c in enumerate(self.standing) if place < 2 or self.rate(c) >= least]
         plain = Choice(method=Plain(), batch=kept[0].batch)
         if plain not in kept[:2] and plain not in self.problems and self.trials.get(plain):
-            kept = [*kept[:2], plain, *(choice for choice in kept[2:] if choice != plain)]
-            self.standing = kept
-            return kept.index(plain) + 1
-        self.standing = kept
-        return 2
+            kept = [*kept[: 1 if brief else 2], plain, *(choice for choice in kept[2:] if choice != plain)]
+        self.standing = kept[:2] if brief else kept
+        return max(2, kept.index(plain) + 1) if plain in kept[:3] else 2
 
     def decided(self) -> bool:
         """Whether one choice was in its slowest turn far faster than every other in its fastest, in two rounds."""
@@ -221,6 +223,7 @@ class _KnockOut:
             images_per_s=None if failed else self.rate(choice),
             trials=tuple(trial.images_per_s for trial in trials),
             images=sum(trial.images for trial in trials),
+            whole=all(trial.whole for trial in trials),
             problem=self.problems.get(choice, ""),
             chosen=chosen,
         )
@@ -241,7 +244,7 @@ def calibrate(
         choices: at least one.
         measure: one turn of one choice.
         seconds: for all turns together, about: a turn ends no earlier than at the first part of its images.
-        brief: of few choices only the best is met again, beside plain decoding.
+        brief: only the best is met again beside plain decoding, or the second where that is the best.
 
     Returns:
         the choice, a row for each choice in their order, and the seconds of all turns.
@@ -253,11 +256,11 @@ def calibrate(
     with suppress(TrialFailed):  # it fails again in its turn, and is told there
         measure(choices[0], 0, 0.0)
     early = early_rounds(len(choices), seconds * (1 - FINAL_SHARE))
-    for each, next_size in zip(early, [*(each.size for each in early[1:]), 1 if brief else FINALISTS], strict=True):
+    for each, next_size in zip(early, [*(each.size for each in early[1:]), FINALISTS], strict=True):
         state.run(each, measure)
         state.keep(next_size)
     if state.standing:
-        least = state.keep_contenders()
+        least = state.keep_contenders(brief)
         # A turn is over when its shard is made, or takes longer than it should where no part of a batch is that short.
         left_s = max(seconds - state.seconds, seconds * FINAL_SHARE / 2)
         last = last_round([choice.batch / state.rate(choice) for choice in state.standing], left_s, least, brief)

@@ -157,7 +157,8 @@ def decide(ray: Any, spec: Spec) -> Decided:
         options = choices_of(spec, card, ceilings_of(trials.machine))
         logger.info("method auto: measuring %s", measured_in_words(spec, options))
         with Steps(most_turns(len(options), is_brief(spec))) as steps:
-            best, rows, seconds = calibrate(options, told(trials.measure, steps), budget(spec), is_brief(spec))
+            measure = _given_up(told(trials.measure, steps), spec)
+            best, rows, seconds = calibrate(options, measure, budget(spec), is_brief(spec))
     except _TooSlow:
         fixed, why = spec.unmeasured(card), f"a batch takes more than {duration(_FIRST_TURN * budget(spec))}"
         logger.warning(
@@ -172,6 +173,20 @@ def decide(ray: Any, spec: Spec) -> Decided:
     found = _calibration(spec, rows=rows, machine=trials.machine, seconds=seconds, made=utc_now())
     remember(spec, card, found)
     return spec.decided(best), found
+
+
+def _given_up(measure: Measure, spec: Spec) -> Measure:
+    """The same measurement, which a brief one gives up where its first turn leaves no time for others (`_TooSlow`)."""
+    longest = _FIRST_TURN * budget(spec) if is_brief(spec) else math.inf
+
+    def measured(choice: Choice, lap: int, limit_s: float) -> Trial:
+        trial = measure(choice, lap, limit_s)
+        # A device's first call of all may wait for kernels to be made.
+        if lap == 0 and trial.seconds > longest and measure(choice, lap, limit_s).seconds > longest:
+            raise _TooSlow
+        return trial
+
+    return measured
 
 
 def _named(choice: Choice, spec: Spec) -> str:
@@ -284,17 +299,9 @@ class Trials:
 
         Raises:
             TrialFailed: the decoder failed, or took two actors with it.
-            _TooSlow: it is the first turn of all, and there is no time for others.
         """
-        spec = self._spec
-        task = trial_task(spec, self._card, choice, trial_rows(spec, choice, limit_s), lap, limit_s)
-        trial = self.ask(task)
-        if lap == 0 and is_brief(spec):
-            longest = _FIRST_TURN * budget(spec)
-            # A device's first call of all may wait for kernels to be made.
-            if trial.seconds > longest and self.ask(task).seconds > longest:
-                raise _TooSlow
-        return trial
+        rows = trial_rows(self._spec, choice, limit_s)
+        return self.ask(trial_task(self._spec, self._card, choice, rows, lap, limit_s))
 
     def ask(self, task: TrialTask, whole: bool = False) -> Trial:
         """A trial of some requests; all of them, made into images, if it is to be whole.
@@ -302,7 +309,8 @@ class Trials:
         Raises:
             TrialFailed: as `measure`.
         """
-        longest = (0.0 if whole else task.limit_s) + self._spec.workers.shard_timeout_s
+        limit_s = 0.0 if whole or math.isinf(task.limit_s) else task.limit_s
+        longest = limit_s + self._spec.workers.shard_timeout_s
         for _ in range(_ACTORS):
             if self._actor is None:
                 self.start()

@@ -26,10 +26,11 @@ def _against_plain(report: Json) -> str:
     if found is not None:
         turns = counted(len(found["plain"]), "turn", "turns")
         images = number(found["images"] / len(found["plain"]))
+        cut = "" if found["whole"] else ", cut off before a batch was whole"
         name = f"{method['name']} with head windows" if method.get("head_window") else method["name"]
         return (
             f"{name} is {found['ratio']:.2f} times as fast as plain decoding at the same law and batch: "
-            f"{turns} of {images} images each way on one worker{_when(choice)}"
+            f"{turns} of {images} images each way{cut}, on one worker{_when(choice)}"
         )
     if _is_plain(method) and choice.get("rows"):
         measured = sum(row["images_per_s"] is not None for row in choice["rows"])

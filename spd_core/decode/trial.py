@@ -29,6 +29,7 @@ class Trial:
 
     images: float  #: an image that was cut off counts by the share of its tokens that was made
     seconds: float
+    whole: bool = True  #: no image was cut off
 
     @property
     def images_per_s(self) -> float:
@@ -110,7 +111,7 @@ def try_out(pair: Pair, law: SamplerLaw, choice: Choice, labels_n: Tensor, seeds
         try:
             decode(pair, law, method, labels, draws, slots)
         except OutOfTime:
-            return Trial(images + draws.made / tokens, draws.at - began)
+            return Trial(images + draws.made / tokens, draws.at - began, whole=False)
         images += len(labels)
         if pair.device.type == "cuda":
             torch.cuda.synchronize(pair.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -272,6 +273,7 @@ class FakeRay:
         return Ref(self.answer(task, len(self.started)))
 
     def get(self, ref: Ref, timeout: float) -> Any:
+        assert math.isfinite(timeout), "Ray takes no other"
         if isinstance(ref.outcome, Exception):
             raise ref.outcome
         return ref.outcome
@@ -397,6 +399,9 @@ def test_a_choice_says_what_it_gains_over_plain_decoding_measured_in_turns(pair,
     last = [windowed(task) for task in ray.tasks[-2:]]
     assert sorted(last) == [False, True], "they take turns"
     assert {len(task.seeds) for task in ray.tasks} == {4}, "a batch, of a shard of four"
+    slower = FakeRay(lambda task, _: Trial(5.0 if windowed(task) else 4.0, 1.0))
+    decide(slower, unnamed_spec(pair, tmp_path, batch=31))
+    assert [math.isinf(task.limit_s) for task in slower.tasks[-3:]] == [False, True, True], "a whole batch each"
     _, calibration = decide(FakeRay(lambda *_: Trial(1.0, 1.0)), unnamed_spec(pair, tmp_path, seed=1, batch=3))
     assert calibration.chosen.method == Plain() and calibration.comparison is None
 

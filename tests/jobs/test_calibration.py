@@ -166,7 +166,8 @@ def test_nothing_left_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("batch_s", "laps"), [((1.0, 1.0), 3), ((10.0, 12.0), 2), ((23.0, 24.0), 1), ((60.0, 61.0), 2)]
+    ("batch_s", "laps"),
+    [((1.0, 1.0), 3), ((10.0, 12.0), 2), ((23.0, 24.0), 1), ((100.0, 120.0), 1), ((120.0, 121.0), 2)],
 )
 def test_a_brief_last_round_is_of_whole_batches_unless_they_take_much_too_long(batch_s, laps):
     found = last_round(batch_s, 60.0, brief=True)
@@ -189,6 +190,9 @@ def test_the_gain_is_the_median_over_pairs_of_turns():
     raw = {"method": Auto(), "batch": "auto", "machine": {}, "seconds": seconds, "made": "today"}
     found = Calibration(**raw, rows=rows).comparison
     assert (found.ratio, found.batch, found.made) == (2.0, 4, "today")
+    assert found.whole
+    cut = [row.model_copy(update={"whole": False}) if row.chosen else row for row in rows]
+    assert not Calibration(**raw, rows=cut).comparison.whole
     uneven = [row.model_copy(update={"trials": row.trials[:1]}) if row.chosen else row for row in rows]
     assert Calibration(**raw, rows=uneven).comparison is None, "they did not take turns"
     assert Calibration(**raw, rows=()).comparison is None

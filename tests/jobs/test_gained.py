@@ -16,7 +16,7 @@ from tests.tiny_causal import make_tiny_causal_pair
 PLAIN = {"name": "plain", "head_window": []}
 WINDOWED = {"name": "plain", "head_window": [8, 4]}
 SPECULATIVE = {"name": "speculative", "head_window": []}
-GAIN = {"ratio": 2.345, "method": [2.0, 3.0], "plain": [1.0, 1.2], "images": 64.0, "batch": 32}
+GAIN = {"ratio": 2.345, "method": [2.0, 3.0], "plain": [1.0, 1.2], "images": 64.0, "batch": 32, "whole": True}
 ROW = {"method": PLAIN, "images_per_s": 1.0}
 
 
@@ -30,16 +30,21 @@ def report_of(**fields: object) -> dict[str, object]:
         (
             {"against_plain": GAIN, "calibration": {"rows": [ROW], "made": "2026-11-28T08:00:00"}},
             "plain with head windows is 2.35 times as fast as plain decoding at the same law and batch: "
-            "2 turns of 32 images each way on one worker, before the job, 2026-11-28",
+            "2 turns of 32 images each way, on one worker, before the job, 2026-11-28",
         ),
         (
             {"method": SPECULATIVE, "against_plain": GAIN, "calibration": {"rows": [ROW], "remembered": True}},
             "speculative is 2.35 times as fast as plain decoding at the same law and batch: "
-            "2 turns of 32 images each way on one worker, for an earlier job on such a device",
+            "2 turns of 32 images each way, on one worker, for an earlier job on such a device",
         ),
         (
             {"method": PLAIN, "calibration": {"rows": [ROW, ROW, {**ROW, "images_per_s": None}]}},
             "plain decoding is the fastest of the 2 ways measured on one worker, before the job",
+        ),
+        (
+            {"against_plain": {**GAIN, "images": 9.0, "whole": False}, "calibration": {"rows": [ROW]}},
+            "plain with head windows is 2.35 times as fast as plain decoding at the same law and batch: "
+            "2 turns of 4.5 images each way, cut off before a batch was whole, on one worker, before the job",
         ),
         ({"method": PLAIN}, "by plain decoding"),
         (
@@ -83,8 +88,8 @@ def test_a_job_without_a_method_measures_says_what_it_gained_and_measures_once(t
         f"{tmp_path}/b: 12 images in 1 shard, 12 of them made",
     ]
     assert lines[0][1] == lines[1][1] and lines[0][1].startswith("speed: ")
-    assert " on one worker, before the job, 20" in lines[0][1]
-    assert " on one worker, for an earlier job on such a device, 20" in lines[2][1]
+    assert "on one worker, before the job, 20" in lines[0][1]
+    assert "on one worker, for an earlier job on such a device, 20" in lines[2][1]
     assert [line[-1] for line in lines[1:]] == [f"report: {tmp_path}/{name}/report.html" for name in "ab"]
     report = json.loads((tmp_path / "a/report.json").read_text())
     told = speed_in_words(report)
