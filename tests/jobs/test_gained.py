@@ -62,7 +62,7 @@ def test_the_last_lines_name_acceptance_and_quality_where_there_are_any():
     quality = {"frechet": 337.3, "frechet_interval": [326.7, 347.9], "floor": 87.7, "floor_n": 2000}
     found = report_of(acceptance={"rate": 0.8888}, quality={**quality, "label_agreement": 0.9215})
     assert gained_lines(found)[1:] == [
-        "acceptance: 88.9 % of the drafts tested, up to the first refusal of a block",
+        "acceptance: 88.9 % of the drafts tested, up to the first rejection of a block",
         "quality: distance to real images 337 (95 % interval 327 to 348), the same of 2,000 real ones 87.7; "
         "a classifier sees the label in 92.2 % of the images",
     ]
