@@ -22,11 +22,12 @@ def code_of(module: ModuleType) -> str:
     return Path(str(module.__file__)).read_text().partition("\n\n")[2].strip()
 
 
-def commands_of(page: str) -> list[list[str]]:
+def commands_of(page: str, others: tuple[str, ...] = ()) -> list[list[str]]:
     """The words of every ``spd`` command in a page's bash blocks, in their order, without ``spd``.
 
     Args:
         page: markdown; of several sections or of one.
+        others: programs whose commands are passed over.
 
     Raises:
         ValueError: a command of another program, which the caller could not run.
@@ -35,9 +36,9 @@ def commands_of(page: str) -> list[list[str]]:
     for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             program, *words = shlex.split(line, comments=True) or [""]
-            if program not in ("", "spd"):
+            if program not in ("", "spd", *others):
                 raise ValueError(f"command: got {program}, allowed: spd")
-            found += [words] if program else []
+            found += [words] if program == "spd" else []
     return found
 
 

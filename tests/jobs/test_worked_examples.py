@@ -153,14 +153,23 @@ def public_card(name: str) -> PairCard:
     return PairCard(name=name, family=name, class_names=names, licence="MIT", data="none", sha256=parts, **made)
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_the_plan_on_a_page_is_what_the_command_prints(name, tmp_path, monkeypatch, capsys):
+def first_section(name: str) -> str:
+    """Of a page; of the README the one that makes a dataset from a public checkpoint."""
+    if name == "README":
+        return section_of(
+            (REPOSITORY / "README.md").read_text(), "From a public checkpoint to a million images on 16 GPUs"
+        )
+    return section_of(page(name), FIRST)
+
+
+@pytest.mark.parametrize(("name", "pair"), [*((name, name) for name in PAGES), ("README", "mar")])
+def test_the_plan_on_a_page_is_what_the_command_prints(name, pair, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    _, plan, *_ = commands_of(section_of(page(name), FIRST))
-    (tmp_path / f"{name}-b").mkdir()
-    (tmp_path / f"{name}-b" / "pair.json").write_text(public_card(name).model_dump_json())
+    _, plan, *_ = commands_of(first_section(name), others=("aws", "ray"))
+    (tmp_path / f"{pair}-b").mkdir()
+    (tmp_path / f"{pair}-b" / "pair.json").write_text(public_card(pair).model_dump_json())
     assert main(plan) == 0
-    printed, shown = capsys.readouterr().out.splitlines(), shown_by(page(name))
+    printed, shown = capsys.readouterr().out.splitlines(), shown_by(first_section(name))
     assert {line.split()[0] for line in shown} == {"law", "time", "memory", "cost"}
     assert [line for line in shown if line not in printed] == []
 
