@@ -66,8 +66,8 @@ def tuned_windows(
         for z, scale in token_contexts(family, pair.target, law, TOKENS, Images(tokens_nND, labels_n), rng):
             head = at_law.bind(z, scale)
             parts.append(survival(head, plain_paths(head, len(scale), first, last, rng), first))
-    stands = np.mean(parts, axis=0)
-    return [tune(stands, first, law.head_steps, price) for price in prices]
+    surviving = np.mean(parts, axis=0)
+    return [tune(surviving, first, law.head_steps, price) for price in prices]
 
 
 @torch.inference_mode()
@@ -90,9 +90,9 @@ def survival(head: BoundHead, trace: Trace, first: int) -> Float64:
         held = newest[:, start - 1] if start else head.prior_mean()
         predicted = head.followed(row, k[ahead], held, trace.states[:, ahead])
         distance = torch.linalg.vector_norm(head.shift(k[ahead], predicted, trace.x0[:, ahead]), dim=-1)
-        stands = torch.erfc(distance / 8**0.5).cumprod(dim=1)
+        surviving = torch.erfc(distance / 8**0.5).cumprod(dim=1)
         result[start, 0] = 1.0
-        result[start, 1 : 1 + stands.shape[1]] = stands.double().mean(dim=0).cpu()
+        result[start, 1 : 1 + surviving.shape[1]] = surviving.double().mean(dim=0).cpu()
     return result
 
 
@@ -102,8 +102,8 @@ def expected(survival_KL: Float64, window_K: list[int]) -> tuple[float, float]:
     calls, rows = np.zeros(count + 1), np.zeros(count + 1)
     for start in range(count - 1, -1, -1):
         length = min(window_K[start], count - start)
-        stands = survival_KL[start, :length]
-        ends = np.append(stands[:-1] - stands[1:], stands[-1])
+        surviving = survival_KL[start, :length]
+        ends = np.append(surviving[:-1] - surviving[1:], surviving[-1])
         after = slice(start + 1, start + length + 1)
         calls[start], rows[start] = 1 + ends @ calls[after], length + ends @ rows[after]
     return float(calls[0]), float(rows[0])

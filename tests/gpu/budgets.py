@@ -14,7 +14,7 @@ from tests.gpu.works import WORKS, Work
 BUDGETS = Path(__file__).with_name("budgets.yaml")
 #: Everything that is counted, by name.
 COUNTED: dict[str, Subject | Work] = {**SUBJECTS, **WORKS}
-#: Launches that may come on top: which drafts stand differs between processors' rounding.
+#: Launches that may come on top: which drafts are accepted differs between processors' rounding.
 SLACK = 0.05
 HEADER = """\
 # What decoders at true depth, codecs and the worker's engine may ask of a GPU: kernel launches outside captured regions

@@ -127,13 +127,13 @@ def test_imposed_acceptance_of_codes_is_the_stated_one():
     assert shares[1] == pytest.approx(0.8, abs=0.05)
 
 
-def test_imposed_refusals_of_a_head_are_those_of_the_pattern(tmp_path: Path):
+def test_imposed_rejections_of_a_head_are_those_of_the_pattern(tmp_path: Path):
     law, windows = SamplerLaw(num_iter=4, head_steps=12, cfg=2.0), (4, 3)
-    refused = as_table([[10, 9, 3], [], [11, 5]], 12)
+    rejected = as_table([[10, 9, 3], [], [11, 5]], 12)
     config = models.mar_config("base", narrow=True, grid=2).model_copy(update={"encoder_depth": 1, "decoder_depth": 1})
 
     def draws(seeds: torch.Tensor) -> PatternDraws:
-        return PatternDraws(seeds, refused)
+        return PatternDraws(seeds, rejected)
 
     with torch.inference_mode():
         probe = MarProbe(check_of(tmp_path), models.mar(config, CPU), law, 1, windows, draws)
@@ -142,15 +142,15 @@ def test_imposed_refusals_of_a_head_are_those_of_the_pattern(tmp_path: Path):
     # The first step, where the noise hides the token, is always made alone.
     lengths = torch.minimum(windows_by_step(windows, 12, CPU), torch.arange(1, 13))
     lengths[11] = 1
-    assert made == sum(calls_under(lengths, refused[[token % 3]]) for token in range(4))
+    assert made == sum(calls_under(lengths, rejected[[token % 3]]) for token in range(4))
 
 
 def test_the_recorded_pattern_is_of_the_bundled_pairs_windows():
     for schedule, most in ((0, 8), (1, 9)):
-        windows, refused = recorded_pattern(schedule)
+        windows, rejected = recorded_pattern(schedule)
         lengths = torch.minimum(windows_by_step(windows, 100, CPU), torch.arange(1, 101))
-        assert refused.shape[1] == 100 and len(refused) >= 300 and not refused[:, 0].any()
-        assert 6 < calls_under(lengths, refused) < most
+        assert rejected.shape[1] == 100 and len(rejected) >= 300 and not rejected[:, 0].any()
+        assert 6 < calls_under(lengths, rejected) < most
 
 
 def test_two_sample_tests_keep_one_law_and_refuse_another():

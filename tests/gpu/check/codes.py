@@ -18,7 +18,7 @@ from tests.gpu.check.imposed import ForcedDraws
 from tests.gpu.check.run import Check, Row
 
 LAW = SamplerLaw(cfg=1.75, cfg_schedule="constant", dtype="bfloat16")
-#: Share of the drafts that are made to stand.
+#: Share of the drafts that are accepted, imposed from outside.
 RATE = 0.8
 
 

@@ -101,9 +101,9 @@ def honest(check: Check) -> None:
 
 
 def cspd_table(check: Check) -> None:
-    """CSpD's Table 1 at 256 iterations: released, every draft refused.
+    """CSpD's Table 1 at 256 iterations: released, every draft rejected.
 
-    Released CSpD keeps every decision, so its time does not depend on the acceptance. What is refused is replaced,
+    Released CSpD rolls nothing back, so its time does not depend on the acceptance. What is rejected is replaced,
     which takes no call of a network but has to run: an inner temperature of a millionth lets only the target's own
     token pass.
     """
@@ -148,7 +148,7 @@ def _cspd_row(
 
 
 def _whole_cspd(check: Check, method: Cspd) -> Row:
-    """A whole decoding of small batch, and that its drafts were refused."""
+    """A whole decoding of small batch, and that its drafts were rejected."""
     target, draft, law = model_of(check, "large"), model_of(check, "base"), law_of(check, num_iter=32)
     labels = torch.arange(2, device=check.device)
     began = check.now()
@@ -159,22 +159,22 @@ def _whole_cspd(check: Check, method: Cspd) -> Row:
 
 
 def windows(check: Check) -> None:
-    """Head self-speculation on MAR-B at 256 iterations, refused where fashion-mar's own paths were."""
+    """Head self-speculation on MAR-B at 256 iterations, rejected where fashion-mar's own paths were."""
     model, law = model_of(check, "base"), law_of(check)
     for batch, schedule in ((1, 0), (2, 1)) if check.smoke else ((1, 0), (32, 1), (32, 0)):
-        lengths, refused = recorded_pattern(schedule)
+        lengths, rejected = recorded_pattern(schedule)
         if check.smoke:
-            lengths, refused = (3, 2), refused[:, : law.head_steps]
+            lengths, rejected = (3, 2), rejected[:, : law.head_steps]
         label = {"model": "base", "batch": batch, "windows": lengths}
-        check.tried(label, partial(_window_row, check, model, law, batch, lengths, refused))
+        check.tried(label, partial(_window_row, check, model, law, batch, lengths, rejected))
 
 
 def _window_row(
-    check: Check, model: Mar, law: SamplerLaw, batch: int, lengths: tuple[int, ...], refused: Tensor
+    check: Check, model: Mar, law: SamplerLaw, batch: int, lengths: tuple[int, ...], rejected: Tensor
 ) -> Row:
     off = MarProbe(check, model, law, batch)
     without = summed(off.seconds(), 0, len(off.steps))
-    on = MarProbe(check, model, law, batch, lengths, partial(PatternDraws, refused_PS=refused))
+    on = MarProbe(check, model, law, batch, lengths, partial(PatternDraws, rejected_PS=rejected))
     seconds = summed(on.seconds(), 0, len(on.steps))
     runs = on.sampler.meter.counts["target_context_calls"]
     return {

@@ -1,6 +1,6 @@
-"""``python -m tests.gpu.check.pattern``: records where fashion-mar's head self-speculation refuses its own steps.
+"""``python -m tests.gpu.check.pattern``: records where fashion-mar's head self-speculation rejects its own steps.
 
-Decodes some images on the CPU with each of the pair's window schedules, one token at a time, and writes the refused
+Decodes some images on the CPU with each of the pair's window schedules, one token at a time, and writes the rejected
 steps of every token's path to the file that `tests.gpu.check.imposed` reads.
 """
 
@@ -23,7 +23,7 @@ IMAGES = 6
 SEED = 11
 
 
-def refusals(pair: Pair, windows: tuple[int, ...], images: int) -> list[list[int]]:
+def rejections(pair: Pair, windows: tuple[int, ...], images: int) -> list[list[int]]:
     """Refused steps of every path, the first made first; step 0, which has no test, is never among them."""
     steps = pair.card.law.head_steps
     length_S = windows_by_step(windows, steps, pair.device)
@@ -37,10 +37,10 @@ def refusals(pair: Pair, windows: tuple[int, ...], images: int) -> list[list[int
         if step == steps - 1:
             paths.append([])
         window = min(int(length_S[step]), step + 1)
-        stands = min(int(at[0]), window - 1)
-        if int(at[0]) < window and step - stands > 0:
-            paths[-1].append(step - stands)
-        step = step - stands - 1 if step - stands > 0 else steps - 1
+        accepted = min(int(at[0]), window - 1)
+        if int(at[0]) < window and step - accepted > 0:
+            paths[-1].append(step - accepted)
+        step = step - accepted - 1 if step - accepted > 0 else steps - 1
         return at
 
     with patch.object(head_speculation, "num_accepted", listening):
@@ -53,7 +53,7 @@ def refusals(pair: Pair, windows: tuple[int, ...], images: int) -> list[list[int
 def main() -> None:
     pair = load_pair("fashion-mar", "cpu", draft=False)
     schedules = [
-        {"windows": windows, "steps": pair.card.law.head_steps, "refused": refusals(pair, windows, IMAGES)}
+        {"windows": windows, "steps": pair.card.law.head_steps, "rejected": rejections(pair, windows, IMAGES)}
         for windows in pair.card.head_windows
     ]
     weights = pair.card.sha256["target"][:12]
