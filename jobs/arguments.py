@@ -196,7 +196,7 @@ def _bench_methods(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="NAME",
         help="plain decoding with head steps that fall along the image too: linear, cosine, two-stage; default MAR "
-        "linear, causal none",
+        "linear, others none",
     )
     parser.add_argument(
         "--head-steps",
@@ -205,7 +205,7 @@ def _bench_methods(parser: argparse.ArgumentParser) -> None:
         metavar=("FIRST", "LAST"),
         help="from and to which number they fall; default a half and a twentieth of the law's",
     )
-    parser.add_argument("--stride", type=int, metavar="K", help="causal: steps the draft holds a prediction")
+    parser.add_argument("--stride", type=int, metavar="K", help="causal, SphereAR: steps the draft holds a prediction")
 
 
 def _bench_acceptance(parser: argparse.ArgumentParser) -> None:
@@ -215,9 +215,12 @@ def _bench_acceptance(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="*",
         metavar="D",
-        help="causal, codes: annealed acceptance with these; default 2 4 8 16, codes 1.25 1.5 2 3 5",
+        help="causal, codes, SphereAR: annealed acceptance with these; default causal 2 4 8 16, codes 1.25 1.5 2 3 5, "
+        "SphereAR 2 8",
     )
-    parser.add_argument("--radius", type=float, nargs="*", metavar="R", help="causal: coupled acceptance with these")
+    parser.add_argument(
+        "--radius", type=float, nargs="*", metavar="R", help="causal, SphereAR: coupled acceptance with these"
+    )
     parser.add_argument(
         "--deepen", type=int, metavar="K", help="causal: a heavier target, K idle blocks after each block; same law"
     )

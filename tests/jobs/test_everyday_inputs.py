@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pyarrow as pa
@@ -410,6 +411,26 @@ def test_the_choices_of_train_are_the_recipes():
     assert set(TRAINED) == {*(pair for pair, _ in RECIPES), "label-classifier", "reference"}
     assert set(PARTS) >= {part for _, part in RECIPES} | set(VARIANCES)
     assert Speculative().stride == 15
+
+
+#: Families as the help of `spd bench` names them before a colon.
+TITLES = {"MAR": "mar", "causal": "causal", "codes": "llamagen", "SphereAR": "sphere"}
+
+
+def test_the_help_of_bench_names_the_families_that_take_an_argument():
+    from spd_core.families.registry import FAMILIES
+
+    parser = ArgumentParser()
+    ADD["bench"](parser)
+    named = {}
+    for action in parser._actions:
+        before, colon, _ = (action.help or "").partition(":")
+        if colon and set(before.split(", ")) <= TITLES.keys():
+            named[action.dest] = {TITLES[title] for title in before.split(", ")}
+    assert named == {wish: {name for name, of in FAMILIES.items() if wish in of.wishes} for wish in named}
+    # What every family with a head takes is named of none.
+    wishes = {wish for of in FAMILIES.values() for wish in of.wishes}
+    assert wishes - named.keys() == {"gamma", "head_window", "head_schedule", "head_steps"}
 
 
 def card(**changed: dict[str, int]) -> bytes:

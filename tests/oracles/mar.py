@@ -12,7 +12,7 @@ from torch import Tensor
 from spd_core import codec
 from spd_core.diffusion import TrainingLoss, diffusion, guide, step_log_std, step_mean
 from spd_core.families.mar import iterations as decoding
-from spd_core.families.mar.model import Mar, MarConfig, visible_from_mask
+from spd_core.families.mar.model import Mar, MarConfig
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead, StepModulation
 from tests.oracles.base import Named, Oracle, load_strict, without_prefix
@@ -52,7 +52,8 @@ def mar_forward(oracle: Oracle) -> dict[str, Tensor]:
     tokens, labels = oracle.inputs["tokens"], oracle.inputs["labels"]
     outputs = {}
     for case, mask in oracle.inputs.under("mask").items():
-        visible = visible_from_mask(mask.bool())
+        hidden = mask.bool()  # of as many tokens in every image
+        visible = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : int((~hidden[0]).sum())]
         outputs[f"enc_cond/{case}"] = model.encode(tokens, visible, model.class_embedding(labels))
         outputs[f"z_cond/{case}"] = model(tokens, visible, labels)
         outputs[f"z_null/{case}"] = model(tokens, visible, torch.full_like(labels, -1))

@@ -13,7 +13,7 @@ from spd_core.decode import decode
 from spd_core.draws import Draws, image_seed
 from spd_core.families.mar.cspd import prefill_iterations
 from spd_core.families.mar.iterations import OrderDraws, RowDraws, guidance_scale, left_after, mask_lengths, rows_of
-from spd_core.families.mar.model import Mar, visible_from_mask
+from spd_core.families.mar.model import Mar
 from spd_core.law import Cspd, Guarantee, Plain, SamplerLaw
 from spd_core.pairs.pair import load_pair
 from tests.tiny_pair import make_tiny_pair
@@ -185,13 +185,6 @@ def test_ragged_forward_equals_one_image_at_a_time(pair):
             at = slice(row, row + 1)
             alone = model(tokens[at], visible[at, :count], labels[at])
             assert torch.allclose(ragged[at], alone, atol=1e-5)
-
-
-def test_visible_from_mask_refuses_ragged_masks():
-    mask = torch.tensor([[True, False, True], [False, False, True]])
-    with pytest.raises(ValueError, match="the same number"):
-        visible_from_mask(mask)
-    assert visible_from_mask(mask[:1]).tolist() == [[1]]
 
 
 def test_bfloat16_law_stays_close(pair):

@@ -14,8 +14,8 @@ from spd_core.diffusion import diffusion, step_table
 from spd_core.draws import Draws
 from spd_core.families.causal import distil
 from spd_core.families.causal.acceptance import teacher_forced
-from spd_core.families.causal.distil import DistilRecipe, anchors, load_causal, loss_of
-from spd_core.families.causal.model import CausalConfig
+from spd_core.families.causal.distil import DistilRecipe, anchors, loss_of
+from spd_core.families.causal.model import Causal, CausalConfig
 from spd_core.families.causal.recipe import handed_over
 from spd_core.families.causal.speculation import decode_speculative
 from spd_core.families.causal.tokens import PathLaw, noise_above
@@ -23,6 +23,7 @@ from spd_core.families.causal.verification import draft_walk
 from spd_core.law import Speculative
 from spd_core.quality.intervals import mean_interval
 from spd_core.train.loop import train
+from spd_core.train.weights import fitted, read_weights
 from tests.spd_core.test_train import KilledError, _killed_at
 from tests.tiny_causal import CONFIG, LAW, fitted_causal, perturbed, tiny_causal
 
@@ -169,7 +170,8 @@ def test_the_class_is_dropped_for_both_models():
 def test_distillation_raises_the_acceptance(pair, files, tmp_path):
     recipe = DistilRecipe(**COMMON | {"steps": 80, "lr": 5e-3, "ema": 0.9}).given(*files)
     tokens, labels = _walks(1000)
-    draft = load_causal(CONFIG, train(recipe, tokens, labels, tmp_path))
+    weights = train(recipe, tokens, labels, tmp_path)
+    draft = fitted(Causal(CONFIG), read_weights(weights)[1], weights).eval().requires_grad_(False)
     held_out = _walks(400, seed=6)
     before, after = (teacher_forced(pair[0], model, FINE, 3, *held_out) for model in (pair[1], draft))
     assert mean_interval(after.acceptance - before.acceptance).low > 0.02

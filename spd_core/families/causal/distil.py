@@ -91,16 +91,6 @@ class DistilRecipe(TokenRecipe):
         return model
 
 
-def load_causal(config: CausalConfig, path: Path) -> Causal:
-    """A causal model with the weights of a finished run, in eval mode.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it does not hold the weights of such a model.
-    """
-    return fitted(Causal(config), read_weights(path)[1], path).eval().requires_grad_(False)
-
-
 def anchors(law: SamplerLaw, stride: int) -> tuple[Tensor, Tensor]:
     """The steps at which a draft calls its head: their k, int64 [A], and W [A], the sum of w_k until the next call."""
     table = step_table(law.head_steps, law.start_level, _CPU)

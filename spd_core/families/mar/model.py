@@ -251,17 +251,3 @@ class Mar(nn.Module):
         """
         encoded = self.encode(tokens_BND, visible_BV, self.class_embedding(labels_B), counts_B)
         return self.decode(encoded, visible_BV, counts_B, wanted_BQ)
-
-
-def visible_from_mask(mask_BN: Tensor) -> Tensor:
-    """Ascending raster indices [B, V] of the tokens whose mask is False (True = still masked).
-
-    Raises:
-        ValueError: if the images do not all have the same number of visible tokens.
-    """
-    counts = (~mask_BN.bool()).sum(dim=1)
-    if len(counts) and int(counts.min()) != int(counts.max()):
-        raise ValueError(f"mask: got {counts.tolist()} visible tokens per image, allowed: the same number in each")
-    visible = int(counts[0]) if len(counts) else 0
-    # A stable sort of the mask puts the visible positions first and keeps them in raster order.
-    return torch.argsort(mask_BN.to(torch.uint8), dim=1, stable=True)[:, :visible]
