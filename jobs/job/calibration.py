@@ -262,7 +262,7 @@ def calibrate(
     if state.standing:
         least = state.keep_contenders(brief)
         # A turn is over when its shard is made, or takes longer than it should where no part of a batch is that short.
-        left_s = max(seconds - state.seconds, seconds * FINAL_SHARE / 2)
+        left_s = max(seconds - state.seconds, seconds * FINAL_SHARE / (1 if brief else 2))
         last = last_round([choice.batch / state.rate(choice) for choice in state.standing], left_s, least, brief)
         state.standing = state.standing[: last.size]
         state.run(last, measure)

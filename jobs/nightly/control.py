@@ -38,7 +38,7 @@ def measure_control(ray: Any, spec: FixedSpec, turns: int = TURNS) -> Control | 
         PairError: the worker refuses the pair.
         JobError: no worker comes up, or decoding fails.
     """
-    if isinstance(spec.method, Null | Plain):
+    if isinstance(spec.method, Null) or spec.method == Plain():
         logger.info("control: none, the method is %s", spec.method.name)
         return None
     card, workers = load_card(spec.pair), spec.workers

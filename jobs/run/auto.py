@@ -246,9 +246,11 @@ def shard_rows(spec: Spec) -> int:
 def trial_rows(spec: Spec, choice: Choice, limit_s: float = 0.0) -> int:
     """Images of a trial: of a shard, as many as show slots being filled again.
 
-    Of a brief measurement, or where a batch is to be whole, those of a batch.
+    Of a brief measurement those of a batch, and where a batch is to be whole no others.
     """
-    fills = 1 if is_brief(spec) or math.isinf(limit_s) else 4
+    if math.isinf(limit_s):
+        return min(shard_rows(spec), choice.batch)
+    fills = 1 if is_brief(spec) else 4
     return min(shard_rows(spec), max(FEWEST_IMAGES, fills * choice.batch))
 
 

@@ -25,12 +25,13 @@ def _against_plain(report: Json) -> str:
         return "no model was run"
     if found is not None:
         turns = counted(len(found["plain"]), "turn", "turns")
-        images = number(found["images"] / len(found["plain"]))
+        images = found["images"] / len(found["plain"])
+        made = "1 image" if images == 1 else f"{number(images)} images"
         cut = "" if found["whole"] else ", cut off before a batch was whole"
         name = f"{method['name']} with head windows" if method.get("head_window") else method["name"]
         return (
             f"{name} is {found['ratio']:.2f} times as fast as plain decoding at the same law and batch: "
-            f"{turns} of {images} images each way{cut}, on one worker{_when(choice)}"
+            f"{turns} of {made} each way{cut}, on one worker{_when(choice)}"
         )
     if _is_plain(method) and choice.get("rows"):
         measured = sum(row["images_per_s"] is not None for row in choice["rows"])

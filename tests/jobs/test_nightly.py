@@ -18,6 +18,7 @@ from jobs.words.errors import JobError
 from tests.faults.inline_ray import inline_ray
 from tests.jobs.code_pair import make_code_pair
 from tests.jobs.nights_tree import a_night, thirty_nights
+from tests.tiny_pair import make_tiny_pair
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "nightly.md").read_text()
@@ -120,6 +121,13 @@ def test_requirements_of_the_spec_are_judged(job, capsys):
 def test_plain_decoding_has_no_control(job):
     assert nightly("--run", str(job), "--night", "2026-11-28", "--set", "method=plain") == 0
     assert read_history("history").nights[0].control is None
+
+
+def test_head_windows_have_a_control(job, tmp_path):
+    pair = make_tiny_pair(tmp_path / "tiny")
+    sets = ("--set", f"pair={pair}", "--set", "method={name: plain, head_window: [4]}")
+    assert nightly("--run", str(job), "--night", "2026-11-28", *sets) == 0
+    assert read_history("history").nights[0].figures["speed_over_plain"] > 0
 
 
 def test_a_dataset_that_is_there_is_recorded_without_a_control(job, tmp_path):
