@@ -229,11 +229,13 @@ def _cost_lines(spec: Spec, guess: Estimate) -> list[str]:
 
 
 def _memory_warning(spec: Spec, guess: Estimate) -> list[str]:
-    """Says where a batch needs more than the card that its speed is predicted for."""
-    card = card_of(guess.predicted_for)
+    """Says where a batch needs more than the card has that the spec names, or that its speed is predicted for."""
+    named = spec.workers.accelerator_type if spec.workers.num_gpus > 0 else None
+    card = card_of(named or guess.predicted_for)
     if card is None or guess.memory is None or guess.memory.total < card.memory_gb * 1e9:
         return []
-    given = "is refused" if "batch" not in spec.open_fields else "is halved until it fits, and slower than predicted"
+    slower = ", and slower than predicted" if guess.predicted_for else ""
+    given = "is refused" if "batch" not in spec.open_fields else f"is halved until it fits{slower}"
     return [f"warning      one {card.name} has {card.memory_gb} GB: a batch of {spec.batch} {given}"]
 
 

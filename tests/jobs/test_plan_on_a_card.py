@@ -83,6 +83,13 @@ def test_a_batch_above_the_memory_of_the_card_is_a_warning(pair, monkeypatch, fi
     assert "GB" not in planned(pair, {"accelerator_type": "L40S"}, method="plain", **fields).get("warning", "")
 
 
+def test_the_memory_of_a_named_card_is_told_without_a_predicted_speed(pair, monkeypatch):
+    monkeypatch.setattr("jobs.run.estimate.batch_memory", lambda *_: BatchMemory(25 * 10**9, 0, 0, 0))
+    told = planned(pair, {"accelerator_type": "L4"}, method={"name": "cspd", "variant": "paper"})
+    assert told["time"].startswith("unknown: ")
+    assert told["warning"] == "one NVIDIA L4 has 24 GB: a batch of 256 is halved until it fits"
+
+
 def test_the_command_of_the_page_prints_a_prediction(capsys):
     given = ["pair=fashion-vq", "method=plain", "requests.count=1000000", "workers.num_gpus=1"]
     given += ["workers.accelerator_type=L4", "workers.price_per_hour=0.8"]
