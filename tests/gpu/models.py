@@ -16,6 +16,8 @@ from spd_core.families.llamagen.model import PRESETS, EagleConfig, EagleDraft, L
 from spd_core.families.llamagen.vq import Vq, VqConfig
 from spd_core.families.mar.model import Mar, MarConfig, preset
 from spd_core.families.mar.vae import KlVae, KlVaeConfig
+from spd_core.families.sphere.model import PRESETS as SPHERE_PRESETS
+from spd_core.families.sphere.model import Sphere, SphereConfig
 from spd_core.pairs.pair import load_card
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -57,6 +59,14 @@ def causal_config(*, grid: int = 8) -> CausalConfig:
     return config.model_copy(update={"img_size": 4 * grid})
 
 
+def sphere_config(name: str, *, grid: int = 16) -> SphereConfig:
+    """Sizes of a public SphereAR model (B, L or H) with all its layers, but narrow ones; ``grid`` as above."""
+    sizes = SPHERE_PRESETS[name]
+    return SphereConfig(**sizes).model_copy(
+        update={"dim": NARROW * sizes["n_head"], "diff_dim": 32, "resolution": 16 * grid, "num_classes": 10}
+    )
+
+
 def mar(config: MarConfig, device: torch.device, seed: int = 0) -> Mar:
     """A MAR; the zeros that its head starts with would make every prediction the same, and are filled."""
     return _filled(lambda: Mar(config), device, seed)
@@ -73,6 +83,10 @@ def eagle(config: LlamaGenConfig, device: torch.device, seed: int = 0) -> EagleD
 
 def causal(config: CausalConfig, device: torch.device, seed: int = 0) -> Causal:
     return _filled(lambda: Causal(config), device, seed)
+
+
+def sphere(config: SphereConfig, device: torch.device, seed: int = 0) -> Sphere:
+    return _filled(lambda: Sphere(config), device, seed)
 
 
 def kl16(device: torch.device, *, narrow: bool = False) -> KlVae:

@@ -20,6 +20,7 @@ from spd_core.families.llamagen.codes import decode_codes_plain
 from spd_core.families.llamagen.speculation import decode_codes_speculative
 from spd_core.families.mar.cspd import decode_cspd
 from spd_core.families.mar.plain import decode_plain
+from spd_core.families.sphere.tokens import decode_sphere_plain, decode_sphere_speculative
 from spd_core.law import Acceptance, Cspd, SamplerLaw, Speculative
 from tests.gpu import models
 from tests.gpu.ledger import Ledger
@@ -31,6 +32,7 @@ STEPS = 10
 LAW = SamplerLaw(head_steps=STEPS, cfg=3.0, dtype="bfloat16")
 CODE_LAW = SamplerLaw(cfg=1.75, cfg_schedule="constant", dtype="bfloat16")
 CAUSAL_LAW = SamplerLaw(head_steps=STEPS, handoff_level=91, temperature=0.9)
+SPHERE_LAW = SamplerLaw(head_steps=STEPS, cfg=4.6, cfg_schedule="linear", dtype="bfloat16")
 
 
 #: From tokens per image side to what decodes such images; the models are made by then.
@@ -96,7 +98,7 @@ def _mar(name: str, windows: tuple[int, ...] = (), batch: int = 1, steps: int = 
 
 
 def _cspd(method: Cspd, names: tuple[str, str], per_iteration: int, batch: int = 1) -> Decoding:
-    """Target and draft by ``names``; two of one name are the same model, so that drafts stand."""
+    """Target and draft by ``names``; two of one name are the same model, so that drafts are accepted."""
 
     def at(grid: int) -> Callable[[], Decoded]:
         target, draft = (models.mar(models.mar_config(name, narrow=True, grid=grid), CUDA) for name in names)
@@ -116,12 +118,33 @@ def _causal(windows: tuple[int, ...] = (), batch: int = 1) -> Decoding:
 
 
 def _paths(method: Speculative, batch: int = 2) -> Decoding:
-    """Speculation over paths; the draft is the target, so that some drafts stand and some fall."""
+    """Speculation over paths; the draft is the target, so that some drafts are accepted and some rejected."""
 
     def at(grid: int) -> Callable[[], Decoded]:
         config = models.causal_config(grid=grid)
         target, draft = models.causal(config, CUDA), models.causal(config, CUDA)
         return lambda: decode_speculative(target, draft, CAUSAL_LAW, method, *_images(batch))
+
+    return at
+
+
+def _sphere(windows: tuple[int, ...] = ()) -> Decoding:
+    def at(grid: int) -> Callable[[], Decoded]:
+        model = models.sphere(models.sphere_config("B", grid=grid), CUDA)
+        law = SPHERE_LAW.model_copy(update={"head_steps": 100 if windows else STEPS})
+        return lambda: decode_sphere_plain(model, law, *_images(1), windows)
+
+    return at
+
+
+def _sphere_paths(method: Speculative) -> Decoding:
+    """Speculation across SphereAR's tokens at a law with a hand-off; the draft is the target."""
+
+    def at(grid: int) -> Callable[[], Decoded]:
+        config = models.sphere_config("B", grid=grid)
+        target, draft = models.sphere(config, CUDA), models.sphere(config, CUDA)
+        law = SPHERE_LAW.model_copy(update={"handoff_level": 40})
+        return lambda: decode_sphere_speculative(target, draft, law, method, *_images(2))
 
     return at
 
@@ -170,6 +193,9 @@ SUBJECTS: dict[str, Subject] = {
     "causal coupled": Subject(
         "round", (2, 4), _paths(Speculative(gamma=4, acceptance=Acceptance(rule="coupled", radius=0.5)))
     ),
+    "SphereAR-B plain": Subject("token", (2, 3), _sphere()),
+    "SphereAR-B windows": Subject("token", (2, 3), _sphere(windows=(12, 10, 8, 6, 4))),
+    "SphereAR-B speculative": Subject("round", (2, 3), _sphere_paths(Speculative(gamma=4))),
     "LlamaGen-XL plain": Subject("token", (2, 4), _codes()),
     "LlamaGen-XL chain, XL<-B": Subject("round", (3, 5), _speculated_codes(Speculative(gamma=4))),
     "LlamaGen-XL tree, XL<-B": Subject("round", (3, 5), _speculated_codes(Speculative(tree=(3, 2, 1)))),

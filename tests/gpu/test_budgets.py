@@ -34,7 +34,14 @@ def test_everything_that_is_counted_has_a_budget():
 
 
 #: Those whose loops are nearly another's.
-NEAR = {"MAR-H plain", "MAR-B windows, batch 4", "causal annealed", "LlamaGen-XL tree, XL<-B"}
+NEAR = {
+    "MAR-H plain",
+    "MAR-B windows, batch 4",
+    "causal annealed",
+    "SphereAR-B windows",
+    "SphereAR-B speculative",
+    "LlamaGen-XL tree, XL<-B",
+}
 
 
 @pytest.mark.usefixtures("_device")
