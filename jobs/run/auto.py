@@ -160,7 +160,7 @@ def decide(ray: Any, spec: Spec) -> Decided:
             measure = _given_up(told(trials.measure, steps), spec)
             best, rows, seconds = calibrate(options, measure, budget(spec), is_brief(spec))
     except _TooSlow:
-        fixed, why = spec.unmeasured(card), f"a batch takes more than {duration(_FIRST_TURN * budget(spec))}"
+        fixed, why = spec.unmeasured(card), f"the first turn takes more than {duration(_FIRST_TURN * budget(spec))}"
         logger.warning(
             "method auto: %s: taking %s unmeasured", why, _named(Choice(method=fixed.method, batch=fixed.batch), spec)
         )

@@ -382,7 +382,7 @@ def test_where_the_first_turn_takes_too_long_the_pairs_own_method_is_taken(pair,
     spec = unnamed_spec(pair, tmp_path)
     fixed, calibration = decide(ray, spec)
     assert fixed.method == load_card(pair).of.default_method(load_card(pair)) and fixed.batch == spec.batch
-    assert calibration.unmeasured == "a batch takes more than 5.0 s" and calibration.rows == ()
+    assert calibration.unmeasured == "the first turn takes more than 5.0 s" and calibration.rows == ()
     assert len(ray.tasks) == 2, "the first call of all may wait for kernels, so there was a second"
     assert "taking plain (head_window 4) at batch 32 unmeasured" in caplog.text
     assert not list(folder().glob("auto-*.json"))

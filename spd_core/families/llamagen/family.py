@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: Codes drafted before each target pass that `method: auto` measures.
 GAMMAS = (2, 4, 6)
-#: Those of them that are measured where few methods are: within 3 % of the best from one image at a time to 32.
+#: Those that are measured where few methods are: a short chain for large batches, a longer one for small ones.
 FEW_GAMMAS = (3, 6)
 
 
