@@ -122,12 +122,14 @@ def documents(tmp_path_factory) -> tuple[Plan, str, str]:
 def test_hostile_texts_are_escaped_in_the_report(documents):
     _, page, _ = documents
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page, "the texts are there, as texts"
-    tags: list[tuple[str, str]] = []
+    tags: list[tuple[str, str, str | None]] = []
     parser = HTMLParser()
-    parser.handle_starttag = lambda tag, given: tags.extend((tag, name) for name, _ in [*given, ("", None)])
+    parser.handle_starttag = lambda tag, given: tags.extend((tag, *pair) for pair in [*given, ("", None)])
     parser.feed(page)
-    assert not [(tag, name) for tag, name in tags if tag in ("script", "a", "iframe") or name.startswith("on")]
-    assert ("img", "src") in tags
+    assert not [each for each in tags if each[0] in ("script", "iframe") or each[1].startswith("on")]
+    words = [to for tag, name, to in tags if (tag, name) == ("a", "href")]
+    assert words and all(to is not None and re.fullmatch(r"#[a-z0-9-]+", to) for to in words), "links stay on the page"
+    assert ("img", "src") in {each[:2] for each in tags}
 
 
 def test_hostile_texts_are_escaped_in_the_card(documents):
