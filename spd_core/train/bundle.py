@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 
-from spd_core.codec import PixelCodec
+from spd_core.codec import Codec, PixelCodec
 from spd_core.data import FASHION_CLASSES
 from spd_core.families.registry import family_of_config
 from spd_core.pairs.pair import PairCard, TunedWindows
@@ -23,12 +23,12 @@ _ELSEWHERE = frozenset({"model", "target", "law"})
 VARIANCES = ("target-variance", "draft-variance")
 #: The field of a recipe that holds the hash of another run's weights.
 _GIVEN = {"target": "target_sha256", "draft": "initial_sha256", "tokenizer": "tokenizer_sha256"}
-#: The part of the pair that a run makes, and what the card calls the run, where they differ from the run's name.
+#: The part of the pair that a run makes, and what the card calls the run, where they differ from the run's name. The
+#: part of a codec's run is the codec's.
 _PARTS = {
     "distil": "draft",
     "target-variance": "target_variance",
     "draft-variance": "draft_variance",
-    "tokenizer": "vq",
 }
 _TITLES = {
     "distil": "draft, distilled",
@@ -71,7 +71,8 @@ def bundle(name: str, runs: dict[str, Path], out: Path, machine: str) -> PairCar
     digests = {run: hashlib.sha256(raw).hexdigest() for run, (raw, _) in made.items()}
     training = {run: {"machine": machine, **facts} for run, (_, facts) in made.items()}
     replaced = {"draft"} if "distil" in runs else set()
-    parts = {_PARTS.get(run, run): run for run in runs if run not in replaced}
+    codec = _codec(name, runs)
+    parts = {_part_of(run, codec): run for run in runs if run not in replaced}
     sha256 = {part: digests[run] for part, run in parts.items()}
     for run in runs:
         recipe = training[run]["recipe"]
@@ -86,6 +87,7 @@ def bundle(name: str, runs: dict[str, Path], out: Path, machine: str) -> PairCar
     card = PairCard(
         name=name,
         **_models(name, parts),
+        codec=codec,
         class_names=FASHION_CLASSES,
         law=LAWS[name],
         reference="fashion-mnist",
@@ -99,11 +101,20 @@ def bundle(name: str, runs: dict[str, Path], out: Path, machine: str) -> PairCar
 
 
 def _models(name: str, parts: Mapping[str, str]) -> dict[str, Any]:
-    """Family, sizes and codec of a pair, as its card names them."""
+    """Family and sizes of a pair, as its card names them."""
     recipes = {part: RECIPES[name, run] for part, run in parts.items()}
     models = {part: recipes[part].model for part in ("target", "draft", "eagle") if part in recipes}
-    codecs = [codec for recipe in recipes.values() if (codec := recipe.codec()) is not None]
-    return models | {"family": family_of_config(models["target"]).name, "codec": codecs[0] if codecs else PixelCodec()}
+    return models | {"family": family_of_config(models["target"]).name}
+
+
+def _codec(name: str, runs: Iterable[str]) -> Codec:
+    """What turns the tokens of a pair with these runs into images: made by one of them, or of pixels."""
+    return next((codec for run in runs if (codec := RECIPES[name, run].codec()) is not None), PixelCodec())
+
+
+def _part_of(run: str, codec: Codec) -> str:
+    """The part of a pair that a run makes."""
+    return codec.part if run == "tokenizer" else _PARTS.get(run, run)
 
 
 def _check_given(run: str, of: str, digest: str, sha256: dict[str, str]) -> None:
@@ -142,7 +153,7 @@ def add_variance(folder: Path, run: Path, machine: str) -> PairCard:
 
 def _training_rows(card: PairCard, parameters: dict[str, int]) -> list[str]:
     return [
-        f"| {_TITLES.get(run, run)} | {parameters[_PARTS.get(run, run)] / 1e6:.2f} M "
+        f"| {_TITLES.get(run, run)} | {parameters[_part_of(run, card.codec)] / 1e6:.2f} M "
         f"| {facts['steps_done']:,} x {facts['recipe']['batch']} {'paths' if run in VARIANCES else 'images'} "
         f"| {facts['hours']} h, {facts['machine']} | {facts['final_loss']} |"
         for run, facts in card.training.items()

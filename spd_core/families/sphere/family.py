@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from spd_core.decode.cost import CallTimes
     from spd_core.pairs.checkpoint import Take
     from spd_core.pairs.pair import Pair, PairCard
+    from spd_core.train.loop import Recipe
 
 #: Tokens drafted before each target pass that `method: auto` measures.
 GAMMAS = (4, 8)
@@ -161,6 +162,11 @@ class SphereFamily(HeadFamily):
         if not isinstance(model, Sphere):
             raise TypeError(f"model: got {type(model).__name__}, allowed: Sphere")
         return token_contexts(model, law, count, tokens, labels, rng)
+
+    def bundled(self) -> Mapping[str, tuple[SamplerLaw, Mapping[str, Recipe]]]:
+        from spd_core.families.sphere.bundled import LAW, RECIPES  # training is imported by those who train
+
+        return {"fashion-sphere": (LAW, RECIPES)}
 
     def convert(self, files: Files, out: Path, name: str, take: Take) -> PairCard:
         from spd_core.families.sphere.convert import convert_sphere

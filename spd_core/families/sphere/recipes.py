@@ -10,6 +10,7 @@ Shape legend: B images of a batch, C channels, H, W pixels, N tokens, D token di
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spd_core.codec import PixelCodec
+from spd_core.families.sphere.codec import SphereCodec
 from spd_core.families.sphere.model import Sphere, SphereConfig
 from spd_core.families.sphere.vae import PowerSpherical, SphereVae, SphereVaeConfig
-from spd_core.train.loop import Recipe, TokenRecipe
+from spd_core.train.loop import RECIPE, Recipe, Runs, TokenRecipe
 from spd_core.train.weights import fitted, read_weights
 
 
@@ -32,6 +35,12 @@ class SphereVaeRecipe(Recipe):
 
     def build(self) -> SphereVae:
         return SphereVae(self.model)
+
+    def prepared(self, images_nHWC: Tensor, runs: Runs) -> tuple[Self, Tensor]:
+        return self, images_nHWC
+
+    def codec(self) -> SphereCodec:
+        return SphereCodec(vae=self.model, size=PixelCodec().size)
 
     def loss(self, model: nn.Module, data_B: Tensor, given_B: Tensor, rng: np.random.Generator) -> Tensor:
         if not isinstance(model, SphereVae):
@@ -73,10 +82,15 @@ class SphereRecipe(TokenRecipe):
     """A training run of a model: the flow-matching loss of every token given the class and the tokens before it."""
 
     model: SphereConfig
-    vae_sha256: str = Field("", description="of the weights of the autoencoder that made the posteriors")
+    tokenizer_sha256: str = Field("", description="of the weights of the autoencoder that made the posteriors")
 
     def build(self) -> Sphere:
         return Sphere(self.model)
+
+    def prepared(self, images_nHWC: Tensor, runs: Runs) -> tuple[Self, Tensor]:
+        tokenizer = SphereVaeRecipe.model_validate_json((runs.folder / "tokenizer" / RECIPE).read_bytes())
+        sha256, rows = posteriors(tokenizer, runs.weights("tokenizer"), images_nHWC)
+        return self.model_copy(update={"tokenizer_sha256": sha256}), rows
 
     def loss(self, model: nn.Module, data_B: Tensor, given_B: Tensor, rng: np.random.Generator) -> Tensor:
         if not isinstance(model, Sphere):

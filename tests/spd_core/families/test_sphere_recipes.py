@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spd_core.families.sphere.fashion import FASHION_SPHERE
+from spd_core.families.sphere.bundled import RECIPES
 from spd_core.families.sphere.recipes import SphereRecipe, SphereVaeRecipe, padded, posteriors
 from spd_core.families.sphere.vae import PowerSpherical, SphereVaeConfig
 from tests.spd_core.families.test_sphere import SMALL
@@ -99,9 +99,9 @@ def test_images_are_padded_with_black():
 
 
 def test_the_bundled_recipes_fit_together():
-    vae, target, draft = (FASHION_SPHERE[part].model for part in ("tokenizer", "target", "draft"))
+    vae, target, draft = (RECIPES[part].model for part in ("tokenizer", "target", "draft"))
     assert isinstance(vae, SphereVaeConfig)
     assert vae.latent_dim == target.latent_dim == draft.latent_dim and vae.grid == target.grid == draft.grid
     with torch.device("meta"):
-        sizes = [sum(p.numel() for p in FASHION_SPHERE[part].build().parameters()) for part in ("target", "draft")]
+        sizes = [sum(p.numel() for p in RECIPES[part].build().parameters()) for part in ("target", "draft")]
     assert 4e6 < sizes[0] < 8e6 and sizes[1] < sizes[0] / 6

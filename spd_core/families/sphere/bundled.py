@@ -1,10 +1,15 @@
-"""The recipes of the bundled pair ``fashion-sphere``."""
+"""The bundled pair ``fashion-sphere``: the law it is meant to be sampled at, and the recipes of its weights."""
 
 from __future__ import annotations
 
 from spd_core.families.sphere.model import SphereConfig
 from spd_core.families.sphere.recipes import SphereRecipe, SphereVaeRecipe
 from spd_core.families.sphere.vae import SphereVaeConfig
+from spd_core.law import SamplerLaw
+from spd_core.train.loop import Recipe
+
+#: The public sampler's: 100 steps with noise and one without, clean tokens read.
+LAW = SamplerLaw(head_steps=101)
 
 
 def _sizes(dim: int, layers: int, heads: int, head_width: int, head_blocks: int) -> SphereConfig:
@@ -14,7 +19,8 @@ def _sizes(dim: int, layers: int, heads: int, head_width: int, head_blocks: int)
     )  # fmt: skip
 
 
-FASHION_SPHERE: dict[str, SphereVaeRecipe | SphereRecipe] = {
+#: By run, in the order in which they are trained.
+RECIPES: dict[str, Recipe] = {
     "tokenizer": SphereVaeRecipe(
         model=SphereVaeConfig(
             latent_dim=16, image_size=32, patch_size=4, z_channels=128, cnn_chs=(32, 64, 128), conv_in_channels=32,
