@@ -179,7 +179,7 @@ def test_windows_are_tuned_into_the_card(tmp_path, capsys):
 
 def test_what_following_is_worth_is_printed():
     assert following_lines([Following((960, 805), 0.25, 0.01, 0.0075)]) == [
-        "levels 960 to 805: 0.25 of the squared movement explained, chance that the next step is refused 0.0100 held, "
+        "levels 960 to 805: 0.25 of the squared movement explained, chance that the next step is rejected 0.0100 held, "
         "0.0075 followed"
     ]
 
