@@ -57,8 +57,9 @@ def test_a_relaxed_job(generate, capsys):
     assert sum(drafts["excess"].to_pylist()) == pytest.approx(12 * LENGTH * found["excess_per_token"], rel=1e-5)
     knobs = ("gamma 2", "drafter draft", "rule lantern++", "k 4", "lam 2.0")
     foreign = ("stride", "proposals", "radius", "nu 0.7", "tree")
-    for text in ((out / "report.html").read_text(), (out / "README.md").read_text()):
-        assert "certificate, mean over images" in text
+    page, card = ((out / name).read_text() for name in ("report.html", "README.md"))
+    assert "mean over the images: it bounds the" in page and "certificate, mean over images" in card
+    for text in (page, card):
         assert "images chosen by it are a biased sample" in text
         assert "head steps" not in text
         assert "no guidance, temperature 1, top-k off, top-p 1, float32" in text
