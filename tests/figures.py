@@ -122,11 +122,16 @@ def _fastest(rows: list[Row]) -> str:
     drafted = max(
         (row for row in exact if row.method == "speculative"), key=lambda row: row.speedup_vs_plain, default=None
     )
-    across = "- | -" if drafted is None else f"{drafted.label} | {drafted.speedup_vs_plain:.2f}"
+    across = "- | -" if drafted is None else f"{_brief(drafted)} | {drafted.speedup_vs_plain:.2f}"
     return (
-        f"| {plain.pair} | {plain.batch} | {plain.images_per_s:.3g} | {best.label} "
+        f"| {plain.pair} | {plain.batch} | {plain.images_per_s:.3g} | {_brief(best)} "
         f"| {best.speedup_vs_plain:.2f} | {across} |"
     )
+
+
+def _brief(row: Row) -> str:
+    """The row's name without the lengths of its windows."""
+    return re.sub(r"(windows) [\d/]+", r"\1", row.label)
 
 
 KINDS: dict[str, Callable[[str], str]] = {
@@ -140,7 +145,7 @@ def rendered(page: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         kind, what, _ = match.groups()
-        return f"<!-- {kind}: {what} -->\n{KINDS[kind](what)}<!-- end of figures -->"
+        return f"<!-- {kind}: {what} -->\n\n{KINDS[kind](what)}\n<!-- end of figures -->"
 
     return BLOCK.sub(block, page)
 
