@@ -7,7 +7,7 @@ import argparse
 from jobs.export.formats import FORMATS
 
 #: What ``spd train`` trains: the bundled pairs and the quality data.
-TRAINED = ("fashion-ar", "fashion-mar", "fashion-vq", "label-classifier", "reference")
+TRAINED = ("fashion-ar", "fashion-mar", "fashion-sphere", "fashion-vq", "label-classifier", "reference")
 PARTS = (
     "tokenizer", "target", "draft", "distil", "eagle", "target-variance", "draft-variance",
     "acceptance", "bundle", "add", "windows", "figures",
@@ -317,7 +317,7 @@ def _overhead(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", help=f"a bundled pair or quality data: {', '.join(TRAINED)}")
+    parser.add_argument("what", help=f"a pair or quality data: {', '.join(TRAINED)}")
     parser.add_argument(
         "--part",
         choices=PARTS,

@@ -38,6 +38,8 @@ NEAR = {
     "MAR-H plain",
     "MAR-B windows, batch 4",
     "causal annealed",
+    "causal coupled",
+    "SphereAR-B plain",
     "SphereAR-B windows",
     "SphereAR-B speculative",
     "LlamaGen-XL tree, XL<-B",

@@ -15,7 +15,7 @@ from spd_core.families.mar import iterations as decoding
 from spd_core.families.mar.model import Mar, MarConfig
 from spd_core.law import SamplerLaw
 from spd_core.models.head import DiffusionHead, StepModulation
-from tests.oracles.base import Named, Oracle, load_strict, without_prefix
+from tests.oracles.base import Named, Oracle, OracleError, load_strict, without_prefix
 
 HEAD_PREFIX = "diffloss.net."
 #: Constructor arguments of the public class that only training uses and our configuration leaves out.
@@ -52,8 +52,10 @@ def mar_forward(oracle: Oracle) -> dict[str, Tensor]:
     tokens, labels = oracle.inputs["tokens"], oracle.inputs["labels"]
     outputs = {}
     for case, mask in oracle.inputs.under("mask").items():
-        hidden = mask.bool()  # of as many tokens in every image
-        visible = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : int((~hidden[0]).sum())]
+        counts = (~mask.bool()).sum(dim=1).tolist()
+        if len(set(counts)) > 1:
+            raise OracleError(f"mask/{case}: got {counts} visible tokens per image, allowed: the same number in each")
+        visible = mask.bool().to(torch.uint8).argsort(dim=1, stable=True)[:, : counts[0]]
         outputs[f"enc_cond/{case}"] = model.encode(tokens, visible, model.class_embedding(labels))
         outputs[f"z_cond/{case}"] = model(tokens, visible, labels)
         outputs[f"z_null/{case}"] = model(tokens, visible, torch.full_like(labels, -1))

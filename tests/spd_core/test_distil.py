@@ -185,7 +185,7 @@ def test_equal_models_accept_everything(pair):
     assert float(found.path_kl.max()) < 1e-6
 
 
-@pytest.mark.parametrize("cfg", [1.0, 2.0])
+@pytest.mark.parametrize("cfg", [pytest.param(1.0, marks=pytest.mark.slow), 2.0])
 def test_teacher_forced_acceptance_is_that_of_decoding(cfg):
     """An image of one token has no tokens before it, so both are the same figure."""
     config = CausalConfig(**CONFIG.model_dump() | {"img_size": 1})
