@@ -74,13 +74,15 @@ def _choice(plan: Plan) -> list[str]:
     if plan.calibration is None:
         return []
     chosen, measured = plan.calibration.chosen, len(plan.calibration.rows)
-    how = plan.calibration.unmeasured or "the measurements were lost with a damaged plan"
-    if chosen is not None:
-        how = (
-            f"the fastest of {measured} that one worker measured, {words.number(chosen.images_per_s)} images/s at "
-            f"batch {chosen.batch}; guarantee at least `{plan.calibration.method.guarantee}` was asked for"
-        )
-    return [f"- Chosen by `method: auto`: {how}"]
+    if plan.calibration.unmeasured:
+        return [f"- Nothing was measured, {plan.calibration.unmeasured}: the method is the pair's own"]
+    if chosen is None:
+        return ["- Chosen by `method: auto`: the measurements were lost with a damaged plan"]
+    return [
+        f"- Chosen by `method: auto`: the fastest of {measured} that one worker measured, "
+        f"{words.number(chosen.images_per_s)} images/s at batch {chosen.batch}; guarantee at least "
+        f"`{plan.calibration.method.guarantee}` was asked for"
+    ]
 
 
 def _platforms(report: Json) -> list[str]:

@@ -35,7 +35,7 @@ def report_of(**fields: object) -> dict[str, object]:
         (
             {"method": SPECULATIVE, "against_plain": GAIN, "calibration": {"rows": [ROW], "remembered": True}},
             "speculative is 2.35 times as fast as plain decoding at the same law and batch: "
-            "2 turns of 32 images each way, on one worker, for an earlier job on such a device",
+            "2 turns of 32 images each way, on one worker, earlier, on such a device",
         ),
         (
             {"method": PLAIN, "calibration": {"rows": [ROW, ROW, {**ROW, "images_per_s": None}]}},
@@ -89,7 +89,7 @@ def test_a_job_without_a_method_measures_says_what_it_gained_and_measures_once(t
     ]
     assert lines[0][1] == lines[1][1] and lines[0][1].startswith("speed: ")
     assert "on one worker, before the job, 20" in lines[0][1]
-    assert "on one worker, for an earlier job on such a device, 20" in lines[2][1]
+    assert "on one worker, earlier, on such a device, 20" in lines[2][1]
     assert [line[-1] for line in lines[1:]] == [f"report: {tmp_path}/{name}/report.html" for name in "ab"]
     report = json.loads((tmp_path / "a/report.json").read_text())
     told = speed_in_words(report)
