@@ -74,7 +74,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+#: Nearly another's.
+NEAR = {"walk", "annealed", "one draft"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in NEAR)) for name in CASES])
 def test_an_image_does_not_depend_on_its_slot(models, name):
     alone = _alone(models, *CASES[name])
     if CASES[name][1].gamma:
