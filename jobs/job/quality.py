@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pydantic import Field, ValidationError
 
 from jobs.job.urls import UrlError, check_url
-from jobs.job.yaml_text import YamlError, parse_yaml
+from jobs.job.yaml_text import parse_assignment
 from jobs.words.errors import SpecError
-from spd_core.complaints import one_line, shown
+from spd_core.complaints import one_line
 from spd_core.law import Settings
 from spd_core.quality.names import ExtractorName
 
@@ -79,16 +79,12 @@ def parse_quality(settings: Sequence[str]) -> Quality:
         SpecError: a text of another form, or a wrong value.
     """
     raw = {}
+    form = f"FIELD=VALUE ({', '.join(Quality.model_fields)})"
     for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or not name:
-            raise SpecError(f"--quality: got {setting!r}, allowed: FIELD=VALUE ({', '.join(Quality.model_fields)})")
+        name, value = parse_assignment(setting, "--quality", form, "quality.")
         if name in raw:
             raise SpecError(f"quality.{name}: given twice on the command line, allowed: once")
-        try:
-            raw[name] = parse_yaml(text)
-        except YamlError as error:
-            raise SpecError(f"quality.{name}: got {shown(text)}, allowed: a YAML value ({error})") from error
+        raw[name] = value
     try:
         found = _Block.model_validate({"quality": raw}).quality
     except ValidationError as error:

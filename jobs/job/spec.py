@@ -17,7 +17,7 @@ from jobs.job.quality import Quality, check_quality
 from jobs.job.request_file import RequestFile, RequestFileError
 from jobs.job.requirements import Requirements
 from jobs.job.urls import UrlError, check_folder, check_url
-from jobs.job.yaml_text import YamlError, parse_yaml, read_yaml
+from jobs.job.yaml_text import parse_assignment, read_yaml
 from jobs.words.errors import SpecError
 from spd_core.alike import did_you_mean
 from spd_core.candidates import admissible
@@ -427,16 +427,10 @@ def load_spec(path: str | None, overrides: list[str]) -> Spec:
         raw = {name: value for name, value in raw.items() if not str(name).startswith("x-")}
     given: set[str] = set()
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise SpecError(f"--set: got {override!r}, allowed: field.path=value")
+        key, value = parse_assignment(override, "--set", "field.path=value")
         if key in given:
             raise SpecError(f"{key}: given twice on the command line, allowed: once")
         given.add(key)
-        try:
-            value = parse_yaml(text)
-        except YamlError as error:
-            raise SpecError(f"{key}: got {shown(text)}, allowed: a YAML value ({error})") from error
         node = raw
         *parents, leaf = key.split(".")
         for parent in parents:

@@ -16,6 +16,9 @@ from typing import Any, ClassVar
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from jobs.words.errors import SpecError
+from spd_core.complaints import shown
+
 #: Bytes of a spec file: a list of ten thousand labels has 50,000.
 LARGEST_FILE = 1 << 20
 #: Values that a document holds, each alias counted with all that it repeats.
@@ -168,3 +171,24 @@ def read_yaml(path: Path) -> Any:
     if b"\0" in data and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise YamlError("bytes that are no text, or UTF-16 without its mark; allowed: UTF-8 text")
     return parse_yaml(data)
+
+
+def parse_assignment(text: str, flag: str, form: str, prefix: str = "") -> tuple[str, Any]:
+    """Name and value of a ``name=value`` argument, its value read as YAML.
+
+    Args:
+        text: the argument.
+        flag: that it was given to, for errors.
+        form: what is allowed, for errors.
+        prefix: of the name, for errors.
+
+    Raises:
+        SpecError: a text of another form, or no YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise SpecError(f"{flag}: got {text!r}, allowed: {form}")
+    try:
+        return name, parse_yaml(value)
+    except YamlError as error:
+        raise SpecError(f"{prefix}{name}: got {shown(value)}, allowed: a YAML value ({error})") from error

@@ -31,10 +31,6 @@ class Ceilings:
     bytes_per_s: float  #: of its memory
     kernel_s: float = KERNEL_S  #: seconds that a kernel costs at least
 
-    def ridge(self, weight_bytes: int) -> float:
-        """Rows at which the products of a pass take as long as reading its weights."""
-        return self.flops * weight_bytes / (2 * self.bytes_per_s)
-
 
 @dataclass(frozen=True)
 class Pass:

@@ -79,7 +79,7 @@ def wait_for_losers(fleet: Fleet) -> None:
     """Takes in what the slow actor is still at; a job that has ended does not wait for it."""
     for slot in fleet._slots:
         while slot.queue:
-            fleet._finish_shard(slot, deque())
+            fleet._finish_shard(slot, slot.queue[0], deque())
 
 
 def test_a_second_copy_shortens_the_job(ray, tmp_path, monkeypatch, caplog):

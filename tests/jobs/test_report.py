@@ -25,6 +25,7 @@ from spd_core.law import Cspd, Speculative
 from spd_core.pairs.checkpoint import class_names
 from tests.faults.inline_ray import inline_ray
 from tests.jobs.test_auto import auto_spec, planned
+from tests.jobs.test_pages import QUALITY
 from tests.jobs.tree import lose_shard, make_shards, make_tree
 from tests.tiny_pair import make_tiny_pair
 from workers import layout
@@ -120,21 +121,7 @@ def test_hostile_names_are_escaped(output):
 
 def test_quality_figures_render(output):
     report = json.loads((Path(output) / layout.REPORT_JSON).read_text())
-    report["quality"] = {
-        "extractor": "some-extractor",
-        "reference": "real-images",
-        "n": 1000,
-        "frechet": 41.25,
-        "frechet_interval": [36.1, 46.2],
-        "floor": 22.4,
-        "floor_spread": 1.2,
-        "floor_n": 1000,
-        "kid": 0.034,
-        "kid_interval": [0.02, 0.048],
-        "label_agreement": 0.81,
-        "label_agreement_interval": [0.73, 0.87],
-        "classes": [],
-    }
+    report["quality"] = {**QUALITY, "frechet": 41.25, "frechet_interval": [36.1, 46.2], "floor": 22.4}
     page = render(report, {})
     for text in ("41.25", "36.1 to 46.2", "22.4", "some-extractor", "81.0 %"):
         assert text in page
